@@ -1,0 +1,47 @@
+"""cgdpm_med: conditional guided diffusion for medical imaging, on MONAI.
+
+Notation used throughout code and documentation:
+
+=============  =============================================================================
+``x_0``        the diffusion target: a mask in {-1, +1} channels, or a high-resolution image
+``y``          the condition image (cardiac MRI, or the low-resolution image)
+``x_t``        the noisy target at timestep ``t``; ``t`` = 0 … T-1 indexes tables, T = 1000
+``eps``        the Gaussian noise in ``x_t``, or its prediction
+``beta[t]``    variance added at step ``t``; ``alpha[t] = 1 - beta[t]``
+``alpha_bar``  cumulative product of ``alpha``
+``s_0``        the true target in the guidance loss (eq. 10)
+``F``, ``f``   guidance score and its network output, ``f = sqrt(1 - alpha_bar[t]) F``
+``w``          guidance scale
+=============  =============================================================================
+
+Public names are imported on first use, so ``import cgdpm_med`` is light and never imports MONAI.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# name -> module that defines it; keep the storeys' order of DESIGN: networks, diffusion, rooms, apps
+_EXPORTS: dict[str, str] = {
+    # networks
+    # diffusion
+    # rooms
+    # apps
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'cgdpm_med' has no attribute {name!r}")
+    value = getattr(import_module(f"cgdpm_med.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
