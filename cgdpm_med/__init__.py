@@ -29,6 +29,10 @@ _EXPORTS: dict[str, str] = {
     # networks
     # diffusion
     # rooms
+    "AcdcPatient": "data",
+    "acdc_datalist": "data",
+    "acdc_patients": "data",
+    "load_split": "data",
     # apps
 }
 
