@@ -29,6 +29,12 @@ _EXPORTS: dict[str, str] = {
     # networks
     # diffusion
     # rooms
+    "Grid": "volumes",
+    "InputError": "volumes",
+    "Volume": "volumes",
+    "read_labels": "volumes",
+    "read_volume": "volumes",
+    "write_on_grid": "volumes",
     "AcdcPatient": "data",
     "acdc_datalist": "data",
     "acdc_patients": "data",
