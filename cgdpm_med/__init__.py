@@ -40,6 +40,8 @@ _EXPORTS: dict[str, str] = {
     "acdc_patients": "data",
     "load_split": "data",
     # apps
+    "bundle_path": "apps.bundles",
+    "list_bundles": "apps.bundles",
 }
 
 __all__ = ["__version__", *_EXPORTS]

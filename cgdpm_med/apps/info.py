@@ -1,0 +1,80 @@
+"""What a bug report or a methods section needs: versions, device, bundles and the hashes of their weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgdpm_med import __version__
+from cgdpm_med.apps.bundles import bundle_path, list_bundles
+
+_DISTRIBUTIONS = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "SimpleITK", "itk", "highdicom")
+
+
+def collect_info() -> dict[str, Any]:
+    """Versions, device and bundles as plain values that JSON can hold.
+
+    ``packages`` maps a distribution to its version, or to None where it is not installed; each entry of ``bundles``
+    has ``name``, ``version`` and ``weights``, a map from file name to SHA-256.
+    """
+    return {
+        "cgdpm_med": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _installed_version(name) for name in _DISTRIBUTIONS},
+        "device": _device(),
+        "threads": torch.get_num_threads(),
+        "bundles": [_describe_bundle(bundle_path(name)) for name in list_bundles()],
+    }
+
+
+def info_lines(info: dict[str, Any]) -> list[str]:
+    """What ``collect_info`` returned as aligned lines of text, hashes unbroken."""
+    rows = [("cgdpm_med", info["cgdpm_med"]), ("python", f"{info['python']} on {info['platform']}")]
+    rows += [(name, installed or "not installed") for name, installed in info["packages"].items()]
+    rows.append(("device", f"{info['device']} ({info['threads']} CPU threads)"))
+    for bundle in info["bundles"]:
+        rows.append((f"bundle {bundle['name']}", bundle["version"]))
+        rows += [(f"  {file}", f"sha256 {digest}") for file, digest in bundle["weights"].items()]
+    if not info["bundles"]:
+        rows.append(("bundles", "none found"))
+    width = max(len(label) for label, _ in rows)
+    return [f"{label:<{width}}  {value}" for label, value in rows]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _installed_version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return f"cuda: {torch.cuda.get_device_name()}"
+    return "cpu"
+
+
+def _describe_bundle(folder: Path) -> dict[str, Any]:
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    weights = sorted(path for path in folder.glob("models/*") if path.suffix in {".pt", ".safetensors"})
+    return {
+        "name": folder.name,
+        "version": metadata.get("version", "unknown"),
+        "weights": {path.name: sha256_of(path) for path in weights},
+    }

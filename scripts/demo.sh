@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Segments a synthetic cine study with the shipped weights and compares the result with its known truth.
+# Results go to demo_output/. Arguments go to the demo: ./scripts/demo.sh --help
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/_env.sh
+prepare_environment
+
+exec "$VENV_PYTHON" -m cgdpm_med.apps.cli demo demo_output "$@"

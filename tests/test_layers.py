@@ -1,0 +1,180 @@
+"""The import arrows of the package point downwards, and its front door stays light."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+import cgdpm_med
+
+PACKAGE = REPO / "cgdpm_med"
+GROUND = ("networks", "diffusion")
+ROOMS = (
+    "volumes",
+    "transforms",
+    "data",
+    "phantom",
+    "predictor",
+    "inferers",
+    "engines",
+    "metrics",
+    "handlers",
+)
+# each may import what stands before it; modules of one folder may import each other without a cycle
+ORDER = (*GROUND, *ROOMS, "apps")
+GROUND_NEEDS = {"torch", "numpy"}
+
+
+def module_files() -> dict[str, Path]:
+    """Module name -> file, for every module of the package but the front door."""
+    files = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(REPO).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    del files["cgdpm_med"]
+    return files
+
+
+MODULES = module_files()
+
+
+def imported_names(source: str, package: str) -> Iterator[str]:
+    """Dotted names that ``source`` imports anywhere, inside functions too; ``package`` resolves relative imports."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def storey(module: str) -> str:
+    """The folder or room of a dotted name below ``cgdpm_med``."""
+    return module.split(".")[1]
+
+
+def violations(module: str, source: str, *, is_package: bool = False) -> list[str]:
+    """What the imports of one module do against the order, as readable sentences."""
+    found = []
+    for name in imported_names(source, module if is_package else module.rpartition(".")[0]):
+        root, *rest = name.split(".")
+        if root != "cgdpm_med":
+            if storey(module) in GROUND and root not in sys.stdlib_module_names | GROUND_NEEDS | {"__future__"}:
+                found.append(f"{module} imports {root}: the ground folders need {sorted(GROUND_NEEDS)} only")
+        elif not rest or rest[0] not in ORDER:
+            if rest != ["__version__"]:
+                found.append(f"{module} imports {name}: inside the package, import from the defining module")
+        elif storey(name) != storey(module) and ORDER.index(storey(name)) > ORDER.index(storey(module)):
+            found.append(f"{module} imports {name}: the arrow points upwards")
+        elif name.startswith("cgdpm_med.apps.cli"):
+            found.append(f"{module} imports {name}: the command line stands on top of the applications")
+    return found
+
+
+def test_every_module_has_a_place_in_the_order() -> None:
+    assert {storey(module) for module in MODULES} <= set(ORDER)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_point_downwards(module: str) -> None:
+    path = MODULES[module]
+    assert violations(module, path.read_text(encoding="utf-8"), is_package=path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("cgdpm_med.networks.unet", "from cgdpm_med.diffusion.schedule import NoiseSchedule", "upwards"),
+        ("cgdpm_med.volumes", "def f():\n    import cgdpm_med.data", "upwards"),
+        ("cgdpm_med.engines", "from cgdpm_med.apps import segment", "upwards"),
+        ("cgdpm_med.diffusion.losses", "from ..volumes import InputError", "upwards"),
+        ("cgdpm_med.diffusion.losses", "from monai.losses import DiceLoss", "ground"),
+        ("cgdpm_med.apps.segment", "from cgdpm_med import NoiseSchedule", "defining module"),
+        ("cgdpm_med.apps.segment", "import cgdpm_med", "defining module"),
+        ("cgdpm_med.apps.segment", "from cgdpm_med.apps.cli import app", "on top"),
+    ],
+)
+def test_a_wrong_arrow_is_noticed(module: str, source: str, complaint: str) -> None:
+    (found,) = violations(module, source)
+    assert complaint in found
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("cgdpm_med.diffusion.sampling", "import math\nimport numpy as np\nfrom .schedule import NoiseSchedule"),
+        ("cgdpm_med.data", "from cgdpm_med.volumes import InputError\nfrom monai.data import CacheDataset"),
+        ("cgdpm_med.apps.info", "from cgdpm_med import __version__\nfrom cgdpm_med.apps.bundles import bundle_path"),
+    ],
+)
+def test_a_right_arrow_passes(module: str, source: str) -> None:
+    assert violations(module, source) == []
+
+
+def test_no_import_cycle() -> None:
+    graph = {}
+    for module, path in MODULES.items():
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        names = imported_names(path.read_text(encoding="utf-8"), package)
+        # "from a.b import c" names the module a.b.c or, where there is none, the module a.b
+        targets = {name if name in MODULES else name.rpartition(".")[0] for name in names}
+        graph[module] = targets & MODULES.keys() - {module}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)  # raises CycleError, naming the cycle
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import cgdpm_med", {"torch", "numpy", "monai"}),
+        ("import cgdpm_med.diffusion, cgdpm_med.networks", {"monai", "ignite", "nibabel", "SimpleITK", "matplotlib"}),
+    ],
+)
+def test_light_imports(statement: str, absent: set[str]) -> None:
+    # every module of the ground folders, not only what their __init__ happens to import
+    ground = [f"import {module}" for module in MODULES if "diffusion" in statement and storey(module) in GROUND]
+    program = "; ".join([statement, *ground, "import sys; print(*sys.modules)"])
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPO, check=True)
+    assert absent & set(run.stdout.split()) == set()
+
+
+@pytest.mark.parametrize("name", cgdpm_med.__all__)
+def test_front_door_names_resolve(name: str) -> None:
+    value = getattr(cgdpm_med, name)
+    defined_in = cgdpm_med._EXPORTS.get(name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        assert value.__module__.startswith(f"cgdpm_med.{defined_in}")
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = cgdpm_med.no_such_name
+
+
+def test_bundles_use_front_door_names() -> None:
+    unknown = {
+        f"{config.relative_to(REPO)}: cgdpm_med.{name}"
+        for folder in ("bundles", "configs")
+        for config in (REPO / folder).rglob("*")
+        if config.suffix in {".json", ".yaml", ".yml"}
+        for name in re.findall(r"\bcgdpm_med\.([A-Za-z_][\w.]*)", config.read_text(encoding="utf-8"))
+        if name.split(".")[0] not in cgdpm_med.__all__
+    }
+    assert unknown == set()
+
+
+def test_names_that_stay_free() -> None:
+    assert list(PACKAGE.rglob("utils*.py")) == []
+    # a package named scripts at the root would shadow the scripts package of a bundle
+    assert not (REPO / "scripts" / "__init__.py").exists()
