@@ -1,0 +1,30 @@
+"""Volumes and the grid they lie on: read with one clear error or a right result, write on the same grid.
+
+A *grid* is what ties an array index (i, j, k) to a place in the patient: the shape, the voxel spacing in mm and the
+affine from indices to world millimetres (RAS+). :class:`Grid` keeps the header as it was read beside the geometry
+derived from it, because the two differ in the wild: every ACDC file holds a unit sform while the true spacing is only
+in ``pixdim``. Resampling and volumes use the derived geometry, output is written with the header as read.
+
+``files`` holds the error for bad input and the safe way to write a file, ``grid`` the geometry, ``nifti`` the format.
+"""
+
+from __future__ import annotations
+
+from cgdpm_med.volumes.files import InputError, atomic_write
+from cgdpm_med.volumes.grid import VOXEL_LIMIT, Grid, HeaderWarning, Spacing, check_size
+from cgdpm_med.volumes.nifti import Volume, frames, read_labels, read_volume, write_on_grid
+
+__all__ = [
+    "VOXEL_LIMIT",
+    "Grid",
+    "HeaderWarning",
+    "InputError",
+    "Spacing",
+    "Volume",
+    "atomic_write",
+    "check_size",
+    "frames",
+    "read_labels",
+    "read_volume",
+    "write_on_grid",
+]

@@ -1,0 +1,95 @@
+"""The error for input that cannot be used, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+PathLike = str | os.PathLike[str]
+
+
+class InputError(ValueError):
+    """A file or argument that cannot be used; ``str()`` is one line: "path: what. remedy".
+
+    Args:
+        what: what is wrong, with the place (slice, axis, number) where there is one.
+        path: the file or folder concerned.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, what: str, *, path: PathLike | None = None, remedy: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.path = None if path is None else Path(path)
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        text = self.what if self.path is None else f"{self.path}: {self.what}"
+        if self.remedy:
+            text = f"{text.rstrip('.')}. {self.remedy}"
+        # a file name may hold line breaks, or bytes that are not UTF-8 (surrogates): neither may break a log line
+        return text.replace("\r", " ").replace("\n", " ").encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
+    """A binary file that appears under ``path`` when the block ends well, and leaves nothing behind when it does not.
+
+    The bytes go to a hidden temporary name in the same folder, reach the disk, and are renamed (also over an existing
+    file). Missing parent folders are made.
+
+    Raises:
+        InputError: the place cannot be written to: read-only, no permission, full, or a folder of that name.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        try:
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            _discard(temporary)
+            raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "Free space there or choose another folder" if full else "Choose a folder that can be written to"
+        raise InputError(f"cannot be written: {_reason(error)}", path=path, remedy=remedy) from error
+
+
+def _discard(path: Path) -> None:
+    with suppress(OSError):  # the disk went read-only or away: the error that brought us here is the one to report
+        path.unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def read_failure(path: Path, error: OSError) -> InputError:
+    """What to raise where the operating system refuses to read ``path``."""
+    remedies = {
+        errno.ENOENT: "Check the name",
+        errno.EISDIR: "Give a file inside this folder",
+        errno.ELOOP: "Remove the loop of symbolic links",
+        errno.EACCES: "Ask for permission to read it",
+    }
+    remedy = remedies.get(error.errno or 0, "Copy or export the file again")
+    return InputError(f"cannot be read: {_reason(error)}", path=path, remedy=remedy)
+
+
+def listed(items: Iterable[object], most: int = 8) -> str:
+    """The first few items, separated by commas, and how many more there are."""
+    texts = [str(item) for item in items]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
