@@ -1,7 +1,7 @@
 """Datalists and patient-level splits.
 
-A datalist is what MONAI's datasets take: a list of dictionaries, one per volume, holding file names. Sections (training,
-validation, test) are always made of whole patients, so that no patient is seen on two sides.
+A datalist is what MONAI's datasets take: a list of dictionaries, one per volume, holding file names. Sections
+(training, validation, test) are always made of whole patients, so that no patient is seen on two sides.
 
 The ACDC layout (Bernard et al., "Deep Learning Techniques for Automatic MRI Cardiac Multi-Structures Segmentation and
 Diagnosis: Is the Problem Solved?", IEEE TMI 2018) is one folder per patient::
@@ -302,5 +302,6 @@ def _items(patient: AcdcPatient, labels: bool) -> list[dict[str, str]]:
         item = {"image": str(patient.image(frame))}
         if labels:
             item["label"] = str(patient.label(frame))
-        items.append(item | {"patient": patient.patient, "frame": phase, "key": patient.key(frame), "group": patient.group})
+        item |= {"patient": patient.patient, "frame": phase, "key": patient.key(frame), "group": patient.group}
+        items.append(item)
     return items
