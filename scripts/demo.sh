@@ -6,4 +6,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/_env.sh
 prepare_environment
 
-exec "$VENV_PYTHON" -m cgdpm_med.apps.cli demo demo_output "$@"
+exec .venv/bin/cgdpm-med demo demo_output "$@"
