@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from monai.metrics import get_mask_edges, get_surface_distance
 from monai.metrics.regression import compute_ssim_and_cs
-from monai.metrics.utils import get_edge_surface_distance
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -114,10 +114,8 @@ def surface_distances(
 def _surface_distances(p: NDArray[np.bool_], r: NDArray[np.bool_], spacing: NDArray[np.float64]) -> SurfaceDistances:
     if not p.any() or not r.any():
         return SurfaceDistances(None, None)
-    _, distances, _ = get_edge_surface_distance(
-        torch.from_numpy(p), torch.from_numpy(r), spacing=spacing, symmetric=True
-    )
-    directions = [_array(d).astype(np.float64) for d in distances]
+    edges = get_mask_edges(p, r)
+    directions = [get_surface_distance(a, b, spacing=spacing).astype(np.float64) for a, b in (edges, edges[::-1])]
     hd95 = max(float(np.percentile(d, 95)) for d in directions)
     return SurfaceDistances(hd95, float(np.concatenate(directions).mean()))
 

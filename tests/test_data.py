@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from conftest import shared_path
 
 from cgdpm_med.data import (
     ACDC_GROUPS,
@@ -23,7 +24,6 @@ from cgdpm_med.data import (
     split_by_rank,
 )
 from cgdpm_med.volumes import InputError
-from tests.conftest import shared_path
 
 
 def write_patient(root: Path, name: str, info: str = "ED: 1\nES: 9\nGroup: HCM\n", suffix: str = ".nii.gz") -> Path:
