@@ -1,0 +1,1 @@
+"""The paper: schedule, sampling, guidance, ensemble, losses. Needs torch alone."""

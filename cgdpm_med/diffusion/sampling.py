@@ -1,0 +1,221 @@
+"""The reverse process: DDPM, DDIM and DPM-Solver++(2M) as one generator of steps.
+
+A denoiser is any callable ``denoiser(x_t, t, context) -> output`` with t int64 of shape (B,) and the output
+(B, C, *S), or (B, 2C, *S) when it also predicts ADM's variance interpolation. If it has ``encode_condition`` the
+context is encoded once, before the first step. A guided denoiser (guidance.py) returns :class:`Guided` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .schedule import NoiseSchedule, linspace_timesteps, log_snr_timesteps
+
+Denoiser = Callable[[Tensor, Tensor, Any], Any]
+METHODS = ("ddim", "ddpm", "dpmpp_2m")
+
+
+class NoiseSource(Protocol):
+    """Anything that yields standard normal noise; see ``ensemble.KeyedNoise``."""
+
+    def randn(self, shape: Sequence[int], *, device: torch.device, dtype: torch.dtype) -> Tensor: ...
+
+
+class Guided(NamedTuple):
+    """A denoiser's output with the guidance beside it: w f = w sqrt(1 - alpha_bar) F, or None where guidance is off."""
+
+    output: Tensor
+    shift: Tensor | None
+
+
+class Step(NamedTuple):
+    """One reverse step: the timestep, the state it started from, what was predicted there, the state it reached.
+
+    ``eps`` and ``x0`` are the denoiser's own, before guidance; ``x0`` is after clipping.
+    """
+
+    t: int
+    x_t: Tensor
+    eps: Tensor
+    x0: Tensor
+    x_prev: Tensor
+
+
+@torch.no_grad()
+def trajectory(
+    denoiser: Denoiser,
+    x_T: Tensor,
+    context: Any,
+    schedule: NoiseSchedule,
+    *,
+    steps: int = 20,
+    method: str = "ddim",
+    eta: float = 0.0,
+    clip: tuple[float, float] | None = None,
+    timesteps: Sequence[int] | None = None,
+    generator: torch.Generator | NoiseSource | None = None,
+) -> Iterator[Step]:
+    """Walk the reverse chain from x_T to x_0, yielding every step.
+
+    Args:
+        x_T: Gaussian noise, (B, C, *S), float32 or float64.
+        context: handed to the denoiser, encoded once if it can be.
+        steps: number of denoiser evaluations. DDPM and DDIM take evenly spaced timesteps, DPM-Solver++ even log-SNR.
+        method: "ddim" (Song et al., 2021), "ddpm" (eq. 4) or "dpmpp_2m" (Lu et al., 2022).
+        eta: DDIM's noise, between 0 (deterministic) and 1 (DDPM's variance).
+        clip: bounds on the predicted x_0.
+        timesteps: the visited timesteps instead of ``steps``, in any order.
+        generator: of the noise in stochastic steps.
+
+    Raises:
+        ValueError: for an unknown method, steps outside 1 … T, or eta given to a method that has none.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if eta and method != "ddim":
+        raise ValueError(f"eta belongs to ddim; {method} has none")
+    if timesteps is not None:
+        kept = torch.as_tensor(sorted(timesteps))
+    else:
+        kept = log_snr_timesteps(schedule, steps) if method == "dpmpp_2m" else linspace_timesteps(schedule.T, steps)
+    spaced = schedule.respace(kept)
+    context = encode(denoiser, context)
+    x_t, before = x_T, None
+    for i in reversed(range(spaced.T)):
+        t = int(spaced.timesteps[i])
+        output, shift = denoise(denoiser, x_t, t, context)
+        output, variance = split_variance(output, x_t)
+        x0 = spaced.to_x0(output, x_t, i)
+        if clip is not None:
+            x0 = x0.clamp(*clip)
+        eps = spaced.to_eps(output, x_t, i) if clip is None else spaced.eps_from_x0(x0, x_t, i)
+        if method == "ddpm":
+            x_prev = ddpm_step(spaced, i, x_t, x0, variance, shift, generator)
+        else:
+            eps_hat, x0_hat = shift_prediction(spaced, i, x_t, eps, x0, shift)
+            if method == "ddim":
+                x_prev = ddim_step(spaced, i, x_t, x0_hat, eps_hat, eta, generator)
+            else:
+                x_prev = dpmpp_2m_step(spaced, i, x_t, x0_hat, before)
+                before = x0_hat
+        yield Step(t, x_t, eps, x0, x_prev)
+        x_t = x_prev
+
+
+def sample(denoiser: Denoiser, x_T: Tensor, context: Any, schedule: NoiseSchedule, **as_trajectory: Any) -> Tensor:
+    """The x_0 at the end of :func:`trajectory`, which takes the same arguments. (B, C, *S) -> (B, C, *S)."""
+    x = x_T
+    for step in trajectory(denoiser, x_T, context, schedule, **as_trajectory):
+        x = step.x_prev
+    return x
+
+
+def encode(denoiser: Denoiser, context: Any) -> Any:
+    """The denoiser's features of the condition image, when it can compute them ahead."""
+    if isinstance(context, Tensor) and hasattr(denoiser, "encode_condition"):
+        return denoiser.encode_condition(context)
+    return context
+
+
+def denoise(denoiser: Denoiser, x_t: Tensor, t: int, context: Any) -> Guided:
+    """Evaluate the denoiser at one timestep for the whole batch, guided or not."""
+    output = denoiser(x_t, torch.full((x_t.shape[0],), t, dtype=torch.int64, device=x_t.device), context)
+    return output if isinstance(output, Guided) else Guided(output, None)
+
+
+def split_variance(output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Separate (B, 2C, *S) into the prediction and ADM's v; v is None when the network has no learned variance."""
+    if output.shape[1] == 2 * x_t.shape[1]:
+        prediction, v = output.to(x_t.dtype).chunk(2, dim=1)
+        return prediction, v
+    return output.to(x_t.dtype), None
+
+
+def shift_prediction(
+    schedule: NoiseSchedule, i: int, x_t: Tensor, eps: Tensor, x0: Tensor, shift: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Eq. (14): eps_hat = eps - w sqrt(1 - alpha_bar) F, and the x_0 that goes with it."""
+    if shift is None:
+        return eps, x0
+    ab = schedule.at("alpha_bar", i, x_t)
+    return eps - shift, x0 + ((1 - ab) / ab).sqrt() * shift
+
+
+def ddpm_step(
+    schedule: NoiseSchedule,
+    i: int,
+    x_t: Tensor,
+    x0: Tensor,
+    v: Tensor | None = None,
+    shift: Tensor | None = None,
+    generator: torch.Generator | NoiseSource | None = None,
+) -> Tensor:
+    """Eq. (13): x_{t-1} ~ N(mu + w Sigma F, Sigma), with mu from eq. (6). No noise in the last step.
+
+    Args:
+        schedule: respaced to the visited timesteps.
+        i: index into it.
+        v: ADM's learned variance in [-1, 1], or None for the posterior variance.
+        shift: w sqrt(1 - alpha_bar) F.
+    """
+    mean, variance = schedule.q_posterior(x0, x_t, i)
+    if v is not None:
+        variance = learned_log_variance(schedule, v, i).exp()
+    if shift is not None:
+        mean = mean + variance * shift / (1 - schedule.at("alpha_bar", i, x_t)).sqrt()
+    if i == 0:
+        return mean
+    return mean + variance.sqrt() * gaussian(x_t, generator)
+
+
+def learned_log_variance(schedule: NoiseSchedule, v: Tensor, t: Tensor | int) -> Tensor:
+    """Nichol & Dhariwal (2021), eq. 15: log Sigma = u log beta + (1 - u) log posterior variance, u = (v + 1) / 2."""
+    u = (v + 1) / 2
+    return u * schedule.at("beta", t, v).log() + (1 - u) * schedule.at("posterior_log_variance", t, v)
+
+
+def ddim_step(
+    schedule: NoiseSchedule,
+    i: int,
+    x_t: Tensor,
+    x0: Tensor,
+    eps: Tensor,
+    eta: float = 0.0,
+    generator: torch.Generator | NoiseSource | None = None,
+) -> Tensor:
+    """Eq. (15); with eta > 0, eq. 12 of Song et al. (2021)."""
+    ab_prev = schedule.at("alpha_bar_prev", i, x_t)
+    sigma = eta * schedule.at("posterior_variance", i, x_t).sqrt()
+    x_prev = ab_prev.sqrt() * x0 + (1 - ab_prev - sigma**2).clamp(min=0).sqrt() * eps
+    return x_prev + sigma * gaussian(x_t, generator) if eta and i else x_prev
+
+
+def dpmpp_2m_step(schedule: NoiseSchedule, i: int, x_t: Tensor, x0: Tensor, x0_before: Tensor | None) -> Tensor:
+    """Lu et al. (2022b), algorithm 2: second-order multistep in log-SNR; the last step, to alpha_bar = 1, is x_0.
+
+    Args:
+        x0_before: the prediction of the step before (index i + 1), or None in the first step (first order).
+    """
+    if i == 0:
+        return x0
+    lam = schedule.log_snr
+    h = float(lam[i - 1] - lam[i])
+    D = x0
+    if x0_before is not None:
+        r = float(lam[i] - lam[i + 1]) / h
+        D = x0 + (x0 - x0_before) / (2 * r)
+    ab, ab_prev = float(schedule.alpha_bar[i]), float(schedule.alpha_bar[i - 1])
+    decay = ((1 - ab_prev) / (1 - ab)) ** 0.5
+    return decay * x_t - ab_prev**0.5 * float(torch.expm1(torch.tensor(-h, dtype=torch.float64))) * D
+
+
+def gaussian(x: Tensor, generator: torch.Generator | NoiseSource | None) -> Tensor:
+    """Standard normal noise shaped like ``x``, drawn where the generator lives."""
+    if generator is None or isinstance(generator, torch.Generator):
+        device = x.device if generator is None else generator.device
+        return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+    return generator.randn(x.shape, device=x.device, dtype=x.dtype)

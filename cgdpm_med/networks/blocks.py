@@ -1,0 +1,202 @@
+"""Building blocks of the diffusion U-Net: timestep embedding, residual block, attention, condition branches.
+
+Everything works in two and three spatial dimensions. The residual block and the attention follow the layout of the
+ADM networks (Dhariwal & Nichol, 2021), so that their published weights can be read into them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Join = tuple[Tensor, Tensor]
+"""The part of a residual block that depends on the condition alone: (hidden path, skip path)."""
+
+
+def conv(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Module:
+    """Convolution in 2 or 3 dimensions; odd kernels are padded so that stride 1 keeps the size, even ones are not."""
+    layer: type[nn.Conv2d] | type[nn.Conv3d] = {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
+    return layer(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2 if kernel_size % 2 else 0)
+
+
+def conv_transpose(spatial_dims: int, in_channels: int, out_channels: int, factor: int) -> nn.Module:
+    """Transposed convolution without overlap: each position becomes a patch of side ``factor``."""
+    layer = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[spatial_dims]
+    return layer(in_channels, out_channels, factor, stride=factor)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with 32 groups, or as many as divide the channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module with every parameter set to zero: a residual path that starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal embedding (Vaswani et al., 2017), cosines first.
+
+    Args:
+        timesteps: int or float, shape (B,); need not be whole numbers.
+        dim: width of the embedding.
+
+    Returns:
+        float32, shape (B, dim).
+    """
+    half = dim // 2
+    freqs = torch.exp(-math.log(max_period) / half * torch.arange(half, dtype=torch.float32, device=timesteps.device))
+    args = timesteps[:, None].float() * freqs
+    return F.pad(torch.cat([args.cos(), args.sin()], dim=-1), (0, dim % 2))
+
+
+def add_per_image(h: Tensor, term: Tensor) -> Tensor:
+    """``h + term`` where ``h`` may hold K members for each image of ``term``.
+
+    Args:
+        h: (B * K, ...), the members of one image beside each other.
+        term: (B, ...) or (1, ...).
+    """
+    if term.shape[0] in (1, h.shape[0]):
+        return h + term
+    return (h.unflatten(0, (term.shape[0], -1)) + term.unsqueeze(1)).flatten(0, 1)
+
+
+class ResBlock(nn.Module):
+    """Residual block: norm, SiLU, convolution, FiLM by the embedding, norm, SiLU, convolution; optional up or down.
+
+    Args:
+        emb_channels: width of the timestep embedding, or None for a block that never sees t.
+        resample: "up" (nearest) or "down" (average) by two between the first activation and the first convolution.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int | None,
+        *,
+        resample: str | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = conv(spatial_dims, in_channels, out_channels)
+        self.emb = nn.Linear(emb_channels, 2 * out_channels) if emb_channels else None
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zeroed(conv(spatial_dims, out_channels, out_channels))
+        self.skip = nn.Identity() if in_channels == out_channels else conv(spatial_dims, in_channels, out_channels, 1)
+        self.resample = Resample(spatial_dims, resample) if resample else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor | None = None, joined: Join | None = None) -> Tensor:
+        """x: (B, Cin, *S); emb: (B or 1, E); joined: from a ConditionJoin of this block. -> (B, Cout, *S')."""
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        x = self.skip(self.resample(x))
+        if joined is not None:
+            h, x = add_per_image(h, joined[0]), add_per_image(x, joined[1])
+        h = self.norm2(h)
+        if self.emb is not None and emb is not None:
+            film = self.emb(F.silu(emb)).to(h.dtype)
+            scale, shift = film.reshape(*film.shape, *[1] * (h.ndim - 2)).chunk(2, dim=1)
+            h = torch.addcmul(shift, h, 1 + scale)
+        return x + self.conv2(self.dropout(F.silu(h)))
+
+
+class ConditionJoin(nn.Module):
+    """Concatenates condition features to the input of a residual block, at the cost of a sum.
+
+    A convolution of a concatenation is the sum of two convolutions. Normalising the two parts apart, the half that
+    sees only the condition does not depend on t or x_t and is computed once per image. The block then adds it after
+    its first convolution and its skip convolution.
+    """
+
+    def __init__(self, spatial_dims: int, cond_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(cond_channels)
+        self.conv = conv(spatial_dims, cond_channels, out_channels)
+        self.skip = conv(spatial_dims, cond_channels, out_channels, 1)
+
+    def forward(self, features: Tensor) -> Join:
+        """features: (B, Cc, *S) -> two tensors (B, Cout, *S)."""
+        return self.conv(F.silu(self.norm(features))), self.skip(features)
+
+    def zero_(self) -> ConditionJoin:
+        """Start as if the condition were absent."""
+        zeroed(self.conv)
+        zeroed(self.skip)
+        return self
+
+
+class Resample(nn.Module):
+    """Factor-two resampling without parameters: average pooling down, nearest neighbour up."""
+
+    def __init__(self, spatial_dims: int, direction: str) -> None:
+        super().__init__()
+        if direction not in ("up", "down"):
+            raise ValueError(f"resample must be 'up' or 'down', not {direction!r}")
+        self.direction = direction
+        self.pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[spatial_dims]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x, 2) if self.direction == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions through torch's scaled-dot-product kernel, with a residual connection.
+
+    Args:
+        num_head_channels: channels per head (64 fits the fast kernels); ``num_heads`` overrides it.
+    """
+
+    def __init__(self, channels: int, *, num_head_channels: int = 64, num_heads: int | None = None) -> None:
+        super().__init__()
+        self.num_heads = num_heads or max(1, channels // num_head_channels)
+        if channels % self.num_heads:
+            raise ValueError(f"{channels} channels cannot be shared by {self.num_heads} attention heads")
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, *S) -> the same shape."""
+        h = self.qkv(self.norm(x).flatten(2))
+        # heads first, then q, k, v: the order of the published ADM weights
+        q, k, v = h.unflatten(1, (self.num_heads, -1)).transpose(-1, -2).chunk(3, dim=-1)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).flatten(1, 2)
+        return x + self.proj(h).unflatten(2, x.shape[2:])
+
+
+class ConditionBranch(nn.Module):
+    """Stacked up- or down-sampling layers that carry the condition image to one level's resolution (paper, fig. 2b).
+
+    Args:
+        in_channels: channels of the condition image.
+        widths: channels after each layer; the first keeps the resolution, each further one halves or doubles it.
+        direction: "up" or "down".
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, widths: Sequence[int], direction: str) -> None:
+        super().__init__()
+        stride = 2 if direction == "down" else 1
+        pairs = zip([in_channels, *widths[:-1]], widths, strict=True)
+        self.layers = nn.ModuleList(
+            conv(spatial_dims, c_in, c_out, stride=stride if i else 1) for i, (c_in, c_out) in enumerate(pairs)
+        )
+        self.up = direction == "up"
+
+    def forward(self, y: Tensor) -> Tensor:
+        """y: (B, Cc, *S) -> (B, widths[-1], *S scaled by 2 ** ±(len(widths) - 1))."""
+        h = self.layers[0](y)
+        for layer in self.layers[1:]:
+            h = F.silu(h)
+            h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest") if self.up else h)
+        return h

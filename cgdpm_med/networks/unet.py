@@ -1,0 +1,421 @@
+"""ConditionalUNet: the diffusion U-Net of CG-DPM, with every conditioning strategy of the paper's ablation.
+
+``fusion`` says where the condition image y enters (paper, section 4.2):
+
+=====================  ======  ==========================================================================
+``"input"``            SR3     up-sampled y concatenated to x_t at the first level only
+``"bottleneck"``       B1      stacked down-sampling layers on y, joined at the bottleneck
+``"dual_encoder"``     B2      a second encoder of the same shape for y, joined at the bottleneck
+``"encoder_decoder"``  B3      features of y at every level of encoder and decoder
+``"encoder"``          **B4**  input concatenation, and a branch of y at the very beginning of every encoder level
+=====================  ======  ==========================================================================
+
+y never meets t or x_t before it is joined: ``encode_condition`` runs once per image and serves every timestep and
+every ensemble member.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import (
+    Attention,
+    ConditionBranch,
+    ConditionJoin,
+    Join,
+    ResBlock,
+    add_per_image,
+    conv,
+    conv_transpose,
+    group_norm,
+    timestep_embedding,
+    zeroed,
+)
+
+FUSIONS = ("input", "bottleneck", "dual_encoder", "encoder_decoder", "encoder")
+
+
+class ConditionFeatures(NamedTuple):
+    """What ``encode_condition`` returns: all the network needs of y, per image. Levels run from fine to coarse."""
+
+    stem: Tensor | None
+    encoder: tuple[Join | None, ...]
+    bottleneck: Join | None
+    decoder: tuple[Join | None, ...]
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> ConditionFeatures:
+        """Apply ``fn`` to every tensor, for example ``lambda f: f[2:5]`` to select images."""
+
+        def each(join: Join | None) -> Join | None:
+            return None if join is None else (fn(join[0]), fn(join[1]))
+
+        return ConditionFeatures(
+            None if self.stem is None else fn(self.stem),
+            tuple(each(join) for join in self.encoder),
+            each(self.bottleneck),
+            tuple(each(join) for join in self.decoder),
+        )
+
+
+class ConditionPyramid(nn.Module):
+    """One independent branch per level, each ending at that level's resolution, ready to join a residual block.
+
+    Args:
+        scales: for each level, log2 of (level size / size of y); positive means up-sampling.
+        widths: channels of the features at each level.
+        out_channels: channels of the residual block each level joins.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        cond_channels: int,
+        scales: Sequence[int],
+        widths: Sequence[int],
+        out_channels: Sequence[int],
+    ) -> None:
+        super().__init__()
+        by_scale = dict(zip(scales, widths, strict=True))
+        nearest = widths[0] if scales[0] < 0 else widths[-1]
+        self.branches = nn.ModuleList()
+        self.joins = nn.ModuleList()
+        for scale, out in zip(scales, out_channels, strict=True):
+            steps = range(0, scale - 1, -1) if scale < 0 else range(scale + 1)
+            path = [by_scale.get(step, nearest) for step in steps]
+            self.branches.append(ConditionBranch(spatial_dims, cond_channels, path, "down" if scale < 0 else "up"))
+            self.joins.append(ConditionJoin(spatial_dims, path[-1], out))
+
+    def forward(self, y: Tensor) -> tuple[Join, ...]:
+        return tuple(join(branch(y)) for branch, join in zip(self.branches, self.joins, strict=True))
+
+
+class Encoder(nn.Module):
+    """Levels of residual blocks and attention, each but the last followed by down-sampling.
+
+    Returns every block's output, finest first, beginning with the stem's.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: Sequence[int],
+        num_res_blocks: int,
+        attention: Sequence[Callable[[int], nn.Module] | None],
+        emb_channels: int | None,
+        resblock_updown: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList()
+        self.attentions = nn.ModuleList()
+        self.downs = nn.ModuleList()
+        current = channels[0]
+        self.skip_channels = [current]
+        for level, width in enumerate(channels):
+            blocks, attns = nn.ModuleList(), nn.ModuleList()
+            make_attention = attention[level]
+            for _ in range(num_res_blocks):
+                blocks.append(ResBlock(spatial_dims, current, width, emb_channels, dropout=dropout))
+                attns.append(make_attention(width) if make_attention else nn.Identity())
+                current = width
+                self.skip_channels.append(current)
+            self.levels.append(blocks)
+            self.attentions.append(attns)
+            if level < len(channels) - 1:
+                self.downs.append(
+                    ResBlock(spatial_dims, width, width, emb_channels, resample="down", dropout=dropout)
+                    if resblock_updown
+                    else conv(spatial_dims, width, width, stride=2)
+                )
+                self.skip_channels.append(current)
+
+    def forward(self, h: Tensor, emb: Tensor | None = None, joins: Sequence[Join | None] = ()) -> list[Tensor]:
+        skips = [h]
+        for level, (blocks, attns) in enumerate(zip(self.levels, self.attentions, strict=True)):
+            joined = joins[level] if joins else None
+            for block, attn in zip(blocks, attns, strict=True):  # type: ignore[call-overload]
+                h = attn(block(h, emb, joined))
+                joined = None
+                skips.append(h)
+            if level < len(self.downs):
+                down = self.downs[level]
+                h = down(h, emb) if isinstance(down, ResBlock) else down(h)
+                skips.append(h)
+        return skips
+
+
+class Decoder(nn.Module):
+    """Mirror of the encoder: each residual block consumes one skip; each level but the finest ends in up-sampling."""
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: Sequence[int],
+        num_res_blocks: int,
+        attention: Sequence[Callable[[int], nn.Module] | None],
+        emb_channels: int | None,
+        skip_channels: Sequence[int],
+        resblock_updown: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList()
+        self.attentions = nn.ModuleList()
+        self.ups = nn.ModuleList()
+        remaining = list(skip_channels)
+        current = channels[-1]
+        for level in reversed(range(len(channels))):
+            width = channels[level]
+            blocks, attns = nn.ModuleList(), nn.ModuleList()
+            make_attention = attention[level]
+            for _ in range(num_res_blocks + 1):
+                blocks.append(ResBlock(spatial_dims, current + remaining.pop(), width, emb_channels, dropout=dropout))
+                attns.append(make_attention(width) if make_attention else nn.Identity())
+                current = width
+            self.levels.append(blocks)
+            self.attentions.append(attns)
+            if level:
+                self.ups.append(
+                    ResBlock(spatial_dims, width, width, emb_channels, resample="up", dropout=dropout)
+                    if resblock_updown
+                    else conv_transpose(spatial_dims, width, channels[level - 1], 2)
+                )
+                current = width if resblock_updown else channels[level - 1]
+
+    def forward(self, h: Tensor, skips: list[Tensor], emb: Tensor, joins: Sequence[Join | None] = ()) -> Tensor:
+        skips = list(skips)
+        for index, (blocks, attns) in enumerate(zip(self.levels, self.attentions, strict=True)):
+            joined = joins[len(self.levels) - 1 - index] if joins else None
+            for block, attn in zip(blocks, attns, strict=True):  # type: ignore[call-overload]
+                h = attn(block(torch.cat([h, skips.pop()], dim=1), emb, joined))
+                joined = None
+            if index < len(self.ups):
+                up = self.ups[index]
+                h = up(h, emb) if isinstance(up, ResBlock) else up(h)
+        return h
+
+
+class ConditionalUNet(nn.Module):
+    """Diffusion U-Net conditioned on an image (paper, section 3.1 and figure 2b).
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of x_t.
+        cond_channels: channels of the condition image; 0 for an unconditional network.
+        out_channels: channels of the prediction; doubled when ``learn_sigma``.
+        channels: width of each level, fine to coarse.
+        num_res_blocks: residual blocks per level.
+        attention_levels: which levels have self-attention.
+        fusion: one of :data:`FUSIONS`, see the module's table.
+        num_classes: size of the class embedding, or None.
+        learn_sigma: also predict ADM's variance interpolation v.
+        cond_scale: size of x_t / size of y (a power of two), 8 for 16 -> 128 super-resolution.
+        patch_size: x_t and y enter in patches of this size (a strided convolution), and the prediction leaves so:
+            2 costs a quarter of the compute at the finest level.
+        cond_interpolation: how y is brought to the size of x_t for the input concatenation; "bicubic", "bilinear".
+        mid_attention: self-attention at the bottleneck; None means as the coarsest level has it.
+        num_head_channels, num_heads: the head split of the attention.
+        resblock_updown: change resolution with residual blocks, as ADM does, instead of strided and transposed
+            convolutions: dearer by about half.
+
+    Raises:
+        ValueError: for an unknown fusion, lengths that disagree, or sizes that are not divisible as needed.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 2,
+        in_channels: int = 4,
+        cond_channels: int = 1,
+        out_channels: int = 4,
+        channels: Sequence[int] = (64, 128, 256),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[bool] = (False, False, True),
+        fusion: str = "encoder",
+        num_classes: int | None = None,
+        learn_sigma: bool = False,
+        *,
+        cond_scale: int = 1,
+        patch_size: int = 1,
+        cond_interpolation: str = "bicubic",
+        mid_attention: bool | None = None,
+        num_head_channels: int = 64,
+        num_heads: int | None = None,
+        resblock_updown: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, not {fusion!r}")
+        if len(attention_levels) != len(channels):
+            raise ValueError(f"attention_levels has {len(attention_levels)} entries for {len(channels)} levels")
+        if cond_scale < 1 or cond_scale & (cond_scale - 1):
+            raise ValueError(f"cond_scale must be a power of two, not {cond_scale}")
+        if patch_size < 1 or patch_size & (patch_size - 1):
+            raise ValueError(f"patch_size must be a power of two, not {patch_size}")
+        self.spatial_dims = spatial_dims
+        self.in_channels, self.out_channels, self.cond_channels = in_channels, out_channels, cond_channels
+        self.fusion = fusion
+        self.learn_sigma = learn_sigma
+        self.num_classes = num_classes
+        self.cond_scale, self.patch_size, self.cond_interpolation = cond_scale, patch_size, cond_interpolation
+        self.model_channels = channels[0]
+        self.divisor = patch_size * 2 ** (len(channels) - 1)
+        fusion = fusion if cond_channels else "none"
+        emb_channels = 4 * channels[0]
+
+        def make_attention(width: int) -> nn.Module:
+            return Attention(width, num_head_channels=num_head_channels, num_heads=num_heads)
+
+        attention = [make_attention if has else None for has in attention_levels]
+
+        def stem(c_in: int) -> nn.Module:
+            return conv(spatial_dims, c_in, channels[0], 3 if patch_size == 1 else patch_size, stride=patch_size)
+
+        self.time_embed = nn.Sequential(
+            nn.Linear(channels[0], emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        self.class_embed = nn.Embedding(num_classes, emb_channels) if num_classes else None
+        self.stem = stem(in_channels)
+        self.encoder = Encoder(
+            spatial_dims, channels, num_res_blocks, attention, emb_channels, resblock_updown, dropout
+        )
+        mid = channels[-1]
+        self.mid1 = ResBlock(spatial_dims, mid, mid, emb_channels, dropout=dropout)
+        mid_attention = attention_levels[-1] if mid_attention is None else mid_attention
+        self.mid_attention = make_attention(mid) if mid_attention else nn.Identity()
+        self.mid2 = ResBlock(spatial_dims, mid, mid, emb_channels, dropout=dropout)
+        self.decoder = Decoder(
+            spatial_dims,
+            channels,
+            num_res_blocks,
+            attention,
+            emb_channels,
+            self.encoder.skip_channels,
+            resblock_updown,
+            dropout,
+        )
+        total_out = out_channels * (2 if learn_sigma else 1)
+        self.norm_out = group_norm(channels[0])
+        head = (
+            conv(spatial_dims, channels[0], total_out)
+            if patch_size == 1
+            else conv_transpose(spatial_dims, channels[0], total_out, patch_size)
+        )
+        self.head = zeroed(head)
+
+        # The condition's own parts: none of them ever sees t or x_t.
+        self.cond_stem = stem(cond_channels) if fusion in ("input", "encoder", "encoder_decoder") else None
+        first = int(math.log2(cond_scale)) - int(math.log2(patch_size))
+        scales = [first - level for level in range(len(channels))]
+        widths = [max(width // 2, 8) for width in channels]
+
+        def pyramid() -> ConditionPyramid:
+            return ConditionPyramid(spatial_dims, cond_channels, scales, widths, channels)
+
+        self.cond_encoder = pyramid() if fusion in ("encoder", "encoder_decoder") else None
+        self.cond_decoder = pyramid() if fusion == "encoder_decoder" else None
+        self.cond_bottleneck: nn.Module | None = None
+        if fusion == "bottleneck":
+            self.cond_bottleneck = ConditionPyramid(spatial_dims, cond_channels, scales, widths, [mid] * len(scales))
+            self.cond_bottleneck.branches = self.cond_bottleneck.branches[-1:]
+            self.cond_bottleneck.joins = self.cond_bottleneck.joins[-1:]
+        elif fusion == "dual_encoder":
+            self.cond_bottleneck = SecondEncoder(
+                stem(cond_channels),
+                Encoder(spatial_dims, channels, num_res_blocks, attention, None, resblock_updown, dropout),
+                ConditionJoin(spatial_dims, mid, mid),
+            )
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | ConditionFeatures | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Predict from the noisy target.
+
+        Args:
+            x: x_t, shape (B, C, *S). B may be K times the images in ``context``; the K members of an image lie
+                beside each other.
+            timesteps: int or float, (B,) or (1,).
+            context: the condition image (B, Cc, *S / cond_scale), or what ``encode_condition`` returned.
+            class_labels: int64 (B,) when the network has classes.
+
+        Returns:
+            (B, C or 2C, *S).
+        """
+        self._check_size(x)
+        if context is None and self.cond_channels:
+            raise ValueError("this network needs its condition image: pass context")
+        if context is None or isinstance(context, Tensor):
+            context = self.encode_condition(context, size=x.shape[2:])
+        emb = self._embed(timesteps, class_labels, x)
+        h = self.stem(x)
+        if context.stem is not None:
+            h = add_per_image(h, context.stem)
+        skips = self.encoder(h, emb, context.encoder)
+        h = self.mid2(self.mid_attention(self.mid1(skips[-1], emb, context.bottleneck)), emb)
+        h = self.decoder(h, skips, emb, context.decoder)
+        return self.head(F.silu(self.norm_out(h)))
+
+    def encode_condition(self, y: Tensor | None, size: Sequence[int] | None = None) -> ConditionFeatures:
+        """Everything the network needs of the condition image; independent of t and x_t.
+
+        Args:
+            y: (B, Cc, *S'); None for an unconditional network.
+            size: spatial size of x_t; by default the size of y times ``cond_scale``. A y of another size than
+                ``size / cond_scale`` is resampled to it.
+        """
+        if y is None or not self.cond_channels:
+            return ConditionFeatures(None, (), None, ())
+        if y.shape[1] != self.cond_channels:
+            raise ValueError(f"the condition has {y.shape[1]} channels, the network expects {self.cond_channels}")
+        size = tuple(size) if size is not None else tuple(self.cond_scale * n for n in y.shape[2:])
+        small = self._resize(y, [n // self.cond_scale for n in size])
+        stem = self.cond_stem(self._resize(y, size)) if self.cond_stem is not None else None
+        encoder = self.cond_encoder(small) if self.cond_encoder is not None else ()
+        decoder = self.cond_decoder(small) if self.cond_decoder is not None else ()
+        bottleneck: Join | None = None
+        if isinstance(self.cond_bottleneck, SecondEncoder):
+            bottleneck = self.cond_bottleneck(self._resize(y, size))
+        elif self.cond_bottleneck is not None:
+            bottleneck = self.cond_bottleneck(small)[-1]
+        return ConditionFeatures(stem, encoder, bottleneck, decoder)
+
+    def _embed(self, timesteps: Tensor, class_labels: Tensor | None, x: Tensor) -> Tensor:
+        weight = self.time_embed[0].weight
+        emb = self.time_embed(timestep_embedding(timesteps.to(x.device), self.model_channels).to(weight.dtype))
+        if (class_labels is None) != (self.class_embed is None):
+            raise ValueError("class_labels must be given exactly when the network has num_classes")
+        return emb if self.class_embed is None else emb + self.class_embed(class_labels)
+
+    def _resize(self, y: Tensor, size: Sequence[int]) -> Tensor:
+        if tuple(y.shape[2:]) == tuple(size):
+            return y
+        mode = self.cond_interpolation if self.spatial_dims == 2 else "trilinear"
+        return F.interpolate(y, tuple(size), mode=mode, align_corners=False)
+
+    def _check_size(self, x: Tensor) -> None:
+        if x.ndim != self.spatial_dims + 2:
+            raise ValueError(f"expected {self.spatial_dims} spatial dimensions, got an input of shape {tuple(x.shape)}")
+        if any(n % self.divisor for n in x.shape[2:]):
+            raise ValueError(f"spatial size {tuple(x.shape[2:])} must be divisible by {self.divisor}")
+
+
+class SecondEncoder(nn.Module):
+    """B2: an encoder of the same shape for y alone, joined at the bottleneck."""
+
+    def __init__(self, stem: nn.Module, encoder: Encoder, join: ConditionJoin) -> None:
+        super().__init__()
+        self.stem, self.encoder, self.join = stem, encoder, join
+
+    def forward(self, y: Tensor) -> Join:
+        return self.join(self.encoder(self.stem(y))[-1])
