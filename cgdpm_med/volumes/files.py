@@ -62,7 +62,7 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
             _discard(temporary)
             raise
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "Free space there or choose another folder" if full else "Choose a folder that can be written to"
         raise InputError(f"cannot be written: {_reason(error)}", path=path, remedy=remedy) from error
 

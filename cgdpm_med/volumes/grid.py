@@ -26,6 +26,7 @@ CONFLICT_TOLERANCE = 0.01
 
 _PLAUSIBLE_SPACING = (1e-4, 200.0)  # mm: finer than microscopy, coarser than any scanner's slice distance
 _UNIT_IN_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units & 7: unknown, metre, millimetre, micrometre
+_REPAIR = "Repair sform or qform in the header"
 _WARNED: set[str] = set()  # kinds of header conflict already reported by this process
 
 
@@ -67,8 +68,7 @@ class Grid:
 
     def frame(self) -> Grid:
         """The three-dimensional grid of a single time frame of this grid."""
-        header = self.header.copy()
-        header.set_data_shape(self.spatial_shape)
+        header = with_shape(self.header, self.spatial_shape)
         return Grid(self.spatial_shape, self.spacing, self.affine, header, self.header_affine, self.note)
 
     def difference(self, other: Grid) -> str | None:
@@ -113,14 +113,17 @@ def grid_from_header(header: nib.Nifti1Header, spacing: Spacing, path: Path) -> 
         InputError: an affine that is singular or not finite, or no plausible spacing.
     """
     unit = _UNIT_IN_MM.get(int(header["xyzt_units"]) & 7, 1.0)
-    header_affine = _header_affine(header)
+    try:
+        header_affine = _header_affine(header)
+    except ValueError as error:  # a quaternion longer than 1
+        raise InputError(f"has an impossible qform ({error})", path=path, remedy=_REPAIR) from error
     header_affine[:3] *= unit
-    if not np.isfinite(header_affine).all():
-        raise InputError("has an affine that is not finite", path=path, remedy="Repair sform or qform in the header")
     columns = header_affine[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)
+    if not (np.isfinite(header_affine).all() and np.isfinite(lengths).all()):
+        raise InputError("has an affine that is not finite", path=path, remedy=_REPAIR)
     if not (lengths > 0).all() or abs(np.linalg.det(columns / lengths)) < 1e-3:
-        raise InputError("has a singular affine", path=path, remedy="Repair sform or qform in the header")
+        raise InputError("has a singular affine", path=path, remedy=_REPAIR)
     pixdim = header["pixdim"][1:4].astype(np.float64) * unit
     true, note = _true_spacing(pixdim, lengths, bool(header["sform_code"] != 0), spacing, path)
     cosines = (columns / lengths).T @ (columns / lengths)
@@ -204,6 +207,13 @@ def _warn_once(kind: str, text: str) -> None:
 def stored_shape(header: nib.Nifti1Header) -> tuple[int, ...]:
     """The header's shape, without nibabel's special cases for surface files."""
     return tuple(int(size) for size in header["dim"][1 : int(header["dim"][0]) + 1])
+
+
+def with_shape(header: nib.Nifti1Header, shape: Sequence[int]) -> nib.Nifti1Header:
+    """A copy of the header with another shape and nothing else changed (nibabel's setter resets pixdim)."""
+    changed = header.copy()
+    changed["dim"] = [len(shape), *shape] + [1] * (7 - len(shape))
+    return changed
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -22,11 +22,11 @@ from typing import Any, NoReturn
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
-from nibabel.volumeutils import apply_read_scaling, array_from_file
+from nibabel.volumeutils import array_from_file
 from numpy.typing import DTypeLike, NDArray
 
 from cgdpm_med.volumes.files import InputError, PathLike, atomic_write, listed, read_failure
-from cgdpm_med.volumes.grid import Grid, Spacing, check_size, grid_from_header, stored_shape
+from cgdpm_med.volumes.grid import Grid, Spacing, check_size, grid_from_header, stored_shape, with_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +169,7 @@ def write_on_grid(array: NDArray[Any], grid: Grid, path: PathLike, *, dtype: DTy
     compressed = _is_compressed_name(path)
     header = _output_header(array, grid, np.dtype(dtype))
     stored = _stored(array, header.get_data_dtype())
+    header["cal_min"], header["cal_max"] = float(stored.min()), float(stored.max())
     with atomic_write(path) as file:
         if compressed:  # no name and no time in the gzip header: equal arrays give equal files
             with gzip.GzipFile(filename="", mode="wb", compresslevel=4, fileobj=file, mtime=0) as stream:
@@ -181,7 +182,8 @@ def _read(path: Path, spacing: Spacing) -> tuple[NDArray[Any], Grid]:
     """Scaled voxels in their natural type, without a last axis of 1, and the grid; every failure an InputError."""
     compressed = _is_compressed_name(path)
     try:
-        with _open_regular(path) as raw:
+        # what a damaged number leads to is found by looking at the result, so numpy need not warn on the way
+        with np.errstate(all="ignore"), _open_regular(path) as raw:
             _check_magic(raw, compressed, path)
             size = os.fstat(raw.fileno()).st_size
             stream: io.BufferedIOBase = gzip.GzipFile(fileobj=raw, mode="rb") if compressed else raw
@@ -189,9 +191,11 @@ def _read(path: Path, spacing: Spacing) -> tuple[NDArray[Any], Grid]:
             grid = grid_from_header(header, spacing, path)
             _check_length(header, size, compressed, path)
             return _read_voxels(stream, header, path), grid
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error) as error:
         _damaged(path, f"is truncated or damaged ({error})", error)
     except OSError as error:
+        if error.errno is None:  # raised by gzip and nibabel for what they found in the file
+            _damaged(path, f"is truncated or damaged ({error})", error)
         raise read_failure(path, error) from error
     except HeaderDataError as error:
         _damaged(path, f"has a header that cannot be used ({error})", error)
@@ -244,7 +248,10 @@ def _read_header(stream: io.BufferedIOBase, path: Path) -> nib.Nifti1Header:
         )
     shape = tuple(int(size) for size in header["dim"][1 : ndim + 1])
     check_size(shape, path=path)
-    dtype = header.get_data_dtype()
+    try:
+        dtype = header.get_data_dtype()
+    except (KeyError, HeaderDataError) as error:
+        _damaged(path, f"has an unknown data type (code {int(header['datatype'])})", error)
     if dtype.kind not in "iuf":
         kind_name = "colour (RGB)" if dtype.names else "complex" if dtype.kind == "c" else str(dtype)
         raise InputError(f"holds {kind_name} voxels", path=path, remedy="Convert it to a single grey-scale channel")
@@ -263,9 +270,11 @@ def _read_voxels(stream: io.BufferedIOBase, header: nib.Nifti1Header, path: Path
     shape = stored_shape(header)
     slope, inter = header.get_slope_inter()  # None for 0 and NaN, which mean "not scaled"
     array = array_from_file(shape, header.get_data_dtype(), stream, _data_offset(header), mmap=False)
-    if slope is not None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            array = apply_read_scaling(array, np.float32(slope), np.float32(inter))
+    if slope is not None and (slope, inter) != (1, 0):
+        # in place, and in float32 unless the stored type is wider; an overflow is found among the voxels afterwards
+        array = array.astype(np.result_type(array.dtype, np.float32))
+        array *= slope
+        array += inter
     while stream.read(2**20):  # to the end: only there gzip compares its checksum
         pass
     return array[..., 0] if shape[3:] == (1,) else array
@@ -299,14 +308,10 @@ def _damaged(path: Path, what: str, cause: BaseException | None = None) -> NoRet
 def _output_header(array: NDArray[Any], grid: Grid, dtype: np.dtype[Any]) -> nib.Nifti1Header:
     from cgdpm_med import __version__
 
-    header = grid.header.copy()
-    pixdim = header["pixdim"].copy()
-    header.set_data_shape(array.shape)
-    header["pixdim"] = pixdim  # set_data_shape resets the entries of axes it thinks unused
+    header = with_shape(grid.header, array.shape)
     header.set_data_dtype(dtype)
     header["vox_offset"] = header.single_vox_offset
     header["scl_slope"], header["scl_inter"] = 1, 0
-    header["cal_min"], header["cal_max"] = float(array.min()), float(array.max())
     header["descrip"] = f"cgdpm_med {__version__}".encode()
     header["aux_file"] = b""
     for name in ("db_name", "data_type"):  # NIfTI-1 only
