@@ -94,3 +94,21 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("arguments", [("no-such-command",), ("phantom",), ("phantom", "out", "--patients", "0")])
 def test_usage_errors_exit_with_2(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, *arguments) == 2
+
+
+def test_phantom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "studies"
+    assert run(monkeypatch, "phantom", str(out), "--seed", "3", "--json") == 0
+    (patient,) = json.loads(capsys.readouterr().out)["patients"]
+    assert [path.name for path in out.iterdir()] == [Path(patient).name]
+    labels = sorted(Path(patient).glob("*_gt.nii.gz"))
+    assert len(labels) == 2  # end diastole and end systole
+    for path in labels:
+        assert path.with_name(path.name.replace("_gt", "")).exists()
+
+
+def test_phantom_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "taken"
+    out.write_text("not a folder", encoding="utf-8")
+    assert run(monkeypatch, "phantom", str(out)) == 1
+    assert out.read_text(encoding="utf-8") == "not a folder"
