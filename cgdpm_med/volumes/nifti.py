@@ -284,7 +284,7 @@ def _data_offset(header: nib.Nifti1Header) -> int:
     offset = float(header["vox_offset"])
     if not 0 <= offset < 2**31:
         raise HeaderDataError(f"vox_offset {offset:g}")
-    return max(int(offset), header.single_vox_offset)  # nifti1.h: less than that is to be read as that
+    return max(int(offset), header.single_vox_offset)  # header and extension flag end there; less was never filled in
 
 
 def _require_finite(array: NDArray[Any], path: Path) -> None:
