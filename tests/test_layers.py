@@ -22,6 +22,7 @@ ROOMS = (
     "volumes",
     "transforms",
     "data",
+    "slices",
     "phantom",
     "predictor",
     "inferers",
