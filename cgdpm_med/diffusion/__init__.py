@@ -1,1 +1,1 @@
-"""The paper: schedule, sampling, guidance, ensemble, losses. Needs torch alone."""
+"""The paper: schedule, sampling, guidance, ensemble, losses. Needs torch and numpy only."""

@@ -1,15 +1,18 @@
 """Ensembles: keyed noise, K members per image, fusion of masks, uncertainty.
 
-Member k of slice s of case c is a function of (seed, case, s, k) alone. Each has a generator of its own, seeded from a
-hash of that key, so batch size, chunking, devices and the other cases of a run change nothing.
+Member k of slice s of case c is a function of (seed, case, s, k) alone. Each has a generator of its own, keyed by a
+hash of these, so batch size, chunking, devices and the other cases of a run change nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,13 +21,31 @@ from .schedule import NoiseSchedule
 
 
 def key_seed(seed: int, *key: Hashable) -> int:
-    """A 63-bit seed from a base seed and a key of strings and integers, equal on every machine."""
-    digest = hashlib.sha256("/".join(map(str, (seed, *key))).encode()).digest()
+    """A 63-bit seed from a base seed and a key of strings, integers and tuples of them, equal on every machine.
+
+    Raises:
+        TypeError: for a key of anything else.
+    """
+    digest = hashlib.sha256(_canonical((seed, *key)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def _canonical(key: Hashable) -> str:
+    """Text that differs for different keys: ("a/b",) is not ("a", "b"), and "1" is not 1."""
+    if isinstance(key, str):
+        return repr(key)
+    if isinstance(key, tuple):
+        return f"({','.join(map(_canonical, key))})"
+    try:
+        return str(operator.index(key))  # type: ignore[arg-type]  # NumPy's and torch's integers too
+    except TypeError:
+        raise TypeError(f"a key holds strings, integers and tuples of them, not {type(key).__name__}") from None
+
+
 class KeyedNoise:
-    """Standard normal noise with one CPU generator per batch element; use it as ``generator=`` of a sampler.
+    """Standard normal noise with one generator per batch element; use it as ``generator=`` of a sampler.
+
+    The generators are NumPy's counter-based Philox: torch's CPU generator keeps only 32 bits of its seed.
 
     Args:
         seed: base seed of the run.
@@ -32,14 +53,20 @@ class KeyedNoise:
     """
 
     def __init__(self, seed: int, keys: Sequence[tuple[Hashable, ...]]) -> None:
-        self.generators = [torch.Generator().manual_seed(key_seed(seed, *key)) for key in keys]
+        self.generators = [np.random.Generator(np.random.Philox(key=key_seed(seed, *key))) for key in keys]
 
-    def randn(self, shape: Sequence[int], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):  # type: ignore[no-untyped-def]
-        """Draw (B, …), element b from its own generator; float32 on the CPU, then moved."""
+    def randn(
+        self, shape: Sequence[int], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Draw (B, …), element b from its own generator; float32 on the CPU, then moved.
+
+        Raises:
+            ValueError: when B is not the number of keys.
+        """
         if shape[0] != len(self.generators):
             raise ValueError(f"noise for a batch of {shape[0]} asked of {len(self.generators)} keys")
-        noise = torch.stack([torch.randn(tuple(shape[1:]), generator=g) for g in self.generators])
-        return noise.to(device=device, dtype=dtype)
+        noise = np.stack([g.standard_normal(tuple(shape[1:]), dtype=np.float32) for g in self.generators])
+        return torch.from_numpy(noise).to(device=device, dtype=dtype)
 
 
 @torch.no_grad()
@@ -71,10 +98,15 @@ def sample_ensemble(
 
     Returns:
         (K, B, C, *S), float32, on the context's device.
+
+    Raises:
+        ValueError: without members, with another number of keys than images, or max_batch below 1.
     """
     ids = list(range(members)) if member_ids is None else list(member_ids)
     if not ids:
         raise ValueError("an ensemble needs at least one member")
+    if max_batch < 1:
+        raise ValueError(f"max_batch must be at least 1, not {max_batch}")
     keys = list(range(context.shape[0])) if keys is None else list(keys)
     if len(keys) != context.shape[0]:
         raise ValueError(f"{len(keys)} keys for {context.shape[0]} images")
@@ -86,12 +118,11 @@ def sample_ensemble(
         features = encode(denoiser, context[rows])
         for k in range(0, len(ids), per_image):
             chunk = ids[k : k + per_image]
+            # members of one image lie beside each other in the batch
             noise = KeyedNoise(seed, [(key, member) for key in keys[rows] for member in chunk])
             x_T = noise.randn((len(keys[rows]) * len(chunk), *shape), device=context.device)
-            x_0 = sample(
-                denoiser, x_T, _per_member(features, context[rows], len(chunk)), schedule, generator=noise, **as_trajectory
-            )
-            # members of one image lie beside each other in the batch
+            repeated = _per_member(features, context[rows], len(chunk))
+            x_0 = sample(denoiser, x_T, repeated, schedule, generator=noise, **as_trajectory)
             out[k : k + per_image, rows] = x_0.unflatten(0, (-1, len(chunk))).transpose(0, 1)
             if progress is not None:
                 progress(len(x_T))
@@ -109,7 +140,8 @@ class MaskDenoiser(nn.Module):
     E[x_0 | x_t, y] of one-hot channels in {-scale, +scale} is scale (2 p - 1) with p the class probabilities.
 
     Args:
-        network: ``network(x_t, t, context) -> logits`` (B, C, *S); softmax over C, or a sigmoid when C = 1.
+        network: ``network(x_t, t, context) -> logits`` (B, C, *S); softmax over C, or a sigmoid when C = 1. See
+            ``losses.MaskLoss`` for its training.
         scale: magnitude of the encoded mask.
     """
 
@@ -118,9 +150,9 @@ class MaskDenoiser(nn.Module):
         self.network = network
         self.scale = scale
 
-    def encode_condition(self, y: Tensor, size: Sequence[int] | None = None) -> Any:
-        """The network's own; see ``ConditionalUNet.encode_condition``."""
-        return self.network.encode_condition(y, size=size)
+    def encode_condition(self, y: Tensor) -> Any:
+        """The network's own features of y, or y itself when it has no ``encode_condition``."""
+        return encode(self.network, y)
 
     def forward(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
         """-> (B, C, *S) in [-scale, scale]."""
@@ -132,12 +164,18 @@ class MaskDenoiser(nn.Module):
 def mask_probabilities(x_0: Tensor, scale: float = 1.0, channel_dim: int = -3) -> Tensor:
     """Decode mask channels in {-scale, +scale} to class probabilities that sum to one (or lie in [0, 1] when C = 1).
 
-    Values between the two ends are read as (x_0 / scale + 1) / 2, the inverse of the expectation above.
+    Values between the two ends are read as (x_0 / scale + 1) / 2, the inverse of :class:`MaskDenoiser`. Where every
+    channel is at or below -scale all classes are equally likely.
+
+    Args:
+        x_0: (…, C, *S).
+        channel_dim: of C; the default is that of 2D fields.
     """
     p = ((x_0 / scale + 1) / 2).clamp(0, 1)
     if x_0.shape[channel_dim] == 1:
         return p
-    return p / p.sum(dim=channel_dim, keepdim=True).clamp(min=1e-8)
+    total = p.sum(dim=channel_dim, keepdim=True)
+    return torch.where(total > 0, p / total, 1 / p.shape[channel_dim])
 
 
 def fuse_mean(probabilities: Tensor) -> Tensor:
@@ -146,9 +184,9 @@ def fuse_mean(probabilities: Tensor) -> Tensor:
 
 
 def fuse_majority(probabilities: Tensor, channel_dim: int = 1) -> Tensor:
-    """Fraction of members voting for each class: (K, C, *S) -> (C, *S) for ``channel_dim`` = 1.
+    """Fraction of members voting for each class: (K, …, C, *S) -> (…, C, *S).
 
-    A single channel (binary) votes at one half.
+    The first of equally likely classes gets the vote; a single channel (binary) votes for values above one half.
     """
     if probabilities.shape[channel_dim] == 1:
         return (probabilities > 0.5).to(probabilities.dtype).mean(dim=0)
@@ -157,15 +195,19 @@ def fuse_majority(probabilities: Tensor, channel_dim: int = 1) -> Tensor:
 
 
 def entropy(probabilities: Tensor, channel_dim: int = 0) -> Tensor:
-    """Entropy of the class probabilities divided by log C, in [0, 1]; a single channel is read as (p, 1 - p)."""
+    """Entropy of the class probabilities divided by log C, in [0, 1]; a single channel is read as (p, 1 - p).
+
+    (…, C, *S) -> (…, *S).
+    """
     p = probabilities
     if p.shape[channel_dim] == 1:
         p = torch.cat([p, 1 - p], dim=channel_dim)
-    return torch.special.entr(p).sum(dim=channel_dim) / torch.log(torch.tensor(float(p.shape[channel_dim])))
+    return torch.special.entr(p).sum(dim=channel_dim) / math.log(p.shape[channel_dim])
 
 
 def disagreement(probabilities: Tensor, channel_dim: int = 1) -> Tensor:
-    """Fraction of members outside the most voted class: (K, C, *S) -> (*S), in [0, 1 - 1/C]."""
+    """Fraction of members outside the most voted class: (K, …, C, *S) -> (…, *S), in [0, 1 - 1/C]."""
+    channel_dim %= probabilities.ndim
     votes = fuse_majority(probabilities, channel_dim)
     if probabilities.shape[channel_dim] == 1:
         return torch.minimum(votes, 1 - votes).squeeze(channel_dim - 1)
@@ -173,6 +215,10 @@ def disagreement(probabilities: Tensor, channel_dim: int = 1) -> Tensor:
 
 
 def mutual_information(probabilities: Tensor, channel_dim: int = 1) -> Tensor:
-    """Entropy of the mean less the mean of the entropies, over log C: what the members disagree about. (K, C, *S) -> (*S)."""
+    """Entropy of the mean less the mean of the entropies, over log C: what the members disagree about.
+
+    (K, …, C, *S) -> (…, *S), in [0, 1].
+    """
+    channel_dim %= probabilities.ndim
     total = entropy(probabilities.mean(dim=0), channel_dim - 1)
     return (total - entropy(probabilities, channel_dim).mean(dim=0)).clamp(min=0)

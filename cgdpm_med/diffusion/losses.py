@@ -1,13 +1,13 @@
-"""Training objectives of the denoiser: noise prediction and its relatives, learned variance, masks.
+"""Training objectives: noise prediction and its relatives, learned variance, masks, the guidance network.
 
-Each objective is a function ``objective(output, x_0, eps, x_t, t, schedule) -> loss per example (B,)``;
-:class:`DiffusionLoss` draws t and eps and applies one.
+Each objective of the denoiser is a function ``objective(output, x_0, eps, x_t, t, schedule) -> loss per example (B,)``;
+:class:`DiffusionLoss` draws t and eps and applies one. :class:`GuidanceLoss` stands apart: its x_t are given to it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,18 +54,24 @@ class DiffusionLoss(nn.Module):
         eps = gaussian(x_0, generator)
         x_t = self.schedule.q_sample(x_0, t, eps)
         output = network(x_t, t, context, **network_arguments)
-        return self.objective(output.float(), x_0, eps, x_t, t, self.schedule).mean()
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        return self.objective(output, x_0, eps, x_t, t, self.schedule).mean()
 
 
 def regression_target(x_0: Tensor, eps: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """What the network should output, by ``schedule.prediction_type``."""
+    """What the network should output, by ``schedule.prediction_type``; shaped like ``x_0``."""
     if schedule.prediction_type == "epsilon":
         return eps
     return x_0 if schedule.prediction_type == "sample" else schedule.velocity(x_0, eps, t)
 
 
 def simple_loss(output: Tensor, x_0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """Mean squared error of the prediction (Ho et al., 2020, eq. 14); (B, C, …) -> (B,)."""
+    """Mean squared error of the prediction (Ho et al., 2020, eq. 14); (B, C, …) -> (B,).
+
+    Raises:
+        ValueError: for an output of another shape than x_0, as a network with learned variance has.
+    """
+    _check_shape(output, x_0, "a network that predicts its variance trains with hybrid_loss")
     return mean_flat((output - regression_target(x_0, eps, t, schedule)) ** 2)
 
 
@@ -109,27 +115,37 @@ def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_varianc
 
 
 def discretised_gaussian_log_likelihood(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Log-probability of the 1/255-wide bin around x_0 under N(mean, variance), in nats; the end bins are open."""
+    """Log-probability under N(mean, variance) of the bin of half-width 1/255 around x_0, in nats, elementwise.
+
+    The 256 bins tile the real line: those of -1 and +1 are open outwards. Ho et al. (2020), eq. 13.
+    """
     inverse_std = (-0.5 * log_variance).exp()
-    upper = torch.special.ndtr((x_0 - mean + 1 / 255) * inverse_std)
-    lower = torch.special.ndtr((x_0 - mean - 1 / 255) * inverse_std)
-    upper = torch.where(x_0 > 0.999, torch.ones_like(upper), upper)
-    lower = torch.where(x_0 < -0.999, torch.zeros_like(lower), lower)
-    return (upper - lower).clamp(min=1e-12).log()
+    offset = x_0 - mean
+    # the normal is symmetric: every bin is taken in the left tail, where the logarithm of the CDF keeps its precision
+    left = -offset.abs()
+    upper = torch.special.log_ndtr((left + 1 / 255) * inverse_std)
+    lower = torch.special.log_ndtr((left - 1 / 255) * inverse_std)
+    inside = upper + (-torch.expm1(lower - upper)).clamp(min=torch.finfo(upper.dtype).tiny).log()
+    first = torch.special.log_ndtr((offset + 1 / 255) * inverse_std)
+    last = torch.special.log_ndtr((1 / 255 - offset) * inverse_std)
+    return torch.where(x_0 < -0.999, first, torch.where(x_0 > 0.999, last, inside))
 
 
 class MaskLoss:
     """Cross-entropy and Dice on the predicted x_0 of a mask: an objective for :class:`DiffusionLoss`.
 
-    The network's output is read as class logits. With the softmax of them decoded to +-1 channels
-    (``ensemble.MaskDenoiser``), cross-entropy is the proper score of E[x_0 | x_t, y], so the network stays a denoiser.
+    The network's output is read as class logits: softmax over C channels, a sigmoid for one. Decoded to +-1 channels
+    by ``ensemble.MaskDenoiser`` they are E[x_0 | x_t, y] where cross-entropy alone is minimal, so the network stays a
+    denoiser. The Dice term pulls the probabilities towards 0 and 1; ``dice_weight=0`` leaves the exact denoiser.
 
     Args:
-        dice_weight: weight of the soft Dice term, pooled over the batch, mean over foreground classes.
-        class_weights: weights of the classes in the cross-entropy, or None.
+        dice_weight: weight of the soft Dice term. It is pooled over the batch (so that a slice without a structure
+            does not dominate it), the same for every example, and leaves out the background.
+        class_weights: factors of each pixel's cross-entropy by its true class, or None; the mean over pixels stays
+            unweighted. Two values, background and foreground, when C = 1.
     """
 
-    def __init__(self, dice_weight: float = 1.0, class_weights: list[float] | None = None) -> None:
+    def __init__(self, dice_weight: float = 1.0, class_weights: Sequence[float] | None = None) -> None:
         self.dice_weight = dice_weight
         self.class_weights = class_weights
 
@@ -137,17 +153,16 @@ class MaskLoss:
         self, output: Tensor, x_0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule
     ) -> Tensor:
         """output: logits (B, C, *S); x_0: (B, C, *S), positive where the class is present. -> (B,)."""
+        _check_shape(output, x_0, "one logit for each channel of the mask")
         truth = (x_0 > 0).to(output.dtype)
+        labels = truth.argmax(dim=1) if output.shape[1] > 1 else truth[:, 0].long()
         if output.shape[1] == 1:
-            probabilities = output.sigmoid()
-            entropy = F.binary_cross_entropy_with_logits(output, truth, reduction="none")
-            foreground = slice(0, 1)
+            probabilities, foreground = output.sigmoid(), slice(0, 1)
+            output = torch.cat([torch.zeros_like(output), output], dim=1)  # sigmoid(a) = softmax(0, a)
         else:
-            weights = None if self.class_weights is None else output.new_tensor(self.class_weights)
-            probabilities = output.softmax(dim=1)
-            entropy = F.cross_entropy(output, truth.argmax(dim=1), weight=weights, reduction="none")
-            foreground = slice(1, None)
-        loss = mean_flat(entropy)
+            probabilities, foreground = output.softmax(dim=1), slice(1, None)
+        weights = None if self.class_weights is None else output.new_tensor(self.class_weights)
+        loss = mean_flat(F.cross_entropy(output, labels, weight=weights, reduction="none"))
         if self.dice_weight:
             loss = loss + self.dice_weight * soft_dice_loss(probabilities[:, foreground], truth[:, foreground])
         return loss
@@ -159,6 +174,78 @@ def soft_dice_loss(probabilities: Tensor, truth: Tensor, smooth: float = 1.0) ->
     overlap = (probabilities * truth).sum(dims)
     total = probabilities.sum(dims) + truth.sum(dims)
     return 1 - ((2 * overlap + smooth) / (total + smooth)).mean()
+
+
+class GuidanceLoss(nn.Module):
+    """Eq. (10), || F + score_theta(x_t | y) - score(x_t | s_0) ||^2, for a network that outputs f = sqrt(1 - alpha_bar) F.
+
+    With eqs. (11) and (12) the bracket is (f - target) / sqrt(1 - alpha_bar), the target being
+    :func:`guidance_target`. The minimiser is the same for every weighting; what differs is how much each timestep counts.
+
+    Args:
+        schedule: the denoiser's.
+        weighting: "simple" is (1 - alpha_bar) times eq. (10), the mean squared error of f. "literal" is eq. (10) as
+            printed, 1 / (1 - alpha_bar) times that: up to 10^4 at t = 0. "bounded" is min(1, 1 / SNR) times the error
+            of f, with SNR = alpha_bar / (1 - alpha_bar): it counts the error of f where noise prevails, and of the
+            implied x_0 where signal does, so that no timestep outweighs the others (see ``guidance.ScaledGuide``).
+
+    Raises:
+        ValueError: for an unknown weighting.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, weighting: str = "simple") -> None:
+        super().__init__()
+        if weighting not in GUIDANCE_WEIGHTINGS:
+            raise ValueError(f"weighting must be one of {', '.join(GUIDANCE_WEIGHTINGS)}, not {weighting!r}")
+        self.schedule = schedule
+        self.weighting = weighting
+
+    def forward(
+        self,
+        guide: Callable[..., Tensor],
+        x_t: Tensor,
+        t: Tensor,
+        target: Tensor,
+        context: Any = None,
+        **network_arguments: Any,
+    ) -> Tensor:
+        """Mean loss over the batch.
+
+        Args:
+            guide: called as ``guide(x_t, t, context, **network_arguments)``; only the first C channels of a network
+                with learned variance count.
+            x_t: (B, C, *S), from the reverse chain (the paper) or from q(x_t | s_0).
+            t: int64, (B,).
+            target: of f, as :func:`guidance_target` returns it.
+        """
+        f, _ = split_variance(guide(x_t, t, context, **network_arguments), x_t)
+        ab = self.schedule.at("alpha_bar", t, x_t)
+        return (GUIDANCE_WEIGHTINGS[self.weighting](ab) * (f.float() - target) ** 2).mean()
+
+
+GUIDANCE_WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "simple": torch.ones_like,
+    "literal": lambda ab: 1 / (1 - ab),
+    "bounded": lambda ab: ((1 - ab) / ab).clamp(max=1),
+}
+"""Weight of the squared error of f, as a function of alpha_bar."""
+
+
+def guidance_target(eps: Tensor, s_0: Tensor, x_t: Tensor, t: Tensor | int, schedule: NoiseSchedule) -> Tensor:
+    """What f should be on average: sqrt(1 - alpha_bar) (score(x_t | s_0) - score_theta(x_t | y)), eqs. (11, 12).
+
+    Equally sqrt(SNR) times the error of the predicted x_0, which is how large it gets when t -> 0.
+
+    Args:
+        eps: the frozen denoiser's noise prediction at (x_t, t), (B, C, *S); ``schedule.to_eps`` makes one of any output.
+        s_0: the true target, (B, C, *S).
+    """
+    return eps - schedule.eps_from_x0(s_0, x_t, t)
+
+
+def _check_shape(output: Tensor, x_0: Tensor, remedy: str) -> None:
+    if output.shape != x_0.shape:
+        raise ValueError(f"the network's output is {tuple(output.shape)}, the target {tuple(x_0.shape)}: {remedy}")
 
 
 def mean_flat(x: Tensor) -> Tensor:

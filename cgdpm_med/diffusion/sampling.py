@@ -1,12 +1,13 @@
 """The reverse process: DDPM, DDIM and DPM-Solver++(2M) as one generator of steps.
 
 A denoiser is any callable ``denoiser(x_t, t, context) -> output`` with t int64 of shape (B,) and the output
-(B, C, *S), or (B, 2C, *S) when it also predicts ADM's variance interpolation. If it has ``encode_condition`` the
+(B, C, *S), or (B, 2C, *S) when it also predicts ADM's variance interpolation. If it has ``encode_condition(y)`` the
 context is encoded once, before the first step. A guided denoiser (guidance.py) returns :class:`Guided` instead.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -22,7 +23,12 @@ METHODS = ("ddim", "ddpm", "dpmpp_2m")
 class NoiseSource(Protocol):
     """Anything that yields standard normal noise; see ``ensemble.KeyedNoise``."""
 
-    def randn(self, shape: Sequence[int], *, device: torch.device, dtype: torch.dtype) -> Tensor: ...
+    def randn(self, shape: Sequence[int], *, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        """Noise of this shape, on this device, in this precision."""
+        ...
+
+
+GeneratorLike = torch.Generator | NoiseSource | None
 
 
 class Guided(NamedTuple):
@@ -45,7 +51,6 @@ class Step(NamedTuple):
     x_prev: Tensor
 
 
-@torch.no_grad()
 def trajectory(
     denoiser: Denoiser,
     x_T: Tensor,
@@ -57,9 +62,9 @@ def trajectory(
     eta: float = 0.0,
     clip: tuple[float, float] | None = None,
     timesteps: Sequence[int] | None = None,
-    generator: torch.Generator | NoiseSource | None = None,
+    generator: GeneratorLike = None,
 ) -> Iterator[Step]:
-    """Walk the reverse chain from x_T to x_0, yielding every step.
+    """Walk the reverse chain from x_T to x_0, yielding every step, without gradients.
 
     Args:
         x_T: Gaussian noise, (B, C, *S), float32 or float64.
@@ -69,22 +74,40 @@ def trajectory(
         eta: DDIM's noise, between 0 (deterministic) and 1 (DDPM's variance).
         clip: bounds on the predicted x_0.
         timesteps: the visited timesteps instead of ``steps``, in any order.
-        generator: of the noise in stochastic steps.
+        generator: of the noise in stochastic steps; the global one by default.
 
     Raises:
-        ValueError: for an unknown method, steps outside 1 … T, or eta given to a method that has none.
+        ValueError: at the call, for an unknown method, steps outside 1 … T, timesteps given twice or outside 0 … T-1,
+            eta outside [0, 1] or given to a method that has none.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if eta and method != "ddim":
         raise ValueError(f"eta belongs to ddim; {method} has none")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be between 0 and 1, not {eta}")
     if timesteps is not None:
-        kept = torch.as_tensor(sorted(timesteps))
+        kept = torch.as_tensor(timesteps).sort().values
     else:
         kept = log_snr_timesteps(schedule, steps) if method == "dpmpp_2m" else linspace_timesteps(schedule.T, steps)
-    spaced = schedule.respace(kept)
+    return _walk(denoiser, x_T, context, schedule.respace(kept), method, eta, clip, generator)
+
+
+@torch.no_grad()
+def _walk(
+    denoiser: Denoiser,
+    x_T: Tensor,
+    context: Any,
+    spaced: NoiseSchedule,
+    method: str,
+    eta: float,
+    clip: tuple[float, float] | None,
+    generator: GeneratorLike,
+) -> Iterator[Step]:
+    """The loop of :func:`trajectory` over every entry of a respaced schedule."""
     context = encode(denoiser, context)
-    x_t, before = x_T, None
+    x_t = x_T
+    before: Tensor | None = None
     for i in reversed(range(spaced.T)):
         t = int(spaced.timesteps[i])
         output, shift = denoise(denoiser, x_t, t, context)
@@ -108,14 +131,14 @@ def trajectory(
 
 def sample(denoiser: Denoiser, x_T: Tensor, context: Any, schedule: NoiseSchedule, **as_trajectory: Any) -> Tensor:
     """The x_0 at the end of :func:`trajectory`, which takes the same arguments. (B, C, *S) -> (B, C, *S)."""
-    x = x_T
+    x_0 = x_T
     for step in trajectory(denoiser, x_T, context, schedule, **as_trajectory):
-        x = step.x_prev
-    return x
+        x_0 = step.x_prev
+    return x_0
 
 
 def encode(denoiser: Denoiser, context: Any) -> Any:
-    """The denoiser's features of the condition image, when it can compute them ahead."""
+    """The denoiser's features of the condition image, when it can compute them ahead; else the context itself."""
     if isinstance(context, Tensor) and hasattr(denoiser, "encode_condition"):
         return denoiser.encode_condition(context)
     return context
@@ -128,11 +151,18 @@ def denoise(denoiser: Denoiser, x_t: Tensor, t: int, context: Any) -> Guided:
 
 
 def split_variance(output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Separate (B, 2C, *S) into the prediction and ADM's v; v is None when the network has no learned variance."""
+    """Separate (B, 2C, *S) into the prediction and ADM's v; v is None when the network has no learned variance.
+
+    Raises:
+        ValueError: for an output with neither C nor 2C channels.
+    """
+    output = output.to(x_t.dtype)
+    if output.shape[1] == x_t.shape[1]:
+        return output, None
     if output.shape[1] == 2 * x_t.shape[1]:
-        prediction, v = output.to(x_t.dtype).chunk(2, dim=1)
+        prediction, v = output.chunk(2, dim=1)
         return prediction, v
-    return output.to(x_t.dtype), None
+    raise ValueError(f"x_t has {x_t.shape[1]} channels, the network's output {output.shape[1]}: expected C or 2C")
 
 
 def shift_prediction(
@@ -141,8 +171,8 @@ def shift_prediction(
     """Eq. (14): eps_hat = eps - w sqrt(1 - alpha_bar) F, and the x_0 that goes with it."""
     if shift is None:
         return eps, x0
-    ab = schedule.at("alpha_bar", i, x_t)
-    return eps - shift, x0 + ((1 - ab) / ab).sqrt() * shift
+    noise_to_signal = schedule.at("sqrt_one_minus_alpha_bar", i, x_t) / schedule.at("sqrt_alpha_bar", i, x_t)
+    return eps - shift, x0 + noise_to_signal * shift
 
 
 def ddpm_step(
@@ -152,21 +182,21 @@ def ddpm_step(
     x0: Tensor,
     v: Tensor | None = None,
     shift: Tensor | None = None,
-    generator: torch.Generator | NoiseSource | None = None,
+    generator: GeneratorLike = None,
 ) -> Tensor:
     """Eq. (13): x_{t-1} ~ N(mu + w Sigma F, Sigma), with mu from eq. (6). No noise in the last step.
 
     Args:
         schedule: respaced to the visited timesteps.
         i: index into it.
-        v: ADM's learned variance in [-1, 1], or None for the posterior variance.
+        v: ADM's learned interpolation, nominally in [-1, 1], or None for the posterior variance.
         shift: w sqrt(1 - alpha_bar) F.
     """
     mean, variance = schedule.q_posterior(x0, x_t, i)
     if v is not None:
         variance = learned_log_variance(schedule, v, i).exp()
     if shift is not None:
-        mean = mean + variance * shift / (1 - schedule.at("alpha_bar", i, x_t)).sqrt()
+        mean = mean + variance * shift / schedule.at("sqrt_one_minus_alpha_bar", i, x_t)
     if i == 0:
         return mean
     return mean + variance.sqrt() * gaussian(x_t, generator)
@@ -185,9 +215,9 @@ def ddim_step(
     x0: Tensor,
     eps: Tensor,
     eta: float = 0.0,
-    generator: torch.Generator | NoiseSource | None = None,
+    generator: GeneratorLike = None,
 ) -> Tensor:
-    """Eq. (15); with eta > 0, eq. 12 of Song et al. (2021)."""
+    """Eq. (15); with eta > 0, eq. 12 of Song et al. (2021), whose eta = 1 is DDPM with the posterior variance."""
     ab_prev = schedule.at("alpha_bar_prev", i, x_t)
     sigma = eta * schedule.at("posterior_variance", i, x_t).sqrt()
     x_prev = ab_prev.sqrt() * x0 + (1 - ab_prev - sigma**2).clamp(min=0).sqrt() * eps
@@ -210,10 +240,10 @@ def dpmpp_2m_step(schedule: NoiseSchedule, i: int, x_t: Tensor, x0: Tensor, x0_b
         D = x0 + (x0 - x0_before) / (2 * r)
     ab, ab_prev = float(schedule.alpha_bar[i]), float(schedule.alpha_bar[i - 1])
     decay = ((1 - ab_prev) / (1 - ab)) ** 0.5
-    return decay * x_t - ab_prev**0.5 * float(torch.expm1(torch.tensor(-h, dtype=torch.float64))) * D
+    return decay * x_t - ab_prev**0.5 * math.expm1(-h) * D
 
 
-def gaussian(x: Tensor, generator: torch.Generator | NoiseSource | None) -> Tensor:
+def gaussian(x: Tensor, generator: GeneratorLike = None) -> Tensor:
     """Standard normal noise shaped like ``x``, drawn where the generator lives."""
     if generator is None or isinstance(generator, torch.Generator):
         device = x.device if generator is None else generator.device

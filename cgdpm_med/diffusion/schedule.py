@@ -7,16 +7,23 @@ the data. Timestep t = 0 … T-1 indexes the tables; ``alpha_bar`` before t = 0 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+# x_0 from eps at T-1 multiplies the network's error by 1 / sqrt(alpha_bar): 157 for linear betas, 20,290 for the cosine
+ILL_POSED_GAIN = 1000.0
 
 
 def linear_beta(T: int, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Tensor:
-    """Ho et al. (2020), with the end points scaled by 1000 / T so that any T adds about the same total noise."""
+    """Ho et al. (2020), with the end points scaled by 1000 / T so that any T adds about the same total noise.
+
+    Returns:
+        beta, float64, shape (T,), like every function of :data:`SCHEDULES`.
+    """
     scale = 1000 / T
     return torch.linspace(scale * beta_start, min(scale * beta_end, 0.999), T, dtype=torch.float64)
 
@@ -27,7 +34,10 @@ def constant_beta_range(T: int, beta_start: float = 1e-4, beta_end: float = 2e-2
 
 
 def cosine(T: int, s: float = 0.008, max_beta: float = 0.999) -> Tensor:
-    """Nichol & Dhariwal (2021): alpha_bar follows a squared cosine."""
+    """Nichol & Dhariwal (2021): alpha_bar follows a squared cosine, and all but reaches 0 at t = T-1.
+
+    Train "sample" or "v_prediction" with it: at t = T-1 the noise says nothing about x_0.
+    """
     u = torch.arange(T + 1, dtype=torch.float64) / T
     alpha_bar = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
@@ -43,6 +53,11 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
 class NoiseSchedule:
     """The noise added at each timestep, and every conversion that follows from it.
 
+    Tables, float64 on the CPU, shape (T,): ``beta``, ``alpha``, ``alpha_bar``, ``alpha_bar_prev``, ``sqrt_alpha_bar``,
+    ``sqrt_one_minus_alpha_bar``, ``posterior_variance``, ``posterior_log_variance``, ``posterior_coef_x0``,
+    ``posterior_coef_xt`` and ``log_snr``. Methods that take t accept an int, one timestep for the whole batch, or an
+    int64 tensor (B,).
+
     Args:
         num_train_timesteps: T.
         schedule: a name of :data:`SCHEDULES`, or the betas themselves, shape (T,), in (0, 1).
@@ -52,6 +67,9 @@ class NoiseSchedule:
 
     Raises:
         ValueError: for an unknown name, or betas outside (0, 1).
+
+    Warns:
+        UserWarning: for epsilon prediction where alpha_bar[T-1] is so small that it is ill-posed, as under "cosine".
     """
 
     def __init__(
@@ -71,15 +89,22 @@ class NoiseSchedule:
             beta = SCHEDULES[schedule](num_train_timesteps)
         else:
             beta = schedule.to(torch.float64)
-        if beta.ndim != 1 or not bool(((beta > 0) & (beta < 1)).all()):
+        if beta.ndim != 1 or len(beta) == 0 or not bool(((beta > 0) & (beta < 1)).all()):
             raise ValueError("betas must be a vector of numbers strictly between 0 and 1")
+        if timesteps is not None and len(timesteps) != len(beta):
+            raise ValueError(f"{len(timesteps)} timesteps for {len(beta)} betas")
         self.prediction_type = prediction_type
         self.T = len(beta)
-        self.timesteps = torch.arange(self.T) if timesteps is None else timesteps
+        self.timesteps = torch.arange(self.T) if timesteps is None else timesteps.cpu()
         self.beta = beta
         self.alpha = 1 - beta
         self.alpha_bar = torch.cumprod(self.alpha, dim=0)
         self.alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+        # tables of their own: 1 - alpha_bar taken in float32 would be off by 6e-4 at t = 0
+        self.sqrt_alpha_bar = self.alpha_bar.sqrt()
+        self.sqrt_one_minus_alpha_bar = (1 - self.alpha_bar).sqrt()
+        # lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), the clock of DPM-Solver
+        self.log_snr = 0.5 * (self.alpha_bar.log() - torch.log1p(-self.alpha_bar))
         # eq. (6), left; at t = 0 it is zero, and its logarithm borrows the value at t = 1 as ADM does
         self.posterior_variance = beta * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
         floor = self.posterior_variance[1:2] if self.T > 1 else beta[:1]
@@ -88,11 +113,8 @@ class NoiseSchedule:
         self.posterior_coef_x0 = beta * self.alpha_bar_prev.sqrt() / (1 - self.alpha_bar)
         self.posterior_coef_xt = (1 - self.alpha_bar_prev) * self.alpha.sqrt() / (1 - self.alpha_bar)
         self._copies: dict[tuple[str, torch.device], Tensor] = {}
-
-    @property
-    def log_snr(self) -> Tensor:
-        """lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), shape (T,), the clock of DPM-Solver."""
-        return 0.5 * (self.alpha_bar.log() - torch.log1p(-self.alpha_bar))
+        if timesteps is None and prediction_type == "epsilon":
+            _warn_if_ill_posed(float(self.sqrt_alpha_bar[-1]))
 
     def at(self, table: str, t: Tensor | int, like: Tensor) -> Tensor:
         """Gather ``table`` at ``t`` in the precision a computation on ``like`` should have (at least float32).
@@ -115,6 +137,12 @@ class NoiseSchedule:
 
         Args:
             timesteps: the kept indices, strictly ascending.
+
+        Returns:
+            A schedule with len(timesteps) entries whose ``timesteps`` are the kept ones: what the network is told.
+
+        Raises:
+            ValueError: for timesteps that do not ascend, or lie outside 0 … T-1.
         """
         kept = torch.as_tensor(timesteps, dtype=torch.int64)
         if len(kept) == 0 or bool((kept.diff() <= 0).any()) or kept[0] < 0 or kept[-1] >= self.T:
@@ -126,8 +154,8 @@ class NoiseSchedule:
 
     def q_sample(self, x_0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
         """Eq. (3): x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps, in the dtype of ``x_0``."""
-        ab = self.at("alpha_bar", t, x_0)
-        return (ab.sqrt() * x_0 + (1 - ab).sqrt() * eps).to(x_0.dtype)
+        signal, noise = self._signal_and_noise(t, x_0)
+        return (signal * x_0 + noise * eps).to(x_0.dtype)
 
     def q_posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
         """Eqs. (6, 7): mean (B, …) and variance (B, 1, …) of q(x_{t-1} | x_t, x_0)."""
@@ -135,36 +163,40 @@ class NoiseSchedule:
         return mean, self.at("posterior_variance", t, x_t)
 
     def velocity(self, x_0: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
-        """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0."""
-        ab = self.at("alpha_bar", t, x_0)
-        return ab.sqrt() * eps - (1 - ab).sqrt() * x_0
+        """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho, 2022); (B, C, …) -> (B, C, …)."""
+        signal, noise = self._signal_and_noise(t, x_0)
+        return signal * eps - noise * x_0
 
     def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
         """The x_0 a network output stands for, by ``prediction_type``; (B, C, …) -> (B, C, …)."""
-        ab = self.at("alpha_bar", t, x_t)
+        signal, noise = self._signal_and_noise(t, x_t)
         if self.prediction_type == "sample":
-            return output.to(ab.dtype)
+            return output.to(signal.dtype)
         if self.prediction_type == "epsilon":
-            return (x_t - (1 - ab).sqrt() * output) / ab.sqrt()
-        return ab.sqrt() * x_t - (1 - ab).sqrt() * output
+            return (x_t - noise * output) / signal
+        return signal * x_t - noise * output
 
     def to_eps(self, output: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
-        """The eps a network output stands for, by ``prediction_type``."""
-        ab = self.at("alpha_bar", t, x_t)
+        """The eps a network output stands for, by ``prediction_type``; (B, C, …) -> (B, C, …)."""
+        signal, noise = self._signal_and_noise(t, x_t)
         if self.prediction_type == "epsilon":
-            return output.to(ab.dtype)
+            return output.to(signal.dtype)
         if self.prediction_type == "sample":
             return self.eps_from_x0(output, x_t, t)
-        return (1 - ab).sqrt() * x_t + ab.sqrt() * output
+        return noise * x_t + signal * output
 
     def eps_from_x0(self, x_0: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
         """eps = (x_t - sqrt(alpha_bar) x_0) / sqrt(1 - alpha_bar)."""
-        ab = self.at("alpha_bar", t, x_t)
-        return (x_t - ab.sqrt() * x_0) / (1 - ab).sqrt()
+        signal, noise = self._signal_and_noise(t, x_t)
+        return (x_t - signal * x_0) / noise
 
     def score(self, eps: Tensor, t: Tensor | int) -> Tensor:
         """Eq. (11): grad log p(x_t) = -eps / sqrt(1 - alpha_bar)."""
-        return -eps / (1 - self.at("alpha_bar", t, eps)).sqrt()
+        return -eps / self.at("sqrt_one_minus_alpha_bar", t, eps)
+
+    def _signal_and_noise(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar) and sqrt(1 - alpha_bar), ready to broadcast."""
+        return self.at("sqrt_alpha_bar", t, like), self.at("sqrt_one_minus_alpha_bar", t, like)
 
 
 def linspace_timesteps(T: int, steps: int) -> Tensor:
@@ -191,6 +223,16 @@ def log_snr_timesteps(schedule: NoiseSchedule, steps: int) -> Tensor:
     index = torch.arange(steps)
     ascending = torch.cummax(nearest - index, dim=0).values + index
     return torch.minimum(ascending, T - steps + index)
+
+
+def _warn_if_ill_posed(sqrt_alpha_bar: float) -> None:
+    if sqrt_alpha_bar * ILL_POSED_GAIN < 1:
+        warnings.warn(
+            f"epsilon prediction is ill-posed at t = T-1 of this schedule: x_0 = (x_t - …) / {sqrt_alpha_bar:.1e}. "
+            "Use prediction_type 'v_prediction' or 'sample', or the linear_beta schedule.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check_steps(T: int, steps: int) -> None:

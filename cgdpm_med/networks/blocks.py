@@ -19,13 +19,13 @@ Join = tuple[Tensor, Tensor]
 
 def conv(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Module:
     """Convolution in 2 or 3 dimensions; odd kernels are padded so that stride 1 keeps the size, even ones are not."""
-    layer: type[nn.Conv2d] | type[nn.Conv3d] = {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
+    layer = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
     return layer(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2 if kernel_size % 2 else 0)
 
 
 def conv_transpose(spatial_dims: int, in_channels: int, out_channels: int, factor: int) -> nn.Module:
     """Transposed convolution without overlap: each position becomes a patch of side ``factor``."""
-    layer = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[spatial_dims]
+    layer = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
     return layer(in_channels, out_channels, factor, stride=factor)
 
 
@@ -61,9 +61,17 @@ def add_per_image(h: Tensor, term: Tensor) -> Tensor:
     """``h + term`` where ``h`` may hold K members for each image of ``term``.
 
     Args:
-        h: (B * K, ...), the members of one image beside each other.
-        term: (B, ...) or (1, ...).
+        h: (B * K, …), the members of one image beside each other.
+        term: (B, …) or (1, …).
+
+    Raises:
+        ValueError: for a term of another size, or of an image count that does not divide the batch.
     """
+    if term.shape[1:] != h.shape[1:] or h.shape[0] % term.shape[0]:
+        raise ValueError(
+            f"condition features {tuple(term.shape)} do not fit {tuple(h.shape)}: the batch must be a multiple of the "
+            "images, and x_t of the size the condition was encoded for"
+        )
     if term.shape[0] in (1, h.shape[0]):
         return h + term
     return (h.unflatten(0, (term.shape[0], -1)) + term.unsqueeze(1)).flatten(0, 1)
@@ -129,12 +137,6 @@ class ConditionJoin(nn.Module):
         """features: (B, Cc, *S) -> two tensors (B, Cout, *S)."""
         return self.conv(F.silu(self.norm(features))), self.skip(features)
 
-    def zero_(self) -> ConditionJoin:
-        """Start as if the condition were absent."""
-        zeroed(self.conv)
-        zeroed(self.skip)
-        return self
-
 
 class Resample(nn.Module):
     """Factor-two resampling without parameters: average pooling down, nearest neighbour up."""
@@ -144,9 +146,10 @@ class Resample(nn.Module):
         if direction not in ("up", "down"):
             raise ValueError(f"resample must be 'up' or 'down', not {direction!r}")
         self.direction = direction
-        self.pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[spatial_dims]
+        self.pool = F.avg_pool2d if spatial_dims == 2 else F.avg_pool3d
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, *S) -> (B, C, *S / 2 or *S * 2)."""
         return self.pool(x, 2) if self.direction == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
@@ -169,8 +172,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, *S) -> the same shape."""
         h = self.qkv(self.norm(x).flatten(2))
-        # heads first, then q, k, v: the order of the published ADM weights
-        q, k, v = h.unflatten(1, (self.num_heads, -1)).transpose(-1, -2).chunk(3, dim=-1)
+        # heads first, then q, k, v: the order of the published ADM weights. Contiguous, because the fast kernels
+        # refuse tensors whose last dimension is strided and fall back to one four times slower
+        q, k, v = h.unflatten(1, (self.num_heads, -1)).transpose(-1, -2).contiguous().chunk(3, dim=-1)
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).flatten(1, 2)
         return x + self.proj(h).unflatten(2, x.shape[2:])
 

@@ -68,8 +68,8 @@ class ConditionPyramid(nn.Module):
 
     Args:
         scales: for each level, log2 of (level size / size of y); positive means up-sampling.
-        widths: channels of the features at each level.
         out_channels: channels of the residual block each level joins.
+        width_at: channels of the features at each scale between 0 and ``scales``.
     """
 
     def __init__(
@@ -77,21 +77,19 @@ class ConditionPyramid(nn.Module):
         spatial_dims: int,
         cond_channels: int,
         scales: Sequence[int],
-        widths: Sequence[int],
         out_channels: Sequence[int],
+        width_at: Callable[[int], int],
     ) -> None:
         super().__init__()
-        by_scale = dict(zip(scales, widths, strict=True))
-        nearest = widths[0] if scales[0] < 0 else widths[-1]
         self.branches = nn.ModuleList()
         self.joins = nn.ModuleList()
         for scale, out in zip(scales, out_channels, strict=True):
-            steps = range(0, scale - 1, -1) if scale < 0 else range(scale + 1)
-            path = [by_scale.get(step, nearest) for step in steps]
+            path = [width_at(step) for step in (range(0, scale - 1, -1) if scale < 0 else range(scale + 1))]
             self.branches.append(ConditionBranch(spatial_dims, cond_channels, path, "down" if scale < 0 else "up"))
             self.joins.append(ConditionJoin(spatial_dims, path[-1], out))
 
     def forward(self, y: Tensor) -> tuple[Join, ...]:
+        """y: (B, Cc, *S) -> for each level, the pair a ConditionJoin gives at the level's size."""
         return tuple(join(branch(y)) for branch, join in zip(self.branches, self.joins, strict=True))
 
 
@@ -136,6 +134,7 @@ class Encoder(nn.Module):
                 self.skip_channels.append(current)
 
     def forward(self, h: Tensor, emb: Tensor | None = None, joins: Sequence[Join | None] = ()) -> list[Tensor]:
+        """h: (B, channels[0], *S); emb: (B or 1, E); joins: one for each level, or none at all."""
         skips = [h]
         for level, (blocks, attns) in enumerate(zip(self.levels, self.attentions, strict=True)):
             joined = joins[level] if joins else None
@@ -189,6 +188,7 @@ class Decoder(nn.Module):
                 current = width if resblock_updown else channels[level - 1]
 
     def forward(self, h: Tensor, skips: list[Tensor], emb: Tensor, joins: Sequence[Join | None] = ()) -> Tensor:
+        """h: the bottleneck's output; skips: the encoder's outputs, fine to coarse. -> (B, channels[0], *S)."""
         skips = list(skips)
         for index, (blocks, attns) in enumerate(zip(self.levels, self.attentions, strict=True)):
             joined = joins[len(self.levels) - 1 - index] if joins else None
@@ -218,7 +218,8 @@ class ConditionalUNet(nn.Module):
         cond_scale: size of x_t / size of y (a power of two), 8 for 16 -> 128 super-resolution.
         patch_size: x_t and y enter in patches of this size (a strided convolution), and the prediction leaves so:
             2 costs a quarter of the compute at the finest level.
-        cond_interpolation: how y is brought to the size of x_t for the input concatenation; "bicubic", "bilinear".
+        cond_interpolation: how y is brought to the size of x_t for the input concatenation, "bicubic" or "bilinear";
+            3D networks always take "trilinear".
         mid_attention: self-attention at the bottleneck; None means as the coarsest level has it.
         num_head_channels, num_heads: the head split of the attention.
         resblock_updown: change resolution with residual blocks, as ADM does, instead of strided and transposed
@@ -253,6 +254,8 @@ class ConditionalUNet(nn.Module):
         super().__init__()
         if fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, not {fusion!r}")
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, not {spatial_dims}")
         if len(attention_levels) != len(channels):
             raise ValueError(f"attention_levels has {len(attention_levels)} entries for {len(channels)} levels")
         if cond_scale < 1 or cond_scale & (cond_scale - 1):
@@ -266,7 +269,7 @@ class ConditionalUNet(nn.Module):
         self.num_classes = num_classes
         self.cond_scale, self.patch_size, self.cond_interpolation = cond_scale, patch_size, cond_interpolation
         self.model_channels = channels[0]
-        self.divisor = patch_size * 2 ** (len(channels) - 1)
+        self.divisor = max(patch_size * 2 ** (len(channels) - 1), cond_scale)
         fusion = fusion if cond_channels else "none"
         emb_channels = 4 * channels[0]
 
@@ -278,9 +281,8 @@ class ConditionalUNet(nn.Module):
         def stem(c_in: int) -> nn.Module:
             return conv(spatial_dims, c_in, channels[0], 3 if patch_size == 1 else patch_size, stride=patch_size)
 
-        self.time_embed = nn.Sequential(
-            nn.Linear(channels[0], emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
-        )
+        embed = nn.Linear(channels[0], emb_channels)
+        self.time_embed = nn.Sequential(embed, nn.SiLU(), nn.Linear(emb_channels, emb_channels))
         self.class_embed = nn.Embedding(num_classes, emb_channels) if num_classes else None
         self.stem = stem(in_channels)
         self.encoder = Encoder(
@@ -314,18 +316,19 @@ class ConditionalUNet(nn.Module):
         self.cond_stem = stem(cond_channels) if fusion in ("input", "encoder", "encoder_decoder") else None
         first = int(math.log2(cond_scale)) - int(math.log2(patch_size))
         scales = [first - level for level in range(len(channels))]
-        widths = [max(width // 2, 8) for width in channels]
 
-        def pyramid() -> ConditionPyramid:
-            return ConditionPyramid(spatial_dims, cond_channels, scales, widths, channels)
+        def width_at(scale: int) -> int:
+            """Half the width of the level at this scale, or of the nearest level."""
+            return max(channels[min(max(first - scale, 0), len(channels) - 1)] // 2, 8)
 
-        self.cond_encoder = pyramid() if fusion in ("encoder", "encoder_decoder") else None
-        self.cond_decoder = pyramid() if fusion == "encoder_decoder" else None
-        self.cond_bottleneck: nn.Module | None = None
+        def pyramid(scales: Sequence[int], out_channels: Sequence[int]) -> ConditionPyramid:
+            return ConditionPyramid(spatial_dims, cond_channels, scales, out_channels, width_at)
+
+        self.cond_encoder = pyramid(scales, channels) if fusion in ("encoder", "encoder_decoder") else None
+        self.cond_decoder = pyramid(scales, channels) if fusion == "encoder_decoder" else None
+        self.cond_bottleneck: ConditionPyramid | SecondEncoder | None = None
         if fusion == "bottleneck":
-            self.cond_bottleneck = ConditionPyramid(spatial_dims, cond_channels, scales, widths, [mid] * len(scales))
-            self.cond_bottleneck.branches = self.cond_bottleneck.branches[-1:]
-            self.cond_bottleneck.joins = self.cond_bottleneck.joins[-1:]
+            self.cond_bottleneck = pyramid(scales[-1:], [mid])
         elif fusion == "dual_encoder":
             self.cond_bottleneck = SecondEncoder(
                 stem(cond_channels),
@@ -351,8 +354,11 @@ class ConditionalUNet(nn.Module):
 
         Returns:
             (B, C or 2C, *S).
+
+        Raises:
+            ValueError: for a missing condition or class label, wrong channels, or a size not divisible by ``divisor``.
         """
-        self._check_size(x)
+        self._check(x)
         if context is None and self.cond_channels:
             raise ValueError("this network needs its condition image: pass context")
         if context is None or isinstance(context, Tensor):
@@ -373,12 +379,20 @@ class ConditionalUNet(nn.Module):
             y: (B, Cc, *S'); None for an unconditional network.
             size: spatial size of x_t; by default the size of y times ``cond_scale``. A y of another size than
                 ``size / cond_scale`` is resampled to it.
+
+        Raises:
+            ValueError: for a y of other channels or dimensions than the network's, or a size not divisible by
+                ``divisor``.
         """
         if y is None or not self.cond_channels:
             return ConditionFeatures(None, (), None, ())
-        if y.shape[1] != self.cond_channels:
-            raise ValueError(f"the condition has {y.shape[1]} channels, the network expects {self.cond_channels}")
+        if y.ndim != self.spatial_dims + 2 or y.shape[1] != self.cond_channels:
+            raise ValueError(
+                f"expected a condition of {self.cond_channels} channels and {self.spatial_dims} spatial dimensions, "
+                f"got shape {tuple(y.shape)}"
+            )
         size = tuple(size) if size is not None else tuple(self.cond_scale * n for n in y.shape[2:])
+        self._check_size(size)
         small = self._resize(y, [n // self.cond_scale for n in size])
         stem = self.cond_stem(self._resize(y, size)) if self.cond_stem is not None else None
         encoder = self.cond_encoder(small) if self.cond_encoder is not None else ()
@@ -387,12 +401,12 @@ class ConditionalUNet(nn.Module):
         if isinstance(self.cond_bottleneck, SecondEncoder):
             bottleneck = self.cond_bottleneck(self._resize(y, size))
         elif self.cond_bottleneck is not None:
-            bottleneck = self.cond_bottleneck(small)[-1]
+            bottleneck = self.cond_bottleneck(small)[0]
         return ConditionFeatures(stem, encoder, bottleneck, decoder)
 
     def _embed(self, timesteps: Tensor, class_labels: Tensor | None, x: Tensor) -> Tensor:
-        weight = self.time_embed[0].weight
-        emb = self.time_embed(timestep_embedding(timesteps.to(x.device), self.model_channels).to(weight.dtype))
+        sinusoids = timestep_embedding(timesteps.to(x.device), self.model_channels)
+        emb = self.time_embed(sinusoids.to(next(self.time_embed.parameters()).dtype))
         if (class_labels is None) != (self.class_embed is None):
             raise ValueError("class_labels must be given exactly when the network has num_classes")
         return emb if self.class_embed is None else emb + self.class_embed(class_labels)
@@ -403,11 +417,17 @@ class ConditionalUNet(nn.Module):
         mode = self.cond_interpolation if self.spatial_dims == 2 else "trilinear"
         return F.interpolate(y, tuple(size), mode=mode, align_corners=False)
 
-    def _check_size(self, x: Tensor) -> None:
-        if x.ndim != self.spatial_dims + 2:
-            raise ValueError(f"expected {self.spatial_dims} spatial dimensions, got an input of shape {tuple(x.shape)}")
-        if any(n % self.divisor for n in x.shape[2:]):
-            raise ValueError(f"spatial size {tuple(x.shape[2:])} must be divisible by {self.divisor}")
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != self.spatial_dims + 2 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"expected {self.in_channels} channels and {self.spatial_dims} spatial dimensions, "
+                f"got an input of shape {tuple(x.shape)}"
+            )
+        self._check_size(x.shape[2:])
+
+    def _check_size(self, size: Sequence[int]) -> None:
+        if any(n % self.divisor for n in size):
+            raise ValueError(f"spatial size {tuple(size)} must be divisible by {self.divisor}")
 
 
 class SecondEncoder(nn.Module):
@@ -418,4 +438,5 @@ class SecondEncoder(nn.Module):
         self.stem, self.encoder, self.join = stem, encoder, join
 
     def forward(self, y: Tensor) -> Join:
+        """y: (B, Cc, *S) at the size of x_t -> the pair for the bottleneck's first block."""
         return self.join(self.encoder(self.stem(y))[-1])
