@@ -23,6 +23,7 @@ ROOMS = (
     "transforms",
     "data",
     "slices",
+    "augment",
     "phantom",
     "predictor",
     "inferers",

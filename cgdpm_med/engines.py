@@ -1,0 +1,323 @@
+"""Parts for MONAI's SupervisedTrainer: what a batch means, what an iteration does, and an exact resume.
+
+A training run is ``SupervisedTrainer(loss_function=DiffusionLoss(…), prepare_batch=MaskPrepareBatch(…),
+iteration_update=DiffusionUpdate(…), train_handlers=[TrainingState(…), …])``; ignite's EMAHandler keeps the average.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys
+from torch import Tensor
+
+from cgdpm_med.predictor import autocast_dtype
+from cgdpm_med.slices import EpochSampler
+from cgdpm_med.transforms import encode_mask
+from cgdpm_med.volumes import InputError, atomic_write
+
+
+class MaskPrepareBatch:
+    """Batch to (x_0, y): the encoded mask is the diffusion target, the image is the condition.
+
+    Args:
+        num_classes, scale: see :func:`~cgdpm_med.transforms.encode_mask`.
+        augment: ``augment(image, label) -> (image, label)`` on the whole batch, for example
+            :class:`~cgdpm_med.SliceAugment`; None for validation.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 4,
+        scale: float = 1.0,
+        augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        self.num_classes, self.scale, self.augment = num_classes, scale, augment
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        image = _plain(batchdata[CommonKeys.IMAGE]).to(device, non_blocking=non_blocking)
+        label = _plain(batchdata[CommonKeys.LABEL]).to(device, non_blocking=non_blocking)
+        if self.augment is not None:
+            image, label = self.augment(image, label)
+        return encode_mask(label, self.num_classes, self.scale), image
+
+
+class ImagePrepareBatch:
+    """Batch to (x_0, y) for super-resolution: the image is the target, its low-resolution version the condition."""
+
+    def __init__(self, condition_key: str = "condition") -> None:
+        self.condition_key = condition_key
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        x_0 = _plain(batchdata[CommonKeys.IMAGE]).to(device, non_blocking=non_blocking)
+        return x_0, _plain(batchdata[self.condition_key]).to(device, non_blocking=non_blocking)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """MetaTensor bookkeeping costs time in a training loop and is of no use there."""
+    return x.as_subclass(Tensor) if type(x) is not Tensor else x
+
+
+class DiffusionUpdate:
+    """One training iteration, for ``SupervisedTrainer(iteration_update=…)``.
+
+    Calls ``engine.loss_function(engine.network, x_0, y)``, so the loss decides how the network is evaluated.
+    MONAI's own mixed precision exists on CUDA alone and would leave a CPU in float32.
+
+    Args:
+        precision: "float32", "bfloat16" or "auto" (bfloat16 where the device is fast at it). The weights, the
+            optimiser and the loss stay float32; bfloat16 needs no gradient scaling.
+        max_grad_norm: gradients are clipped to this norm.
+
+    Raises:
+        FloatingPointError: when the loss is not finite, naming the iteration.
+    """
+
+    def __init__(self, precision: str = "auto", max_grad_norm: float = 1.0) -> None:
+        self.precision, self.max_grad_norm = precision, max_grad_norm
+
+    def __call__(self, engine: Any, batchdata: Mapping[str, Tensor]) -> dict[str, Any]:
+        device = torch.device(engine.state.device)
+        x_0, y = engine.prepare_batch(batchdata, device, engine.non_blocking, **engine.to_kwargs)
+        engine.state.output = {CommonKeys.IMAGE: y, CommonKeys.LABEL: x_0}
+        engine.network.train()
+        engine.optimizer.zero_grad(set_to_none=True)
+        dtype = autocast_dtype(device, self.precision)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            loss = engine.loss_function(engine.network, x_0, y)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.state.output[CommonKeys.LOSS] = loss.item()
+        if not np.isfinite(engine.state.output[CommonKeys.LOSS]):
+            raise FloatingPointError(f"the loss is {loss.item()} at iteration {engine.state.iteration}")
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        loss.backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_grad_norm)
+        engine.optimizer.step()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+
+class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
+    """Learning rate: linear warm-up, then a half cosine down to ``floor`` of its peak.
+
+    Args:
+        total: iterations of the whole run; stepped once per iteration by :class:`TrainingState`.
+        warmup: iterations of the warm-up.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total: int, warmup: int = 100, floor: float = 0.01) -> None:
+        def factor(i: int) -> float:
+            if i < warmup:
+                return (i + 1) / warmup
+            progress = min(1.0, (i - warmup) / max(1, total - warmup))
+            return floor + (1 - floor) * 0.5 * (1 + float(np.cos(np.pi * progress)))
+
+        super().__init__(optimizer, factor)
+
+
+class TrainingState:
+    """Saves after every epoch all that a bit-exact continuation needs, and continues from it when it is there.
+
+    The checkpoint holds the given objects (network, EMA, optimiser, scheduler, …), the random states of torch, numpy
+    and Python, and the trainer's place. Epochs are keyed by number (``EpochSampler``), so a place between epochs is
+    the loader's position. A killed run loses at most the epoch it was in.
+
+    Args:
+        path: of the checkpoint; written atomically.
+        objects: by name, anything with state_dict and load_state_dict.
+        sampler: told the epoch before each pass.
+        lr_scheduler: stepped after every iteration, and saved.
+        resume: continue from ``path`` when it exists.
+
+    Raises:
+        InputError: when the checkpoint does not fit, naming the object.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        objects: Mapping[str, Any],
+        sampler: EpochSampler | None = None,
+        lr_scheduler: Any = None,
+        resume: bool = True,
+    ) -> None:
+        self.path, self.objects, self.resume = Path(path), dict(objects), resume
+        self.sampler, self.lr_scheduler = sampler, lr_scheduler
+        if lr_scheduler is not None:
+            self.objects["lr_scheduler"] = lr_scheduler
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self.restore)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._tell_epoch)
+        if self.lr_scheduler is not None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: self.lr_scheduler.step())
+
+    def attach_saving(self, engine: Engine) -> None:
+        """Save at the end of each epoch; attached on its own so that it can come after validation."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def _tell_epoch(self, engine: Engine) -> None:
+        if self.sampler is not None:
+            self.sampler.set_epoch(engine.state.epoch)
+
+    def save(self, engine: Engine) -> None:
+        """Write the checkpoint."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+            return
+        state = {name: thing.state_dict() for name, thing in self.objects.items()}
+        state["place"] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        state["random"] = random_state()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.path) as file:
+            torch.save(state, file)
+
+    def restore(self, engine: Engine) -> None:
+        """Continue from the checkpoint, if there is one and ``resume`` is set."""
+        if not (self.resume and self.path.exists()):
+            return
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise InputError(
+                f"is no readable checkpoint ({type(error).__name__})", path=self.path, remedy="Delete it to start anew"
+            ) from error
+        for name, thing in self.objects.items():
+            try:
+                thing.load_state_dict(state[name])
+            except Exception as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(
+                    f"does not fit this run's {name} ({reason})",
+                    path=self.path,
+                    remedy="Delete it, or give the run another output folder",
+                ) from error
+        engine.state.epoch = state["place"]["epoch"]
+        engine.state.iteration = state["place"]["iteration"]
+        set_random_state(state["random"])
+
+
+def random_state() -> dict[str, Any]:
+    """States of the global generators of torch (every device), numpy and Python, in plain types."""
+    algorithm, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(algorithm), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Inverse of :func:`random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    algorithm, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+class BestWeights:
+    """Keeps the weights with the best validation metric, and the last ones; attach to the evaluator.
+
+    Args:
+        model: whose state_dict is written (the EMA model).
+        path: of the best weights; the last go beside them as ``<name>_last``.
+        metric: name in ``engine.state.metrics``; larger is better.
+
+    Its own state (the best value) belongs into the checkpoint, so that a resumed run does not forget it.
+    """
+
+    def __init__(self, model: torch.nn.Module, path: str | Path, metric: str) -> None:
+        self.model, self.path, self.metric = model, Path(path), metric
+        self.best = float("-inf")
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self.update)
+
+    def update(self, engine: Engine) -> None:
+        """Write the last weights, and the best when they are."""
+        value = float(engine.state.metrics[self.metric])
+        save_weights(self.model, self.path.with_name(f"{self.path.stem}_last{self.path.suffix}"))
+        if value > self.best:
+            self.best = value
+            save_weights(self.model, self.path)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.best = float(state["best"])
+
+
+def save_weights(model: torch.nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a state_dict atomically, floating-point tensors in ``dtype`` if given (float16 halves the file)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    with atomic_write(path) as file:
+        torch.save(state, file)
+
+
+def load_weights(model: torch.nn.Module, path: str | Path) -> torch.nn.Module:
+    """Read a state_dict into ``model`` (weights_only, cast to the model's precision) and return it.
+
+    Raises:
+        InputError: when the file is missing, is no state_dict, or belongs to another network; the first differing
+            keys are named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("there are no weights here", path=path, remedy="Train them, or give another file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"is not a file of plain weights ({type(error).__name__})",
+            path=path,
+            remedy="Files that would run code are refused; save a state_dict with torch.save",
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError("holds something else than a state_dict", path=path, remedy="Save model.state_dict()")
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if wanted != found:
+        differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        details = ", ".join(
+            f"{name} (network {wanted.get(name, 'has none')}, file {found.get(name, 'has none')})"
+            for name in differing[:3]
+        )
+        raise InputError(
+            f"belongs to another network: {len(differing)} of {len(wanted)} tensors differ, first {details}",
+            path=path,
+            remedy="Use the configuration the weights were trained with",
+        )
+    model.load_state_dict(state)
+    return model

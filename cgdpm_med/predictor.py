@@ -1,0 +1,162 @@
+"""DiffusionPredictor: condition image in, prediction out. The module that bundles deploy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cgdpm_med.diffusion.ensemble import mask_probabilities, sample_ensemble
+from cgdpm_med.diffusion.sampling import encode
+from cgdpm_med.diffusion.schedule import NoiseSchedule
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+TARGETS = ("mask", "image")
+
+
+class DiffusionPredictor(nn.Module):
+    """Samples an ensemble for each condition image and returns its mean.
+
+    Args:
+        denoiser: what every sampler calls, for masks a :class:`~cgdpm_med.MaskDenoiser`.
+        guide: the guidance network, or None.
+        schedule: of the sampling.
+        out_channels: channels C of the target.
+        target: "mask" (probabilities are averaged) or "image" (clipped to [-1, 1] and averaged).
+        scale: magnitude of the encoded mask.
+        size_factor: size of the target / size of the condition.
+        guidance_scale, guidance_interval: w and [t_lo, t_hi); see :func:`~cgdpm_med.guided`.
+        steps, method, eta: see :func:`~cgdpm_med.trajectory`.
+        members: K.
+        seed: base seed of the noise.
+        max_batch: most fields in one evaluation of the network.
+        precision: "float32", "bfloat16" (inside the network only), or "auto": bfloat16 where the device is fast at it.
+
+    Raises:
+        ValueError: for an unknown target or precision, or members below one.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        guide: nn.Module | None = None,
+        schedule: NoiseSchedule | None = None,
+        *,
+        out_channels: int = 4,
+        target: str = "mask",
+        scale: float = 1.0,
+        size_factor: int = 1,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[int, int] | None = None,
+        steps: int = 10,
+        method: str = "ddim",
+        eta: float = 0.0,
+        members: int = 8,
+        seed: int = 0,
+        max_batch: int = 64,
+        precision: str = "auto",
+    ) -> None:
+        super().__init__()
+        if target not in TARGETS:
+            raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {target!r}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        if members < 1:
+            raise ValueError(f"an ensemble needs at least one member, not {members}")
+        self.denoiser, self.guide = denoiser, guide
+        self.schedule = schedule or NoiseSchedule()
+        self.out_channels, self.target, self.scale, self.size_factor = out_channels, target, scale, size_factor
+        self.guidance_scale, self.guidance_interval = guidance_scale, guidance_interval
+        self.steps, self.method, self.eta = steps, method, eta
+        self.members, self.seed, self.max_batch, self.precision = members, seed, max_batch, precision
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (B, Cc, *S) -> mean over members, (B, C, *S): probabilities of a mask, or an image in [-1, 1]."""
+        return self.ensemble(image).mean(dim=0)
+
+    def ensemble(
+        self,
+        image: Tensor,
+        keys: Sequence[Hashable] | None = None,
+        member_ids: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+        wrap: Callable[[Any], Any] | None = None,
+    ) -> Tensor:
+        """Every member: (K, B, C, *S), decoded to probabilities or images.
+
+        Args:
+            image: condition images, (B, Cc, *S).
+            keys: one per image; the noise of a member depends on (seed, key, member) alone.
+            member_ids: which members; 0 … K-1 by default.
+            progress: called with the number of finished fields.
+            wrap: applied to the (guided) denoiser before sampling, for example a windowed one.
+        """
+        denoiser = self._sampling_denoiser()
+        size = [self.size_factor * n for n in image.shape[2:]]
+        x_0 = sample_ensemble(
+            wrap(denoiser) if wrap else denoiser,
+            image,
+            self.schedule,
+            shape=(self.out_channels, *size),
+            members=self.members,
+            seed=self.seed,
+            keys=keys,
+            member_ids=member_ids,
+            max_batch=self.max_batch,
+            progress=progress,
+            steps=self.steps,
+            method=self.method,
+            eta=self.eta,
+            clip=(-self.scale, self.scale) if self.target == "mask" else (-1.0, 1.0),
+        )
+        return mask_probabilities(x_0, self.scale, channel_dim=2) if self.target == "mask" else x_0.clamp(-1, 1)
+
+    def _sampling_denoiser(self) -> Any:
+        device = next(self.denoiser.parameters()).device
+        dtype = autocast_dtype(device, self.precision)
+        denoiser: Any = Autocast(self.denoiser, device, dtype)
+        if self.guide is None or self.guidance_scale == 0:
+            return denoiser
+        from cgdpm_med.diffusion.guidance import guided
+
+        guide = Autocast(self.guide, device, dtype)
+        interval = self.guidance_interval or (0, self.schedule.T)
+        return guided(denoiser, guide, self.schedule, scale=self.guidance_scale, interval=tuple(interval))
+
+
+class Autocast:
+    """Evaluates a network in evaluation mode and lower precision; what enters and leaves the sampler stays float32."""
+
+    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+        self.network = network.eval()
+        self.device, self.dtype = device, dtype
+
+    def _context(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def encode_condition(self, y: Tensor) -> Any:
+        with self._context():
+            return encode(self.network, y)
+
+    def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
+        with self._context():
+            return self.network(x_t, t, context).to(x_t.dtype)
+
+
+def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """The precision networks are evaluated in on ``device``."""
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    return torch.bfloat16 if bfloat16_is_fast(device) else torch.float32
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: NVIDIA from Ampere on, CPUs with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        return bool(supported and supported())
+    return False

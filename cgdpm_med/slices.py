@@ -1,0 +1,115 @@
+"""2D slices of 3D volumes, with their neighbours as extra condition channels, for training.
+
+Randomness is keyed: the augmentation of slice i in epoch e is a function of (seed, e, i) alone, whatever the number of
+workers, so that a resumed run sees exactly what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from cgdpm_med.diffusion.ensemble import key_seed
+
+
+def slice_stack(volume: Tensor, neighbours: int = 0) -> Tensor:
+    """Slices along the last axis, each with its neighbours as channels; the outermost slices repeat themselves.
+
+    Args:
+        volume: (C, X, Y, Z).
+        neighbours: on each side.
+
+    Returns:
+        (Z, C * (2 * neighbours + 1), X, Y); channels run from the slice below to the slice above.
+    """
+    depth = volume.shape[-1]
+    centre = torch.arange(depth, device=volume.device)
+    offsets = range(-neighbours, neighbours + 1)
+    return torch.cat([volume[..., (centre + d).clamp(0, depth - 1)].movedim(-1, 0) for d in offsets], dim=1)
+
+
+class SliceDataset(Dataset):
+    """Every slice of a set of preprocessed volumes, held in memory, augmented by key.
+
+    Args:
+        volumes: items with ``image`` (1, X, Y, Z) and ``label`` (1, X, Y, Z).
+        augment: a MONAI transform over ``image`` (Cc, X, Y) and ``label`` (1, X, Y), or None.
+        neighbours: see :func:`slice_stack`.
+        seed: of the augmentation.
+
+    Index it with (epoch, index), as :class:`EpochSampler` does, or with an index alone for epoch 0.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Mapping[Hashable, Any]],
+        augment: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        neighbours: int = 0,
+        seed: int = 0,
+    ) -> None:
+        images, labels = [], []
+        for volume in volumes:
+            images.append(slice_stack(torch.as_tensor(volume["image"]).as_subclass(Tensor), neighbours))
+            labels.append(slice_stack(torch.as_tensor(volume["label"]).as_subclass(Tensor)).to(torch.uint8))
+        if not images:
+            raise ValueError("no volumes to take slices from")
+        self.images = [image for stack in images for image in stack]
+        self.labels = [label for stack in labels for label in stack]
+        self.augment, self.seed = augment, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, i = index if isinstance(index, tuple) else (0, index)
+        item = {"image": self.images[i], "label": self.labels[i]}
+        if self.augment is None:
+            return item
+        if hasattr(self.augment, "set_random_state"):
+            self.augment.set_random_state(seed=key_seed(self.seed, "augment", epoch, i) % 2**32)
+        return self.augment(item)
+
+
+class EpochSampler(Sampler):
+    """Shuffled (epoch, index) pairs; each epoch's order is a function of (seed, epoch).
+
+    Only whole batches are dealt, and with several processes each takes every n-th batch-sized share, so the union over
+    processes is the order one process would have seen.
+
+    Args:
+        length: of the dataset.
+        seed: of the order.
+        batch_size: per process; the tail that fills no batch on every process is left out of the epoch.
+        rank, world_size: this process among all; by default torch.distributed's, or one process.
+    """
+
+    def __init__(
+        self, length: int, seed: int = 0, batch_size: int = 1, rank: int | None = None, world_size: int | None = None
+    ) -> None:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
+        self.world_size = (
+            world_size if world_size is not None else torch.distributed.get_world_size() if distributed else 1
+        )
+        self.length, self.seed, self.batch_size = length, seed, batch_size
+        self.epoch = 0
+        self.batches = length // (batch_size * self.world_size)
+        if not self.batches:
+            raise ValueError(f"{length} items fill no batch of {batch_size} on {self.world_size} process(es)")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(key_seed(self.seed, "order", self.epoch))
+        order = torch.randperm(self.length, generator=generator)[: self.batches * self.batch_size * self.world_size]
+        mine = order.reshape(self.batches, self.world_size, self.batch_size)[:, self.rank].flatten()
+        return iter([(self.epoch, i) for i in mine.tolist()])

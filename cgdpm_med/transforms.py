@@ -1,0 +1,269 @@
+"""Dictionary transforms: reading volumes on their true grid, masks as diffusion targets, members to masks, saving.
+
+Spaces: ``image`` and ``label`` are (1, X, Y, Z) MetaTensors whose affine has the true voxel spacing (see ``volumes``).
+Members of an ensemble travel as one (K * C, X, Y, Z) tensor, member by member, so that MONAI's ``Invertd`` brings all
+of them back to the native grid in one pass; probabilities are inverted with linear interpolation, then decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Randomizable
+from torch import Tensor
+
+from cgdpm_med.diffusion.ensemble import disagreement, entropy, fuse_majority, fuse_mean, mask_probabilities
+from cgdpm_med.volumes import Spacing, read_labels, read_volume, write_on_grid
+
+FUSIONS = ("mean", "majority")
+
+
+class LoadVolumed(MapTransform):
+    """Read NIfTI volumes with the spacing conflict of their headers settled (``volumes.read_volume``).
+
+    Args:
+        keys: of file paths.
+        label_keys: those among ``keys`` that hold label maps; checked against ``labels`` and the first image's grid.
+        labels: allowed label values.
+        spacing: which part of the header to believe; "auto" unless the user knows better.
+
+    Each path becomes a float32 MetaTensor (1, X, Y, Z), its affine the RAS+ world affine with the true spacing.
+
+    Raises:
+        InputError: for anything wrong with a file.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_keys: Sequence[str] = ("label",),
+        labels: Sequence[int] = (0, 1, 2, 3),
+        spacing: Spacing = "auto",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.label_keys = tuple(label_keys)
+        self.labels = frozenset(labels)
+        self.spacing = spacing
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        image_grid = None
+        for key in self.key_iterator(out):
+            path = out[key]
+            if key in self.label_keys:
+                volume = read_labels(path, allowed=self.labels, like=image_grid, spacing=self.spacing)
+            else:
+                volume = read_volume(path, spacing=self.spacing)
+                image_grid = image_grid or volume.grid
+            out[key] = MetaTensor(
+                torch.from_numpy(np.ascontiguousarray(volume.data, dtype=np.float32))[None],
+                affine=torch.tensor(volume.grid.affine),
+                meta={"filename_or_obj": str(path)},
+            )
+        return out
+
+
+def encode_mask(labels: Tensor, num_classes: int, scale: float = 1.0) -> Tensor:
+    """Label map to diffusion target: one-hot channels in {-scale, +scale}; a binary mask is one channel.
+
+    Args:
+        labels: (B, 1, *S) with values 0 … num_classes - 1.
+        num_classes: C; 2 gives a single channel.
+
+    Returns:
+        float32, (B, C, *S), or (B, 1, *S) when num_classes = 2.
+    """
+    one_hot = F.one_hot(labels[:, 0].long(), num_classes).movedim(-1, 1).float()
+    if num_classes == 2:
+        one_hot = one_hot[:, 1:]
+    return scale * (2 * one_hot - 1)
+
+
+class EncodeMaskd(MapTransform):
+    """:func:`encode_mask` for one item: (1, *S) labels to (C, *S) target."""
+
+    def __init__(
+        self, keys: KeysCollection, num_classes: int, scale: float = 1.0, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.num_classes, self.scale = num_classes, scale
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = encode_mask(out[key][None], self.num_classes, self.scale)[0]
+        return out
+
+
+class DecodeMaskd(MapTransform):
+    """Target channels (C, *S) to labels (1, *S) uint8, through probabilities."""
+
+    def __init__(self, keys: KeysCollection, scale: float = 1.0, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.scale = scale
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = labels_of(mask_probabilities(out[key], self.scale, channel_dim=0), channel_dim=0)
+        return out
+
+
+def labels_of(probabilities: Tensor, channel_dim: int) -> Tensor:
+    """Most probable class, uint8, the channel kept with size one; a single channel is foreground above one half."""
+    if probabilities.shape[channel_dim] == 1:
+        return (probabilities > 0.5).to(torch.uint8)
+    return probabilities.argmax(dim=channel_dim, keepdim=True).to(torch.uint8)
+
+
+class FuseMembersd(MapTransform):
+    """Members on the native grid to one mask with its uncertainty.
+
+    From ``pred`` (K * C, *S), probabilities of K members, writes to the item
+
+    * ``members``        (K, *S) uint8, each member's own mask,
+    * ``probabilities``  (C, *S) float32, fused; they sum to one,
+    * ``mask``           (1, *S) uint8,
+    * ``entropy``        (1, *S) float32 in [0, 1], of the fused probabilities,
+    * ``disagreement``   (1, *S) float32, fraction of members outside the majority,
+
+    and removes ``pred``. Where inverting a crop left no probability at all, the class is background.
+
+    Args:
+        num_classes: C.
+        fusion: "mean" of the probabilities, or "majority" vote.
+    """
+
+    def __init__(self, keys: KeysCollection = ("pred",), num_classes: int = 4, fusion: str = "mean") -> None:
+        super().__init__(keys)
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, not {fusion!r}")
+        self.num_classes, self.fusion = num_classes, fusion
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            p = torch.as_tensor(out.pop(key))
+            p = p.unflatten(0, (-1, self.num_classes)).clamp(0, 1)
+            if self.num_classes > 1:
+                p[:, 0] = (1 - p[:, 1:].sum(dim=1)).clamp(0, 1)
+            fused = fuse_mean(p) if self.fusion == "mean" else fuse_majority(p)
+            out["members"] = labels_of(p, channel_dim=1)[:, 0]
+            out["probabilities"] = fused
+            out["mask"] = labels_of(fused, channel_dim=0)
+            out["entropy"] = entropy(fused)[None]
+            out["disagreement"] = disagreement(p)[None]
+        return out
+
+
+class SaveOnGridd(MapTransform):
+    """Write arrays of an item as NIfTI on the grid of its input file, atomically.
+
+    Files are named ``<folder>/<case>_<key>.nii.gz``; the mask itself ``<folder>/<case>.nii.gz``. A single channel is
+    dropped, several become the last axis.
+
+    Args:
+        keys: what to write.
+        output_dir: folder, made when needed.
+        source: key of the file path in MetaTensor metadata, or a path.
+    """
+
+    def __init__(self, keys: KeysCollection, output_dir: str | Path, source: str = "image") -> None:
+        super().__init__(keys)
+        self.output_dir, self.source = Path(output_dir), source
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        path = source_path(out[self.source])
+        grid = read_volume(path).grid
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        for key in self.key_iterator(out):
+            array = torch.as_tensor(out[key]).cpu().numpy()
+            array = array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, -1)
+            name = case_name(path) + ("" if key == "mask" else f"_{key}") + ".nii.gz"
+            write_on_grid(array, grid, self.output_dir / name, dtype=array.dtype)
+        return out
+
+
+def source_path(item: Any) -> Path:
+    """The file an item came from: a path, or a MetaTensor that remembers it."""
+    name = item.meta["filename_or_obj"] if isinstance(item, MetaTensor) else item
+    return Path(name[0] if isinstance(name, list) else name)
+
+
+def case_name(path: str | Path) -> str:
+    """File name without .nii or .nii.gz."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+
+
+class Degraded(MapTransform):
+    """High resolution to low resolution by area averaging: keeps ``key`` and writes ``condition_key``.
+
+    Args:
+        factor: integer down-sampling factor of every spatial axis.
+    """
+
+    def __init__(self, keys: KeysCollection, factor: int, condition_key: str = "condition") -> None:
+        super().__init__(keys)
+        if factor < 1:
+            raise ValueError(f"the down-sampling factor must be at least 1, not {factor}")
+        self.factor, self.condition_key = factor, condition_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[self.condition_key] = area_downsample(torch.as_tensor(out[key])[None], self.factor)[0]
+        return out
+
+
+def area_downsample(image: Tensor, factor: int) -> Tensor:
+    """Mean over factor x factor (x factor) blocks; (B, C, *S) -> (B, C, *S / factor)."""
+    if any(n % factor for n in image.shape[2:]):
+        raise ValueError(f"spatial size {tuple(image.shape[2:])} must be divisible by the factor {factor}")
+    return (F.avg_pool2d if image.ndim == 4 else F.avg_pool3d)(image, factor)
+
+
+class RandDegraded(Randomizable, MapTransform):
+    """Low-resolution condition with a random extra blur: draws sigma, then delegates to :class:`Degraded`.
+
+    Args:
+        factor: down-sampling factor.
+        sigma_range: of the Gaussian blur before averaging, in high-resolution pixels.
+        prob: probability of blurring at all.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        factor: int,
+        condition_key: str = "condition",
+        sigma_range: tuple[float, float] = (0.0, 1.0),
+        prob: float = 0.5,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        self.degrade = Degraded(keys, factor, condition_key)
+        self.sigma_range, self.prob = sigma_range, prob
+        self.sigma = 0.0
+
+    def randomize(self, data: Any = None) -> None:
+        self.sigma = self.R.uniform(*self.sigma_range) if self.R.rand() < self.prob else 0.0
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        from monai.transforms import GaussianSmooth
+
+        self.randomize()
+        out = dict(data)
+        for key in self.key_iterator(out):
+            sharp = out[key]
+            blurred = GaussianSmooth(self.sigma)(sharp) if self.sigma > 0 else sharp
+            out = self.degrade({**out, key: blurred})
+            out[key] = sharp
+        return out
