@@ -14,7 +14,6 @@ from torch import Tensor
 from cgdpm_med.diffusion.sampling import Guided, encode
 from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.slices import slice_stack
-from cgdpm_med.transforms import case_name, source_path
 
 
 class SliceEnsembleInferer(Inferer):
@@ -40,11 +39,11 @@ class SliceEnsembleInferer(Inferer):
     def __call__(self, inputs: Tensor, network: DiffusionPredictor, *args: Any, **kwargs: Any) -> Tensor:
         """inputs: (B, 1, X, Y, Z) -> probabilities of all members, (B, K * C, X, Y, Z), member by member.
 
-        The noise is keyed by the volume's file name (from its metadata, else its place in the batch) and slice.
+        The noise is keyed by the case key in the volume's metadata (else its place in the batch) and the slice.
         """
         volumes = []
         for b, volume in enumerate(inputs):
-            case = case_name(source_path(volume)) if _has_source(volume) else str(b)
+            case = volume.meta["key"] if isinstance(volume, MetaTensor) and "key" in volume.meta else str(b)
             stack = slice_stack(torch.as_tensor(volume).as_subclass(Tensor), self.neighbours)
             keys = [f"{case}/{s}" for s in range(len(stack))]
             wrap = self._windowed(stack.shape[2:])
@@ -57,10 +56,6 @@ class SliceEnsembleInferer(Inferer):
             return None
         window, overlap = tuple(self.window), self.overlap
         return lambda denoiser: WindowedDenoiser(denoiser, window, overlap)
-
-
-def _has_source(volume: Any) -> bool:
-    return isinstance(volume, MetaTensor) and "filename_or_obj" in volume.meta
 
 
 class WindowedDenoiser:

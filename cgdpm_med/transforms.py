@@ -20,7 +20,7 @@ from monai.transforms import MapTransform, Randomizable
 from torch import Tensor
 
 from cgdpm_med.diffusion.ensemble import disagreement, entropy, fuse_majority, fuse_mean, mask_probabilities
-from cgdpm_med.volumes import Spacing, read_labels, read_volume, write_on_grid
+from cgdpm_med.volumes import Spacing, Volume, read_labels, read_volume, write_on_grid
 
 FUSIONS = ("mean", "majority")
 
@@ -34,7 +34,9 @@ class LoadVolumed(MapTransform):
         labels: allowed label values.
         spacing: which part of the header to believe; "auto" unless the user knows better.
 
-    Each path becomes a float32 MetaTensor (1, X, Y, Z), its affine the RAS+ world affine with the true spacing.
+    Each path (or ``Volume`` already read) becomes a float32 MetaTensor (1, X, Y, Z), its affine the RAS+ world affine
+    with the true spacing. Its metadata holds ``filename_or_obj`` and ``key``, the case key of the keyed noise: the
+    item's ``key`` if it has one, else the file name without extensions.
 
     Raises:
         InputError: for anything wrong with a file.
@@ -57,16 +59,19 @@ class LoadVolumed(MapTransform):
         out = dict(data)
         image_grid = None
         for key in self.key_iterator(out):
-            path = out[key]
-            if key in self.label_keys:
-                volume = read_labels(path, allowed=self.labels, like=image_grid, spacing=self.spacing)
+            source = out[key]
+            if isinstance(source, Volume):
+                volume = source
+            elif key in self.label_keys:
+                volume = read_labels(source, allowed=self.labels, like=image_grid, spacing=self.spacing)
             else:
-                volume = read_volume(path, spacing=self.spacing)
+                volume = read_volume(source, spacing=self.spacing)
+            if key not in self.label_keys:
                 image_grid = image_grid or volume.grid
             out[key] = MetaTensor(
                 torch.from_numpy(np.ascontiguousarray(volume.data, dtype=np.float32))[None],
                 affine=torch.tensor(volume.grid.affine),
-                meta={"filename_or_obj": str(path)},
+                meta={"filename_or_obj": str(volume.path), "key": str(data.get("key", case_name(volume.path)))},
             )
         return out
 
