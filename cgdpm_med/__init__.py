@@ -100,6 +100,12 @@ _EXPORTS: dict[str, str] = {
     # apps
     "bundle_path": "apps.bundles",
     "list_bundles": "apps.bundles",
+    "Segmentation": "apps.segment",
+    "Segmenter": "apps.segment",
+    "find_cases": "apps.segment",
+    "segment_cases": "apps.segment",
+    "evaluate_segmenter": "apps.evaluate",
+    "evaluate_segmentation": "apps.evaluate",
 }
 
 __all__ = ["__version__", *_EXPORTS]
