@@ -9,6 +9,7 @@ import torch
 from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
 from torch import Tensor
 
 from cgdpm_med.diffusion.sampling import Guided, encode
@@ -49,7 +50,8 @@ class SliceEnsembleInferer(Inferer):
             wrap = self._windowed(stack.shape[2:])
             members = network.ensemble(stack, keys=keys, progress=self.progress, wrap=wrap)
             volumes.append(members.movedim(1, -1).flatten(0, 1))
-        return torch.stack(volumes)
+        # MONAI's Invertd passes plain tensors through untouched, with no more than a warning
+        return convert_to_dst_type(torch.stack(volumes), inputs)[0]
 
     def _windowed(self, size: Sequence[int]) -> Callable[[Any], Any] | None:
         if self.window is None or all(n <= w for n, w in zip(size, self.window, strict=True)):

@@ -115,9 +115,10 @@ class Segmenter:
         key = case_name(volume.path) if key is None else key
         data = dict(self.preprocessing({"image": volume, "key": key}))
         image = data["image"]
-        members = self.inferer(image[None].to(self.device), self.predictor)
-        data["pred"] = torch.as_tensor(members[0]).float().cpu()
+        data["pred"] = self.inferer(image[None].to(self.device), self.predictor)[0].cpu()
         data = self.postprocessing(data)
+        if tuple(data["mask"].shape[1:]) != volume.data.shape:
+            raise RuntimeError(f"postprocessing left {tuple(data['mask'].shape[1:])} voxels of {volume.data.shape}")
 
         def array(name: str) -> NDArray[Any]:
             return torch.as_tensor(data[name]).cpu().numpy()
