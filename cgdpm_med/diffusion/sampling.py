@@ -61,7 +61,7 @@ def trajectory(
     method: str = "ddim",
     eta: float = 0.0,
     clip: tuple[float, float] | None = None,
-    timesteps: Sequence[int] | None = None,
+    timesteps: Sequence[int] | Tensor | None = None,
     generator: GeneratorLike = None,
 ) -> Iterator[Step]:
     """Walk the reverse chain from x_T to x_0, yielding every step, without gradients.

@@ -229,7 +229,7 @@ def _warn_if_ill_posed(sqrt_alpha_bar: float) -> None:
     if sqrt_alpha_bar * ILL_POSED_GAIN < 1:
         warnings.warn(
             f"epsilon prediction is ill-posed at t = T-1 of this schedule: x_0 = (x_t - …) / {sqrt_alpha_bar:.1e}. "
-            "Use prediction_type 'v_prediction' or 'sample', or the linear_beta schedule.",
+            "Use prediction_type 'v_prediction' or 'sample', or betas that leave more of x_0.",
             UserWarning,
             stacklevel=3,
         )
