@@ -38,6 +38,10 @@ _EXPORTS: dict[str, str] = {
     "sample_ensemble": "diffusion.ensemble",
     "MaskDenoiser": "diffusion.ensemble",
     "KeyedNoise": "diffusion.ensemble",
+    "GuidanceLoss": "diffusion.losses",
+    "Replay": "diffusion.guidance",
+    "ScaledGuide": "diffusion.guidance",
+    "guided": "diffusion.guidance",
     # rooms
     "LoadVolumed": "transforms",
     "EncodeMaskd": "transforms",

@@ -177,10 +177,10 @@ def soft_dice_loss(probabilities: Tensor, truth: Tensor, smooth: float = 1.0) ->
 
 
 class GuidanceLoss(nn.Module):
-    """Eq. (10), || F + score_theta(x_t | y) - score(x_t | s_0) ||^2, for a network that outputs f = sqrt(1 - alpha_bar) F.
+    """Eq. (10), || F + score_theta(x_t | y) - score(x_t | s_0) ||^2, for a network f = sqrt(1 - alpha_bar) F.
 
     With eqs. (11) and (12) the bracket is (f - target) / sqrt(1 - alpha_bar), the target being
-    :func:`guidance_target`. The minimiser is the same for every weighting; what differs is how much each timestep counts.
+    :func:`guidance_target`. Every weighting has the same minimiser; they differ in how much each timestep counts.
 
     Args:
         schedule: the denoiser's.
@@ -237,7 +237,7 @@ def guidance_target(eps: Tensor, s_0: Tensor, x_t: Tensor, t: Tensor | int, sche
     Equally sqrt(SNR) times the error of the predicted x_0, which is how large it gets when t -> 0.
 
     Args:
-        eps: the frozen denoiser's noise prediction at (x_t, t), (B, C, *S); ``schedule.to_eps`` makes one of any output.
+        eps: the frozen denoiser's noise prediction at (x_t, t), (B, C, *S); ``schedule.to_eps`` makes it of any output.
         s_0: the true target, (B, C, *S).
     """
     return eps - schedule.eps_from_x0(s_0, x_t, t)
