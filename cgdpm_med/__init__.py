@@ -29,6 +29,9 @@ _EXPORTS: dict[str, str] = {
     # networks
     "ConditionalUNet": "networks.unet",
     "ConditionFeatures": "networks.unet",
+    "ClassConditioned": "networks.classes",
+    "append_class": "networks.classes",
+    "load_adm_upsampler": "networks.adm",
     # diffusion
     "NoiseSchedule": "diffusion.schedule",
     "sample": "diffusion.sampling",

@@ -1,5 +1,14 @@
-"""What is learned: the conditional U-Net. Needs torch alone."""
+"""What is learned: the conditional U-Net, and published weights read into it. Needs torch alone."""
 
+from .adm import load_adm_upsampler
+from .classes import ClassConditioned, append_class
 from .unet import FUSIONS, ConditionalUNet, ConditionFeatures
 
-__all__ = ["FUSIONS", "ConditionFeatures", "ConditionalUNet"]
+__all__ = [
+    "FUSIONS",
+    "ClassConditioned",
+    "ConditionFeatures",
+    "ConditionalUNet",
+    "append_class",
+    "load_adm_upsampler",
+]
