@@ -121,7 +121,7 @@ def sample_ensemble(
             # members of one image lie beside each other in the batch
             noise = KeyedNoise(seed, [(key, member) for key in keys[rows] for member in chunk])
             x_T = noise.randn((len(keys[rows]) * len(chunk), *shape), device=context.device)
-            repeated = _per_member(features, context[rows], len(chunk))
+            repeated = _per_member(features, len(chunk))
             x_0 = sample(denoiser, x_T, repeated, schedule, generator=noise, **as_trajectory)
             out[k : k + per_image, rows] = x_0.unflatten(0, (-1, len(chunk))).transpose(0, 1)
             if progress is not None:
@@ -129,9 +129,9 @@ def sample_ensemble(
     return out
 
 
-def _per_member(features: Any, images: Tensor, members: int) -> Any:
+def _per_member(features: Any, members: int) -> Any:
     """A denoiser without ``encode_condition`` gets each image once per member; features broadcast by themselves."""
-    return images.repeat_interleave(members, dim=0) if features is images else features
+    return features.repeat_interleave(members, dim=0) if isinstance(features, Tensor) else features
 
 
 class MaskDenoiser(nn.Module):

@@ -2,7 +2,8 @@
 
 A denoiser is any callable ``denoiser(x_t, t, context) -> output`` with t int64 of shape (B,) and the output
 (B, C, *S), or (B, 2C, *S) when it also predicts ADM's variance interpolation. If it has ``encode_condition(y)`` the
-context is encoded once, before the first step. A guided denoiser (guidance.py) returns :class:`Guided` instead.
+context is encoded once, before the first step; what it returns serves K members of each image and is no bare tensor,
+unless it is y itself. A guided denoiser (guidance.py) returns :class:`Guided` instead.
 """
 
 from __future__ import annotations
