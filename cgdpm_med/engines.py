@@ -18,7 +18,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 from torch import Tensor
 
-from cgdpm_med.predictor import autocast_dtype
+from cgdpm_med.predictor import autocast_dtype, check_precision
 from cgdpm_med.slices import EpochSampler
 from cgdpm_med.transforms import encode_mask
 from cgdpm_med.volumes import InputError, atomic_write
@@ -80,8 +80,9 @@ def _plain(x: Tensor) -> Tensor:
 class DiffusionUpdate:
     """One training iteration, for ``SupervisedTrainer(iteration_update=…)``.
 
-    Calls ``engine.loss_function(engine.network, x_0, y)``, so the loss decides how the network is evaluated.
-    MONAI's own mixed precision exists on CUDA alone and would leave a CPU in float32.
+    Calls ``engine.loss_function(engine.network, *batch)`` with what ``prepare_batch`` returned, (x_0, y) for
+    :class:`~cgdpm_med.DiffusionLoss`, so the loss decides how the network is evaluated. The first of them is the
+    engine's label, the last its image. MONAI's own mixed precision exists on CUDA alone and would leave a CPU in float32.
 
     Args:
         precision: "float32", "bfloat16" or "auto" (bfloat16 where the device is fast at it). The weights, the
@@ -89,21 +90,22 @@ class DiffusionUpdate:
         max_grad_norm: gradients are clipped to this norm.
 
     Raises:
-        FloatingPointError: when the loss is not finite, naming the iteration.
+        ValueError: for an unknown precision.
+        FloatingPointError: in an iteration whose loss is not finite, naming it; the weights are left as they were.
     """
 
     def __init__(self, precision: str = "auto", max_grad_norm: float = 1.0) -> None:
-        self.precision, self.max_grad_norm = precision, max_grad_norm
+        self.precision, self.max_grad_norm = check_precision(precision), max_grad_norm
 
     def __call__(self, engine: Any, batchdata: Mapping[str, Tensor]) -> dict[str, Any]:
         device = torch.device(engine.state.device)
-        x_0, y = engine.prepare_batch(batchdata, device, engine.non_blocking, **engine.to_kwargs)
-        engine.state.output = {CommonKeys.IMAGE: y, CommonKeys.LABEL: x_0}
+        batch = engine.prepare_batch(batchdata, device, engine.non_blocking, **engine.to_kwargs)
+        engine.state.output = {CommonKeys.IMAGE: batch[-1], CommonKeys.LABEL: batch[0]}
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         dtype = autocast_dtype(device, self.precision)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            loss = engine.loss_function(engine.network, x_0, y)
+            loss = engine.loss_function(engine.network, *batch)
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.state.output[CommonKeys.LOSS] = loss.item()
         if not np.isfinite(engine.state.output[CommonKeys.LOSS]):
@@ -150,7 +152,7 @@ class TrainingState:
         resume: continue from ``path`` when it exists.
 
     Raises:
-        InputError: when the checkpoint does not fit, naming the object.
+        InputError: at the start of the run, when the checkpoint is damaged or does not fit, naming the object.
     """
 
     def __init__(
@@ -188,7 +190,6 @@ class TrainingState:
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
         state["place"] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         state["random"] = random_state()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path) as file:
             torch.save(state, file)
 
@@ -202,19 +203,31 @@ class TrainingState:
             raise InputError(
                 f"is no readable checkpoint ({type(error).__name__})", path=self.path, remedy="Delete it to start anew"
             ) from error
+        self._check(state, engine)
         for name, thing in self.objects.items():
             try:
                 thing.load_state_dict(state[name])
             except Exception as error:
-                reason = str(error).splitlines()[0]
-                raise InputError(
-                    f"does not fit this run's {name} ({reason})",
-                    path=self.path,
-                    remedy="Delete it, or give the run another output folder",
-                ) from error
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                raise self._misfit(f"this run's {name} ({reason})") from error
         engine.state.epoch = state["place"]["epoch"]
         engine.state.iteration = state["place"]["iteration"]
         set_random_state(state["random"])
+
+    def _check(self, state: Any, engine: Engine) -> None:
+        missing = [
+            name for name in (*self.objects, "place", "random") if not isinstance(state, dict) or name not in state
+        ]
+        if missing:
+            raise self._misfit(f"this run: it holds no {missing[0]}")
+        epoch, iteration = state["place"]["epoch"], state["place"]["iteration"]
+        length = engine.state.epoch_length
+        if length is not None and iteration != epoch * length:
+            raise self._misfit(f"this run: its epochs have {iteration / epoch:g} iterations instead of {length}")
+
+    def _misfit(self, what: str) -> InputError:
+        remedy = "Delete it, or give the run another output folder"
+        return InputError(f"does not fit {what}", path=self.path, remedy=remedy)
 
 
 def random_state() -> dict[str, Any]:
@@ -232,8 +245,8 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Inverse of :func:`random_state`."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    for device, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda, device)
     algorithm, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
     version, internal, gauss = state["python"]
@@ -276,8 +289,6 @@ class BestWeights:
 
 def save_weights(model: torch.nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write a state_dict atomically, floating-point tensors in ``dtype`` if given (float16 halves the file)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()

@@ -28,6 +28,7 @@ ROOMS = (
     "predictor",
     "inferers",
     "engines",
+    "guidance_training",
     "metrics",
     "handlers",
 )

@@ -358,6 +358,11 @@ class Replay:
             self.evaluations += len(s_0)
             yield x_t, t, self.schedule.to_eps(output, x_t, t), slice(None)
 
+    def restart(self, seed: int) -> None:
+        """Empty the buffer and reseed the generator: what follows depends on ``seed`` alone. The counters go on."""
+        self.buffer.count = 0
+        self.generator.manual_seed(seed)
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers for an exact resume; the networks and the place in the stream are the caller's."""
         contents = self.buffer.contents()
