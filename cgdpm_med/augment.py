@@ -73,9 +73,7 @@ class SliceAugment:
         self.blur_prob, self.noise_prob, self.noise = blur_prob, noise_prob, noise
         self.bias, self.intensity_prob = bias, intensity_prob
 
-    def __call__(
-        self, image: Tensor, label: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Tensor, label: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """image: (B, C, H, W) float; label: (B, 1, H, W) integers -> both cropped to ``size``."""
         parameters = self.draw(image.shape[0], generator)
         parameters = AugmentParameters(*(p.to(image.device) for p in parameters))
@@ -115,9 +113,7 @@ class SliceAugment:
         )
 
 
-def warp(
-    image: Tensor, label: Tensor, matrix: Tensor, shift: Tensor, size: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def warp(image: Tensor, label: Tensor, matrix: Tensor, shift: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Resample both about the centre: input offset = matrix @ output offset + shift, in pixels (row, column).
 
     The image is interpolated linearly and continues at its border; labels take their nearest neighbour and are

@@ -1,4 +1,4 @@
-"""Handlers for MONAI engines: sample grids in TensorBoard, a progress bar, a finished event file."""
+"""Handlers for MONAI engines: sample grids in TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 

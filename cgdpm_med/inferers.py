@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,9 +13,12 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
+from cgdpm_med.diffusion.guidance import per_member
 from cgdpm_med.diffusion.sampling import Guided, encode
 from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.slices import slice_stack
+
+Place = tuple[slice, ...]
 
 
 class SliceEnsembleInferer(Inferer):
@@ -22,7 +26,7 @@ class SliceEnsembleInferer(Inferer):
 
     Args:
         neighbours: neighbouring slices on each side, as condition channels.
-        window: side of the network's window; larger slices are denoised jointly (:class:`WindowedDenoiser`).
+        window: sides of the network's window; larger slices are denoised jointly (:class:`WindowedDenoiser`).
             None evaluates whole slices.
         overlap: of the windows.
         progress: called with the number of finished slice fields.
@@ -35,7 +39,8 @@ class SliceEnsembleInferer(Inferer):
         overlap: float = 0.5,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        self.neighbours, self.window, self.overlap, self.progress = neighbours, window, overlap, progress
+        self.neighbours, self.overlap, self.progress = neighbours, overlap, progress
+        self.window = None if window is None else tuple(window)
 
     def __call__(self, inputs: Tensor, network: DiffusionPredictor, *args: Any, **kwargs: Any) -> Tensor:
         """inputs: (B, 1, X, Y, Z) -> probabilities of all members, (B, K * C, X, Y, Z), member by member.
@@ -47,17 +52,72 @@ class SliceEnsembleInferer(Inferer):
             case = volume.meta["key"] if isinstance(volume, MetaTensor) and "key" in volume.meta else str(b)
             stack = slice_stack(torch.as_tensor(volume).as_subclass(Tensor), self.neighbours)
             keys = [f"{case}/{s}" for s in range(len(stack))]
-            wrap = self._windowed(stack.shape[2:])
+            wrap = self._windowed(stack.shape[2:], network.size_factor)
             members = network.ensemble(stack, keys=keys, progress=self.progress, wrap=wrap)
             volumes.append(members.movedim(1, -1).flatten(0, 1))
         # MONAI's Invertd passes plain tensors through untouched, with no more than a warning
         return convert_to_dst_type(torch.stack(volumes), inputs)[0]
 
-    def _windowed(self, size: Sequence[int]) -> Callable[[Any], Any] | None:
-        if self.window is None or all(n <= w for n, w in zip(size, self.window, strict=True)):
+    def _windowed(self, size: Sequence[int], size_factor: int) -> Callable[[Any], Any] | None:
+        if self.window is None or all(size_factor * n <= w for n, w in zip(size, self.window, strict=True)):
             return None
-        window, overlap = tuple(self.window), self.overlap
-        return lambda denoiser: WindowedDenoiser(denoiser, window, overlap)
+        window, overlap = self.window, self.overlap
+        return lambda denoiser: WindowedDenoiser(denoiser, window, overlap, size_factor=size_factor)
+
+
+class RegionInferer(Inferer):
+    """Finds the structures with one cheap sample, then runs another inferer on the region around them alone.
+
+    A heart fills about a third of the field a scan shows; the ensemble need not be drawn in the rest. Where nothing is
+    found the whole field is used, so an empty result is never the scout's doing alone.
+
+    Args:
+        inferer: run on the region; its predictions have the predictor's ``out_channels`` for each member, background
+            first.
+        margin: pixels added on each side of what the scout found, in plane.
+        smallest: least side of the region.
+        multiple: sides are rounded up to this.
+        scout_steps: steps of the scout's single member.
+    """
+
+    def __init__(
+        self, inferer: Inferer, margin: int = 16, smallest: int = 96, multiple: int = 16, scout_steps: int = 2
+    ) -> None:
+        self.inferer, self.scout_steps = inferer, scout_steps
+        self.margin, self.smallest, self.multiple = margin, smallest, multiple
+
+    def __call__(self, inputs: Tensor, network: DiffusionPredictor, *args: Any, **kwargs: Any) -> Tensor:
+        """inputs: (1, 1, X, Y, Z) -> (1, K * C, X, Y, Z), as the inner inferer; background outside the region."""
+        if inputs.shape[0] != 1:
+            raise ValueError(f"a region belongs to one volume; got a batch of {inputs.shape[0]}")
+        scout = copy.copy(network)
+        scout.members, scout.steps = 1, self.scout_steps
+        background = torch.as_tensor(self.inferer(inputs, scout, *args, **kwargs))[0, 0]
+        place = self.region(background < 0.5)
+        if place is None:
+            return self.inferer(inputs, network, *args, **kwargs)
+        inside = self.inferer(inputs[(..., *place, slice(None))], network, *args, **kwargs)
+        whole = torch.zeros((*inside.shape[:2], *inputs.shape[2:]), dtype=inside.dtype, device=inside.device)
+        whole[:, :: network.out_channels] = 1
+        whole[(..., *place, slice(None))] = torch.as_tensor(inside).as_subclass(Tensor)
+        return convert_to_dst_type(whole, inputs)[0]
+
+    def region(self, found: Tensor) -> Place | None:
+        """The in-plane region (two slices) around ``found`` (X, Y, Z) bool; None when nothing was found."""
+        sides = []
+        for axis, size in enumerate(found.shape[:2]):
+            others = tuple(a for a in range(3) if a != axis)
+            hits = found.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0]
+            if not len(hits):
+                return None
+            low, high = int(hits[0]) - self.margin, int(hits[-1]) + 1 + self.margin
+            side = max(self.smallest, -(-(high - low) // self.multiple) * self.multiple)
+            if side >= size:
+                sides.append(slice(0, size))
+                continue
+            start = min(max(0, (low + high - side) // 2), size - side)
+            sides.append(slice(start, start + side))
+        return tuple(sides)
 
 
 class WindowedDenoiser:
@@ -68,10 +128,14 @@ class WindowedDenoiser:
 
     Args:
         denoiser: evaluated on windows.
-        window: side lengths, of x_t.
+        window: side lengths, of x_t; an axis shorter than the window is taken whole.
         overlap: fraction of a window shared with the next one.
-        window_batch: windows of one field evaluated at once; the result does not depend on it.
-        size_factor: size of x_t / size of the condition.
+        window_batch: windows evaluated at once, each for the whole batch of x_t; the result does not depend on it.
+        size_factor: size of x_t / size of the condition. Windows begin and end at multiples of it.
+
+    Raises:
+        ValueError: for an overlap outside [0, 1), a window that is no multiple of ``size_factor``, or a
+            ``window_batch`` below 1.
     """
 
     def __init__(
@@ -79,43 +143,65 @@ class WindowedDenoiser:
         denoiser: Any,
         window: Sequence[int],
         overlap: float = 0.5,
-        window_batch: int = 8,
+        window_batch: int = 1,
         size_factor: int = 1,
     ) -> None:
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap must be in [0, 1), not {overlap}")
+        if any(w < 1 or w % size_factor for w in window):
+            raise ValueError(f"window {tuple(window)} must be multiples of the size factor {size_factor}")
+        if window_batch < 1:
+            raise ValueError(f"window_batch must be at least 1, not {window_batch}")
         self.denoiser = denoiser
         self.window, self.overlap = tuple(window), overlap
         self.window_batch, self.size_factor = window_batch, size_factor
 
     def places(self, size: Sequence[int]) -> list[tuple[slice, ...]]:
         """The windows of a field of ``size``; the last of each axis is moved inwards to end at the border."""
+        f = self.size_factor
         window = [min(w, n) for w, n in zip(self.window, size, strict=True)]
-        step = [max(1, int(w * (1 - self.overlap))) // self.size_factor * self.size_factor or 1 for w in window]
+        step = [max(f, int(w * (1 - self.overlap)) // f * f) for w in window]
         return list(dense_patch_slices(list(size), window, step))
 
     def encode_condition(self, y: Tensor) -> list[Any]:
-        """Features of every window of the condition, computed once."""
+        """Features of every window of the condition, computed once; one entry for each ``window_batch`` windows."""
         f = self.size_factor
-        places = self.places([n * f for n in y.shape[2:]])
-        return [encode(self.denoiser, y[(..., *(slice(s.start // f, s.stop // f) for s in place))]) for place in places]
+        places = [tuple(slice(s.start // f, s.stop // f) for s in p) for p in self.places([n * f for n in y.shape[2:]])]
+        return [encode(self.denoiser, crops(y, some)) for some in self._batches(places)]
 
     def __call__(self, x_t: Tensor, t: Tensor, context: list[Any]) -> Tensor | Guided:
+        """x_t: (B, C, *S); context: what :meth:`encode_condition` returned -> the blended output, (B, C or 2C, *S)."""
         places = self.places(x_t.shape[2:])
-        size = tuple(s.stop - s.start for s in places[0])
-        weight = compute_importance_map(size, mode="gaussian", device=x_t.device, dtype=torch.float32)
-        output = shift = None
-        total = torch.zeros(x_t.shape[2:], device=x_t.device)
-        for place, features in zip(places, context, strict=True):
-            at = (..., *place)
-            result = self.denoiser(x_t[at], t, features)
-            part = result if isinstance(result, Guided) else Guided(result, None)
-            if output is None:
-                output = x_t.new_zeros((x_t.shape[0], part.output.shape[1], *x_t.shape[2:]))
-            output[at] += weight * part.output
-            total[place] += weight
-            if part.shift is not None:
-                shift = torch.zeros_like(x_t) if shift is None else shift
-                shift[at] += weight * part.shift
-        assert output is not None
-        return Guided(output / total, None if shift is None else shift / total)
+        outputs: list[Tensor] = []
+        shifts: list[Tensor] = []
+        for some, features in zip(self._batches(places), context, strict=True):
+            windows = crops(x_t, some)
+            times = t.expand(len(x_t)).repeat(len(some))
+            result = self.denoiser(windows, times, per_member(features, len(windows)))
+            output, shift = result if isinstance(result, Guided) else (result, None)
+            outputs += output.chunk(len(some))
+            shifts += [] if shift is None else shift.chunk(len(some))
+        blended = blend(outputs, places, x_t.shape[2:])
+        return Guided(blended, blend(shifts, places, x_t.shape[2:])) if shifts else blended
+
+    def _batches(self, places: list[Place]) -> list[list[Place]]:
+        return [places[i : i + self.window_batch] for i in range(0, len(places), self.window_batch)]
+
+
+def crops(field: Tensor, places: Sequence[Place]) -> Tensor:
+    """(B, C, *S) -> (W * B, C, *window), the whole batch of the first place first."""
+    return torch.cat([field[(slice(None), slice(None), *place)] for place in places])
+
+
+def blend(windows: Sequence[Tensor], places: Sequence[Place], size: Sequence[int]) -> Tensor:
+    """Mean of overlapping windows (B, C, *window), weighted by a Gaussian around each centre; (B, C, *size)."""
+    if len(windows) == 1:
+        return windows[0]
+    first = windows[0]
+    weight = compute_importance_map(tuple(first.shape[2:]), mode="gaussian", device=first.device, dtype=first.dtype)
+    total = first.new_zeros((*first.shape[:2], *size))
+    weights = first.new_zeros(tuple(size))
+    for window, place in zip(windows, places, strict=True):
+        total[(slice(None), slice(None), *place)] += weight * window
+        weights[place] += weight
+    return total / weights

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cgdpm_med.diffusion.ensemble import mask_probabilities, sample_ensemble
+from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.sampling import encode
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 
@@ -61,8 +62,7 @@ class DiffusionPredictor(nn.Module):
         super().__init__()
         if target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {target!r}")
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        check_precision(precision)
         if members < 1:
             raise ValueError(f"an ensemble needs at least one member, not {members}")
         self.denoiser, self.guide = denoiser, guide
@@ -93,7 +93,7 @@ class DiffusionPredictor(nn.Module):
             progress: called with the number of finished fields.
             wrap: applied to the (guided) denoiser before sampling, for example a windowed one.
         """
-        denoiser = self._sampling_denoiser()
+        denoiser = self._sampling_denoiser(image.device)
         size = [self.size_factor * n for n in image.shape[2:]]
         x_0 = sample_ensemble(
             wrap(denoiser) if wrap else denoiser,
@@ -113,17 +113,13 @@ class DiffusionPredictor(nn.Module):
         )
         return mask_probabilities(x_0, self.scale, channel_dim=2) if self.target == "mask" else x_0.clamp(-1, 1)
 
-    def _sampling_denoiser(self) -> Any:
-        device = next(self.denoiser.parameters()).device
+    def _sampling_denoiser(self, device: torch.device) -> Any:
         dtype = autocast_dtype(device, self.precision)
         denoiser: Any = Autocast(self.denoiser, device, dtype)
-        if self.guide is None or self.guidance_scale == 0:
+        if self.guide is None:
             return denoiser
-        from cgdpm_med.diffusion.guidance import guided
-
         guide = Autocast(self.guide, device, dtype)
-        interval = self.guidance_interval or (0, self.schedule.T)
-        return guided(denoiser, guide, self.schedule, scale=self.guidance_scale, interval=tuple(interval))
+        return guided(denoiser, guide, self.schedule, scale=self.guidance_scale, interval=self.guidance_interval)
 
 
 class Autocast:
@@ -145,8 +141,24 @@ class Autocast:
             return self.network(x_t, t, context).to(x_t.dtype)
 
 
+def check_precision(precision: str) -> str:
+    """``precision`` itself when it is one of :data:`PRECISIONS`.
+
+    Raises:
+        ValueError: for any other.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    return precision
+
+
 def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
-    """The precision networks are evaluated in on ``device``."""
+    """The precision networks are evaluated in on ``device``.
+
+    Raises:
+        ValueError: for an unknown ``precision``.
+    """
+    check_precision(precision)
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     return torch.bfloat16 if bfloat16_is_fast(device) else torch.float32

@@ -7,6 +7,7 @@ of them back to the native grid in one pass; probabilities are inverted with lin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from monai.transforms import MapTransform, Randomizable
 from torch import Tensor
 
 from cgdpm_med.diffusion.ensemble import disagreement, entropy, fuse_majority, fuse_mean, mask_probabilities
-from cgdpm_med.volumes import Spacing, Volume, read_labels, read_volume, write_on_grid
+from cgdpm_med.volumes import InputError, Spacing, Volume, read_labels, read_volume, write_on_grid
 
 FUSIONS = ("mean", "majority")
 
@@ -39,7 +40,7 @@ class LoadVolumed(MapTransform):
     item's ``key`` if it has one, else the file name without extensions.
 
     Raises:
-        InputError: for anything wrong with a file.
+        InputError: for anything wrong with a file, labels off their image's grid, or a file of several time frames.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class LoadVolumed(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         image_grid = None
-        for key in self.key_iterator(out):
+        for key in sorted(self.key_iterator(out), key=lambda key: key in self.label_keys):  # images first
             source = out[key]
             if isinstance(source, Volume):
                 volume = source
@@ -68,6 +69,10 @@ class LoadVolumed(MapTransform):
                 volume = read_volume(source, spacing=self.spacing)
             if key not in self.label_keys:
                 image_grid = image_grid or volume.grid
+            if volume.data.ndim == 4:
+                raise InputError(
+                    f"holds {volume.data.shape[3]} time frames", path=volume.path, remedy="Give one frame, as (x, y, z)"
+                )
             out[key] = MetaTensor(
                 torch.from_numpy(np.ascontiguousarray(volume.data, dtype=np.float32))[None],
                 affine=torch.tensor(volume.grid.affine),
@@ -189,7 +194,6 @@ class SaveOnGridd(MapTransform):
         out = dict(data)
         path = source_path(out[self.source])
         grid = read_volume(path).grid
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         for key in self.key_iterator(out):
             array = torch.as_tensor(out[key]).cpu().numpy()
             array = array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, -1)
@@ -205,8 +209,8 @@ def source_path(item: Any) -> Path:
 
 
 def case_name(path: str | Path) -> str:
-    """File name without .nii or .nii.gz."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    """File name without .nii or .nii.gz, in any case."""
+    return re.sub(r"\.nii(\.gz)?$", "", Path(path).name, flags=re.IGNORECASE)
 
 
 class Degraded(MapTransform):
