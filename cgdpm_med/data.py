@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -269,6 +270,7 @@ def acdc_datalist(
     *,
     split: str | Path | Split | None = None,
     labels: bool = True,
+    on_error: Callable[[InputError], None] | None = None,
 ) -> list[dict[str, str]]:
     """One dictionary per ED and ES volume of a section's patients, sorted by patient, ED first.
 
@@ -281,27 +283,42 @@ def acdc_datalist(
         split: JSON file or mapping, see :func:`load_split`; None is the committed one. Patients not named there are
             placed by :func:`split_by_rank`.
         labels: whether reference masks are needed; False leaves ``label`` out even where one exists.
+        on_error: called with the error of each bad patient or volume, which is then left out; without it the first
+            is raised.
 
     Raises InputError when the folder or a file is missing, an Info.cfg is bad, or the section has no patients.
     """
     if section not in (*SECTIONS, "all"):
         raise InputError(f"unknown section {section!r}", remedy=f"choose one of {', '.join(SECTIONS)} or all")
-    patients = acdc_patients(root)
+    folders = acdc_patient_folders(root)
     if section != "all":
-        places = section_of((p.patient for p in patients), split)
-        patients = [p for p in patients if places[p.patient] == section]
-        if not patients:
+        places = section_of((folder.resolve().name for folder in folders), split)
+        folders = [folder for folder in folders if places[folder.resolve().name] == section]
+        if not folders:
             remedy = "add patients, or choose section 'all'"
             raise InputError(f"no patient here belongs to section {section!r}", path=Path(root), remedy=remedy)
-    return [item for patient in patients for item in _items(patient, labels)]
-
-
-def _items(patient: AcdcPatient, labels: bool) -> list[dict[str, str]]:
     items = []
-    for phase, frame in (("ED", patient.ed), ("ES", patient.es)):
-        item = {"image": str(patient.image(frame))}
-        if labels:
-            item["label"] = str(patient.label(frame))
-        item |= {"patient": patient.patient, "frame": phase, "key": patient.key(frame), "group": patient.group}
-        items.append(item)
+    for folder in folders:
+        with _passed_on(on_error):
+            patient = read_acdc_patient(folder)
+            for phase, frame in (("ED", patient.ed), ("ES", patient.es)):
+                with _passed_on(on_error):
+                    items.append(_item(patient, phase, frame, labels))
     return items
+
+
+@contextmanager
+def _passed_on(on_error: Callable[[InputError], None] | None) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        if on_error is None:
+            raise
+        on_error(error)
+
+
+def _item(patient: AcdcPatient, phase: str, frame: int, label: bool) -> dict[str, str]:
+    item = {"image": str(patient.image(frame))}
+    if label:
+        item["label"] = str(patient.label(frame))
+    return item | {"patient": patient.patient, "frame": phase, "key": patient.key(frame), "group": patient.group}

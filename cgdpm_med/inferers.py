@@ -42,10 +42,18 @@ class SliceEnsembleInferer(Inferer):
         self.neighbours, self.overlap, self.progress = neighbours, overlap, progress
         self.window = None if window is None else tuple(window)
 
-    def __call__(self, inputs: Tensor, network: DiffusionPredictor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: DiffusionPredictor,
+        *args: Any,
+        progress: Callable[[int], None] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """inputs: (B, 1, X, Y, Z) -> probabilities of all members, (B, K * C, X, Y, Z), member by member.
 
         The noise is keyed by the case key in the volume's metadata (else its place in the batch) and the slice.
+        ``progress`` takes the place of the inferer's own for this call.
         """
         volumes = []
         for b, volume in enumerate(inputs):
@@ -53,7 +61,7 @@ class SliceEnsembleInferer(Inferer):
             stack = slice_stack(torch.as_tensor(volume).as_subclass(Tensor), self.neighbours)
             keys = [f"{case}/{s}" for s in range(len(stack))]
             wrap = self._windowed(stack.shape[2:], network.size_factor)
-            members = network.ensemble(stack, keys=keys, progress=self.progress, wrap=wrap)
+            members = network.ensemble(stack, keys=keys, progress=progress or self.progress, wrap=wrap)
             volumes.append(members.movedim(1, -1).flatten(0, 1))
         # MONAI's Invertd passes plain tensors through untouched, with no more than a warning
         return convert_to_dst_type(torch.stack(volumes), inputs)[0]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,31 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+class Method(str, Enum):
+    """Samplers."""
+
+    ddim = "ddim"
+    ddpm = "ddpm"
+    dpmpp_2m = "dpmpp_2m"
+
+
+class Precision(str, Enum):
+    """Of the network's arithmetic."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Members = Annotated[int | None, typer.Option(min=1, help="Masks in the ensemble.", show_default="the bundle's")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Reverse steps of each mask.", show_default="the bundle's")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="The same seed gives the same masks.", show_default="the bundle's")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Weights = Annotated[Path | None, typer.Option(help="Weights to use.", show_default="the bundle's")]
+Bundle = Annotated[str, typer.Option(help="Name of a bundle (see info), or its folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, for machines.")]
 
 
@@ -30,6 +57,7 @@ def main() -> None:
 
     With ``CGDPM_DEBUG=1`` in the environment the traceback is shown instead.
     """
+    warnings.showwarning = _note_or(warnings.showwarning)
     try:
         app()
     except Exception as error:
@@ -43,6 +71,23 @@ def _is_users_to_mend(error: Exception) -> bool:
     from cgdpm_med.volumes import InputError
 
     return isinstance(error, (InputError, OSError))
+
+
+def _note_or(show: Any) -> Any:
+    """This package's own warnings in one plain line; all others as before."""
+
+    def show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if category.__module__.startswith("cgdpm_med."):
+            typer.secho(f"note: {message}", fg=typer.colors.YELLOW, err=True)
+        else:
+            show(message, category, *rest)
+
+    return show_warning
+
+
+def _exit_code(failed: Any) -> None:
+    if failed:
+        raise typer.Exit(1)
 
 
 def _print_json(value: Any) -> None:
@@ -94,6 +139,99 @@ def phantom(
         _print_json({"patients": folders})
     else:
         typer.echo("\n".join(folders))
+
+
+@app.command()
+def segment(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A NIfTI file, a folder of them, or ACDC's layout.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; made if absent.")],
+    members: Members = None,
+    steps: Steps = None,
+    method: Annotated[Method | None, typer.Option(help="Sampler.", show_default="the bundle's")] = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    precision: Annotated[Precision | None, typer.Option(help="Of the network.", show_default="the bundle's")] = None,
+    weights: Weights = None,
+    bundle: Bundle = "acdc_segmentation",
+    write: Annotated[
+        str, typer.Option(help="Comma-separated: mask, probabilities, entropy, disagreement, members.")
+    ] = "mask,entropy,disagreement",
+    as_json: AsJson = False,
+) -> None:
+    """Segment cardiac MRI volumes: masks with uncertainty maps, on the grid of each input.
+
+    Each volume gets <name>.nii.gz (0 background, 1 RV, 2 myocardium, 3 LV), <name>_entropy.nii.gz,
+    <name>_disagreement.nii.gz and <name>.json with volumes in ml.
+    """
+    from cgdpm_med.apps.segment import segment as run
+
+    result = run(
+        source,
+        out,
+        bundle=bundle,
+        device=device,
+        write=[output.strip() for output in write.split(",")],
+        members=members,
+        steps=steps,
+        method=method and method.value,
+        seed=seed,
+        precision=precision and precision.value,
+        weights=weights and str(weights),
+    )
+    if as_json:
+        _print_json(result)
+    else:
+        typer.echo(f"{len(result['cases'])} segmented, {len(result['failed'])} failed; results in {out}")
+    _exit_code(result["failed"])
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(metavar="PRED", help="Predicted masks: a folder, or one file.")],
+    references: Annotated[Path, typer.Argument(metavar="REF", help="Reference masks: a folder, or one file.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for cases.csv and summary.json.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score masks against references: Dice, HD95 and ASSD for each structure, volume by volume.
+
+    Files pair by name; the endings _gt (ACDC) and _0000 (nnU-Net) do not count.
+    """
+    from cgdpm_med.apps.evaluate import evaluate_folders, format_summary
+
+    summary = evaluate_folders(predictions, references, out)
+    if as_json:
+        _print_json(summary)
+    else:
+        typer.echo(format_summary(summary))
+    _exit_code(summary["failed"])
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder to write; made if absent.")] = Path("demo_output"),
+    members: Members = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    weights: Weights = None,
+    bundle: Bundle = "acdc_segmentation",
+    as_json: AsJson = False,
+) -> None:
+    """Segment a synthetic patient with the shipped weights and compare with its known truth."""
+    from cgdpm_med.apps.demo import run_demo
+
+    result = run_demo(
+        out,
+        bundle=bundle,
+        device=device,
+        report=(lambda text: None) if as_json else typer.echo,
+        members=members,
+        steps=steps,
+        seed=seed,
+        weights=weights and str(weights),
+    )
+    if as_json:
+        _print_json(result)
 
 
 if __name__ == "__main__":

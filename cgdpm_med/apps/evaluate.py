@@ -1,20 +1,26 @@
-"""The locked evaluation protocol, run: segment reference cases, score them on their native grid, write the table."""
+"""The locked evaluation protocol, run: score masks against references on their native grid, write the table.
+
+:func:`evaluate_acdc` segments the cases it scores, so it can score the ensembles too; :func:`evaluate_folders` compares
+masks that are there already, from whatever method.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cgdpm_med.apps.cases import MaskPair, pair_masks
+from cgdpm_med.apps.console import CaseBar, complain
 from cgdpm_med.apps.segment import Segmentation, Segmenter
-from cgdpm_med.data import ACDC_LABELS
+from cgdpm_med.data import ACDC_LABELS, Section, acdc_datalist
 from cgdpm_med.metrics import (
     VolumeScore,
     brier,
@@ -33,11 +39,11 @@ from cgdpm_med.volumes import InputError, atomic_write, read_labels, read_volume
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Scores of one case: the mask's, and the ensemble's."""
+    """Scores of one case: the mask's, and the ensemble's where there is one."""
 
     score: VolumeScore
-    ensemble: Mapping[str, float | None]
-    calibration: NDArray[np.float64]
+    ensemble: Mapping[str, float | None] = field(default_factory=dict)
+    calibration: NDArray[np.float64] | None = None
 
 
 def evaluate_segmentation(segmentation: Segmentation, item: Mapping[str, str]) -> CaseResult:
@@ -71,51 +77,139 @@ def evaluate_segmentation(segmentation: Segmentation, item: Mapping[str, str]) -
     )
 
 
+def evaluate_acdc(
+    segmenter: Segmenter, root: str | Path, section: Section = "test", output: str | Path | None = None
+) -> dict[str, Any]:
+    """:func:`evaluate_segmenter` on one section of a folder in ACDC's layout; see :func:`~cgdpm_med.acdc_datalist`.
+
+    A volume without its reference mask counts as failed.
+    """
+    errors: list[InputError] = []
+    items = acdc_datalist(root, section, on_error=errors.append)
+    return evaluate_segmenter(segmenter, items, output, errors=errors)
+
+
 def evaluate_segmenter(
     segmenter: Segmenter,
     datalist: Sequence[Mapping[str, str]],
     output: str | Path | None = None,
     *,
-    progress: bool = True,
-    report: Callable[[str], None] = print,
+    errors: Sequence[InputError] = (),
 ) -> dict[str, Any]:
-    """Segment and score every case of ``datalist``; write ``cases.csv`` and ``summary.json`` below ``output``.
+    """Segment and score every item of a datalist; write ``cases.csv`` and ``summary.json``.
 
-    A case that cannot be read is reported, counted under ``failed`` and left out of the means.
+    An item that cannot be used is reported, counted under ``failed`` and left out of the means.
+
+    Args:
+        datalist: as made by :func:`~cgdpm_med.acdc_datalist`.
+        output: folder of the two files; None writes nothing.
+        errors: of items that were found bad before, reported and counted like the others.
 
     Returns:
-        The summary: see :func:`summarise`, with the ensemble's values and the settings that produced it.
-    """
-    from rich.progress import track
+        The summary: see :func:`summarise`, with the ensemble's values, ``failed`` and the ``settings`` behind it.
 
+    Raises:
+        InputError: when no item could be scored.
+    """
     results: list[CaseResult] = []
-    failed: dict[str, str] = {}
-    for item in track(datalist, "evaluating", disable=not progress):
-        try:
-            results.append(evaluate_segmentation(segmenter(read_volume(item["image"]), key=item["key"]), item))
-        except InputError as error:
-            failed[item["key"]] = str(error)
-            report(f"failed: {error}")
+    failed = {str(error.path): str(error) for error in errors}
+    with CaseBar("evaluating", [item["key"] for item in datalist]) as bar:
+        for error in errors:
+            complain(error, bar)
+        for item in datalist:
+            try:
+                results.append(_evaluate_item(segmenter, item, bar))
+            except InputError as error:
+                failed[item["key"]] = str(error)
+                complain(error, bar)
+            else:
+                bar.note(f"evaluated {item['key']}: {_dice_line(results[-1].score)}")
     summary = summarise_results(results) | {"failed": failed, "settings": settings(segmenter)}
     if output is not None:
         write_results(results, summary, Path(output))
-    report(format_summary(summary))
     return summary
+
+
+def _evaluate_item(segmenter: Segmenter, item: Mapping[str, str], bar: CaseBar) -> CaseResult:
+    key = item["key"]
+    volume = read_volume(item["image"])
+    read_labels(item["label"], like=volume.grid)  # a bad reference is found before the long part
+    return evaluate_segmentation(segmenter(volume, key, lambda fraction: bar.update(key, fraction)), item)
+
+
+def evaluate_folders(
+    predictions: str | Path, references: str | Path, output: str | Path | None = None
+) -> dict[str, Any]:
+    """Score predicted masks against reference masks, paired by name; write ``cases.csv`` and ``summary.json``.
+
+    A file without a partner, or that cannot be used, is reported, counted under ``failed`` and left out of the means.
+
+    Args:
+        predictions, references: two folders or two files; see :func:`~cgdpm_med.apps.cases.pair_masks`.
+        output: folder of the two files; None writes nothing.
+
+    Returns:
+        The summary: see :func:`summarise`, with ``failed``.
+
+    Raises:
+        InputError: when no case could be scored.
+    """
+    pairs, lonely = pair_masks(predictions, references)
+    results: list[CaseResult] = []
+    failed = {key: str(error) for key, error in lonely.items()}
+    with CaseBar("evaluating", [pair.key for pair in pairs]) as bar:
+        for error in lonely.values():
+            complain(error, bar)
+        for pair in pairs:
+            bar.update(pair.key, 0)
+            try:
+                results.append(CaseResult(score_pair(pair)))
+            except InputError as error:
+                failed[pair.key] = str(error)
+                complain(error, bar)
+    summary = summarise_results(results) | {"failed": failed}
+    if output is not None:
+        write_results(results, summary, Path(output))
+    return summary
+
+
+def score_pair(pair: MaskPair) -> VolumeScore:
+    """Score one predicted mask; raises InputError when a file is bad or the two lie on different grids."""
+    reference = read_labels(pair.reference)
+    prediction = read_labels(pair.prediction, like=reference.grid)
+    return score_volume(
+        prediction.data,
+        reference.data,
+        reference.grid.spacing,
+        key=pair.key,
+        phase=pair.phase,
+        group=pair.group,
+        path=pair.prediction,
+    )
+
+
+def _dice_line(score: VolumeScore) -> str:
+    return ", ".join(f"{name} {score.dice[label]:.3f}" for label, name in ACDC_LABELS.items())
 
 
 def summarise_results(results: Sequence[CaseResult]) -> dict[str, Any]:
-    """Means over cases; calibration pooled over all voxels of the regions."""
+    """Means over cases; calibration pooled over all voxels of the regions.
+
+    Raises:
+        InputError: when there are no results.
+    """
     summary: dict[str, Any] = dict(summarise([r.score for r in results]))
-    names = sorted({name for r in results for name in r.ensemble})
+    names = list(results[0].ensemble)
     values = {name: [v for r in results if (v := r.ensemble[name]) is not None] for name in names}
-    summary["ensemble"] = {name: float(np.mean(v)) if v else None for name, v in values.items()}
-    summary["ensemble"]["ece"] = calibration_error(np.sum([r.calibration for r in results], axis=0))
-    agreement = [r.ensemble["pairwise_dice"] for r in results]
-    if len(results) > 2 and None not in agreement:
+    ensemble: dict[str, Any] = {name: float(np.mean(v)) if v else None for name, v in values.items()}
+    tables = [r.calibration for r in results if r.calibration is not None]
+    if tables:
+        ensemble["ece"] = calibration_error(np.sum(tables, axis=0))
+    agreement = values.get("pairwise_dice", [])
+    if len(agreement) == len(results) > 2:
         true = [float(np.mean(list(r.score.dice.values()))) for r in results]
-        predicted = [float(a) for a in agreement if a is not None]
-        summary["ensemble"]["predicted_true_dice"] = predicted_true_dice_correlation(predicted, true)
-    return summary
+        ensemble["predicted_true_dice"] = predicted_true_dice_correlation(agreement, true)
+    return summary | {"ensemble": ensemble}
 
 
 def settings(segmenter: Segmenter) -> dict[str, Any]:
@@ -134,19 +228,17 @@ def settings(segmenter: Segmenter) -> dict[str, Any]:
 
 
 def write_results(results: Sequence[CaseResult], summary: Mapping[str, Any], folder: Path) -> None:
-    """``cases.csv``, a row per case, and ``summary.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """``cases.csv``, a row per case with an empty field for a missing value, and ``summary.json``."""
     text = io.StringIO()
-    metrics = ("dice", "hd95", "assd")
-    columns = [f"{m}_{name}" for m in metrics for name in ACDC_LABELS.values()]
     writer = csv.writer(text)
-    writer.writerow(["case", "phase", "group", *columns, *results[0].ensemble] if results else ["case"])
+    metrics = ("dice", "hd95", "assd")
+    columns = [f"{metric}_{name}" for metric in metrics for name in ACDC_LABELS.values()]
+    writer.writerow(["case", "phase", "group", *columns, *results[0].ensemble])
     for r in results:
-        values = [getattr(r.score, m)[label] for m in metrics for label in ACDC_LABELS]
-        row = [*values, *r.ensemble.values()]
-        writer.writerow(
-            [r.score.key, r.score.phase, r.score.group, *("" if v is None else f"{v:.5f}" for v in row)]
-        )
+        values = [getattr(r.score, metric)[label] for metric in metrics for label in ACDC_LABELS]
+        numbers = ["" if v is None else f"{v:.5f}" for v in (*values, *r.ensemble.values())]
+        writer.writerow([r.score.key, r.score.phase, r.score.group, *numbers])
+    folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "cases.csv") as file:
         file.write(text.getvalue().encode())
     with atomic_write(folder / "summary.json") as file:
@@ -154,23 +246,26 @@ def write_results(results: Sequence[CaseResult], summary: Mapping[str, Any], fol
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
-    """The table as text: structures in rows, then the ensemble's values and the settings."""
+    """The table as text: structures in rows, then what was missed or failed, the ensemble's values and the settings."""
     lines = [f"{'':8}{'Dice %':>8}{'HD95 mm':>9}{'ASSD mm':>9}{'missed':>8}{'invented':>10}"]
-
-    def number(value: float | None, factor: float = 1.0) -> str:
-        return "-" if value is None else f"{factor * value:.2f}"
-
     for name, s in summary["structures"].items():
-        lines.append(
-            f"{name:8}{number(s['dice'], 100):>8}{number(s['hd95']):>9}{number(s['assd']):>9}"
-            f"{s['missed']:>8}{s['invented']:>10}"
-        )
-    a = summary["average"]
-    lines.append(f"{'average':8}{number(a['dice'], 100):>8}{number(a['hd95']):>9}{number(a['assd']):>9}")
-    lines.append(f"volumes {summary['volumes']}, failed {len(summary.get('failed', {}))}")
-    for phase, part in summary["by_phase"].items():
-        lines.append(f"{phase}: average Dice {number(part['average']['dice'], 100)}")
-    ensemble = {k: v for k, v in summary["ensemble"].items() if isinstance(v, float)}
+        lines.append(_distance_row(name, s) + f"{s['missed']:>8}{s['invented']:>10}")
+    lines.append(_distance_row("average", summary["average"]))
+    lines.append(f"volumes {summary['volumes']}, failed {len(summary['failed'])}")
+    lines += [f"{phase}: average Dice {_number(part['average']['dice'], 100)}" for phase, part in _parts(summary)]
+    ensemble = {name: value for name, value in summary["ensemble"].items() if isinstance(value, float)}
     lines.append(", ".join(f"{name} {value:.4f}" for name, value in ensemble.items()))
-    lines.append(", ".join(f"{k} {v}" for k, v in summary.get("settings", {}).items()))
-    return "\n".join(lines)
+    lines.append(", ".join(f"{name} {value}" for name, value in summary.get("settings", {}).items()))
+    return "\n".join(line for line in lines if line)
+
+
+def _parts(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [*summary["by_phase"].items(), *summary["by_group"].items()]
+
+
+def _distance_row(name: str, values: Mapping[str, float | None]) -> str:
+    return f"{name:8}{_number(values['dice'], 100):>8}{_number(values['hd95']):>9}{_number(values['assd']):>9}"
+
+
+def _number(value: float | None, factor: float = 1.0) -> str:
+    return "-" if value is None else f"{factor * value:.2f}"
