@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from cgdpm_med.diffusion.ensemble import key_seed
 from cgdpm_med.diffusion.guidance import Examples, Replay, ScaledGuide
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.engines import load_weights
 from cgdpm_med.networks.unet import ConditionalUNet
+from cgdpm_med.volumes import InputError
 
 
 def guide_from_denoiser(network: ConditionalUNet, schedule: NoiseSchedule) -> ScaledGuide:
@@ -25,6 +28,27 @@ def guide_from_denoiser(network: ConditionalUNet, schedule: NoiseSchedule) -> Sc
     for parameter in network.head.parameters():
         torch.nn.init.zeros_(parameter)
     return ScaledGuide(network, schedule)
+
+
+def load_guide(
+    network: ConditionalUNet, path: str | Path, schedule: NoiseSchedule, denoiser: str | Path
+) -> ScaledGuide:
+    """The guidance network with its trained weights.
+
+    Args:
+        network: of the denoiser's architecture.
+        path: state_dict of it, as stage 2 writes it.
+        denoiser: the denoiser's weights; only named in errors, because the two belong together.
+
+    Raises:
+        InputError: when the file is missing or belongs to another network.
+    """
+    try:
+        return ScaledGuide(load_weights(network, path), schedule)
+    except InputError as error:
+        what = f"{error.what} (guidance network for the denoiser {denoiser})"
+        remedy = "Train stage 2 on this denoiser, or set guidance_scale to 0"
+        raise InputError(what, path=error.path, remedy=remedy) from error
 
 
 class ReplayLoader:
