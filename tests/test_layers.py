@@ -22,6 +22,7 @@ ROOMS = (
     "volumes",
     "transforms",
     "data",
+    "images",
     "slices",
     "augment",
     "phantom",
