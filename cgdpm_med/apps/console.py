@@ -78,5 +78,6 @@ def require_success(result: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     failed = result["failed"]
     if failed:
-        raise InputError(f"{len(failed)} inputs failed: {', '.join(failed)}", remedy="See the errors above")
+        what = "1 input" if len(failed) == 1 else f"{len(failed)} inputs"
+        raise InputError(f"{what} failed: {', '.join(failed)}", remedy="See the errors above")
     return result

@@ -1,0 +1,211 @@
+"""Which segmentations a person should look at: checks that need no reference, each with its reason in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from cgdpm_med.apps.cardiac import MEASURES, CardiacFunction
+from cgdpm_med.data import ACDC_LABELS
+from cgdpm_med.metrics import error_uncertainty_auroc, pairwise_dice
+from cgdpm_med.volumes import InputError
+
+_MYO, _LV = 2, 3
+
+
+@dataclass(frozen=True)
+class QualityLimits:
+    """Beyond which values a case goes to review.
+
+    The anatomical limits leave a margin around what ``scripts/reference_statistics.py`` finds in the 140 reference
+    masks of the 70 training patients of the committed ACDC split. The two limits on the ensemble's own doubt depend
+    on the network and are defaults to be fitted on validation patients.
+
+    Attributes:
+        predicted_dice: least predicted Dice of a structure. Default, to be fitted.
+        ef_width: longest interval of an ejection fraction, in percentage points. Default, to be fitted.
+        fragments: largest fraction of a structure outside its largest piece. References: at most .039.
+        open_cavity: largest fraction of the left ventricle's in-plane border that no myocardium covers. References:
+            at most .0038.
+        ef: plausible ejection fractions in percent. References: LV 10.5 to 72.9, RV 1.9 (the next 7) to 72.6.
+        header_notes: whether a header that contradicts itself is enough for a review. Every ACDC file has one, settled
+            by the rule of :func:`~cgdpm_med.read_volume`, so it is only noted unless asked for.
+    """
+
+    predicted_dice: float = 0.8
+    ef_width: float = 15.0
+    fragments: float = 0.05
+    open_cavity: float = 0.02
+    ef: tuple[float, float] = (5.0, 80.0)
+    header_notes: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One remark of a check; ``review`` says whether it asks for a person."""
+
+    check: str
+    reason: str
+    review: bool = True
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the checks said of a case.
+
+    Attributes:
+        findings: remarks in the order of the checks.
+        predicted_dice: by frame and label; empty where there was one member only.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    predicted_dice: Mapping[str, Mapping[int, float]] | None = None
+
+    @property
+    def status(self) -> str:
+        """"pass" or "review"."""
+        return "review" if any(finding.review for finding in self.findings) else "pass"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the case goes to review; empty when it passes."""
+        return tuple(finding.reason for finding in self.findings if finding.review)
+
+
+# --- measurements -----------------------------------------------------------------------------------------------------
+
+
+def fragment_fraction(structure: ArrayLike) -> float:
+    """Fraction of a boolean structure outside its largest piece, in [0, 1); 0 for an empty one.
+
+    Voxels that touch at a face, edge or corner belong together: with thick slices a curved ventricle may meet itself
+    in the next slice only at a corner.
+    """
+    inside = np.asarray(structure, dtype=bool)
+    pieces, number = ndimage.label(inside, structure=np.ones((3,) * inside.ndim))
+    if number < 2:
+        return 0.0
+    sizes = np.bincount(pieces.ravel())[1:]
+    return float(1 - sizes.max() / sizes.sum())
+
+
+def missing_slices(structure: ArrayLike) -> list[int]:
+    """Indices along the last axis that lack the structure although slices on both sides have it."""
+    there = np.flatnonzero(np.asarray(structure, dtype=bool).any(axis=(0, 1)))
+    return [] if not there.size else sorted(set(range(int(there[0]), int(there[-1]) + 1)) - set(there.tolist()))
+
+
+def open_cavity_fraction(labels: ArrayLike) -> float:
+    """Fraction of the left ventricle's in-plane border faces that do not look at myocardium, in [0, 1].
+
+    The border consists of the voxel faces along the first two axes between label 3 and anything else; the edge of the
+    image counts as anything else. An empty cavity gives 0.
+    """
+    padded = np.pad(np.asarray(labels), ((1, 1), (1, 1), (0, 0)))
+    border = uncovered = 0
+    for axis in (0, 1):
+        here, there = (padded.take(range(a, padded.shape[axis] + a - 1), axis) for a in (0, 1))
+        for inner, outer in ((here, there), (there, here)):
+            outside = outer[(inner == _LV) & (outer != _LV)]
+            border += outside.size
+            uncovered += int(np.count_nonzero(outside != _MYO))
+    return uncovered / border if border else 0.0
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def assess_frame(
+    mask: NDArray[Any],
+    members: NDArray[Any],
+    *,
+    frame: str = "",
+    header_note: str | None = None,
+    limits: QualityLimits | None = None,
+) -> Quality:
+    """The checks that one frame allows.
+
+    Args:
+        mask: (X, Y, Z) fused labels.
+        members: (K, X, Y, Z); the agreement is predicted Dice where K is two or more.
+        frame: its name in the reasons, for example "ED".
+        header_note: of the grid.
+    """
+    limits = limits or QualityLimits()
+    where = f"{frame}: " if frame else ""
+    predicted = pairwise_dice(members, tuple(ACDC_LABELS)) if len(members) > 1 else {}
+    findings = [
+        Finding("predicted Dice", f"{where}predicted Dice of {ACDC_LABELS[label]} is {dice:.3f}, below {limit:g}")
+        for limit in (limits.predicted_dice,)
+        for label, dice in predicted.items()
+        if dice < limit
+    ]
+    for label, name in ACDC_LABELS.items():
+        findings += _shape_findings(mask == label, f"{where}{name}", limits)
+    if (uncovered := open_cavity_fraction(mask)) > limits.open_cavity:
+        reason = f"{where}{100 * uncovered:.1f} % of the LV border is not covered by myocardium"
+        findings.append(Finding("LV outside myocardium", reason))
+    if header_note is not None:
+        findings.append(Finding("header", f"{where}{header_note}", review=limits.header_notes))
+    return Quality(tuple(findings), {frame: predicted} if predicted else {})
+
+
+def _shape_findings(structure: NDArray[np.bool_], name: str, limits: QualityLimits) -> list[Finding]:
+    if not structure.any():
+        return [Finding("empty structure", f"{name} is empty")]
+    findings = []
+    if gaps := missing_slices(structure):
+        listed = ", ".join(str(k + 1) for k in gaps)
+        findings.append(Finding("missing slices", f"{name} is absent from slice {listed} between slices that hold it"))
+    if (outside := fragment_fraction(structure)) > limits.fragments:
+        findings.append(Finding("fragments", f"{100 * outside:.1f} % of {name} lies apart from its largest piece"))
+    return findings
+
+
+def assess_function(function: CardiacFunction, limits: QualityLimits | None = None) -> tuple[Finding, ...]:
+    """Ejection fractions that are implausible, undefined or too uncertain."""
+    limits = limits or QualityLimits()
+    low, high = limits.ef
+    findings = []
+    for name in ("lv_ef", "rv_ef"):
+        ef, title = function.measures[name], MEASURES[name].title
+        if ef.value is None:
+            findings.append(Finding("ejection fraction", f"{title} is undefined: the ventricle is empty at ED"))
+            continue
+        if not low <= ef.value <= high:
+            reason = f"{title} of {ef.value:.1f} % lies outside {low:g} to {high:g} %"
+            findings.append(Finding("ejection fraction", reason))
+        if ef.width is not None and ef.width > limits.ef_width:
+            reason = f"{title} is uncertain: its interval is {ef.width:.1f} points long, more than {limits.ef_width:g}"
+            findings.append(Finding("uncertain function", reason))
+    return tuple(findings)
+
+
+def combine(qualities: Iterable[Quality], findings: Iterable[Finding] = ()) -> Quality:
+    """One verdict on a study from its frames and further findings."""
+    qualities = tuple(qualities)
+    predicted: dict[str, Mapping[int, float]] = {}
+    for quality in qualities:
+        predicted |= quality.predicted_dice or {}
+    return Quality(tuple(f for q in qualities for f in q.findings) + tuple(findings), predicted)
+
+
+def worst_cases_auroc(predicted_dice: ArrayLike, true_dice: ArrayLike, fraction: float = 0.1) -> float | None:
+    """Area under the ROC curve of low predicted Dice for finding the worst ``fraction`` of cases by true Dice.
+
+    One pair per case. The worst are the ceil(fraction n) lowest, with all that equal the last of them; None where
+    these are all cases.
+
+    Raises:
+        InputError: for no cases or unequal numbers.
+    """
+    predicted, true = np.asarray(predicted_dice, dtype=np.float64), np.asarray(true_dice, dtype=np.float64)
+    if predicted.shape != true.shape or predicted.ndim != 1 or not predicted.size:
+        raise InputError(f"{predicted.shape} predicted and {true.shape} true Dice", remedy="Give one pair per case")
+    worst = true <= np.sort(true)[int(np.ceil(fraction * true.size)) - 1]
+    return error_uncertainty_auroc(-predicted, worst)

@@ -1,0 +1,167 @@
+"""One patient's frames together: end-diastole and end-systole, function, quality; flat in memory over a cine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cgdpm_med.apps.cardiac import (
+    CardiacFunction,
+    FrameVolumes,
+    cardiac_function,
+    find_ed_es,
+    frame_volumes,
+    write_cohort_csv,
+)
+from cgdpm_med.apps.quality import Finding, Quality, QualityLimits, assess_frame, assess_function, combine
+from cgdpm_med.apps.segment import Segmentation
+from cgdpm_med.volumes import InputError
+
+_LV = 3
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What is known of a study, without its voxels.
+
+    Attributes:
+        key: of the study.
+        volumes: of every frame, by its number.
+        quality: the checks.
+        ed, es: frame numbers, or None where there is one frame or the two cannot be told apart.
+        function: None in the same cases.
+    """
+
+    key: str
+    volumes: Mapping[int, FrameVolumes]
+    quality: Quality
+    ed: int | None = None
+    es: int | None = None
+    function: CardiacFunction | None = None
+
+
+class Study:
+    """Takes the segmentations of one patient's frames, in the order of their numbers, and keeps only two of them.
+
+    Args:
+        key: of the study in tables and reports; choose one that names nobody.
+        ed, es: frame numbers where they are known; otherwise the largest and the smallest left ventricle.
+        height, weight: in cm and kg, for indexing.
+        level, widening: of the intervals, see :func:`~cgdpm_med.cardiac_function`.
+        limits: of the checks.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        ed: int | None = None,
+        es: int | None = None,
+        height: float | None = None,
+        weight: float | None = None,
+        level: float = 0.9,
+        widening: float | Mapping[str, float] = 1.0,
+        limits: QualityLimits | None = None,
+    ) -> None:
+        self.key, self.ed, self.es = key, ed, es
+        self.height, self.weight, self.level, self.widening = height, weight, level, widening
+        self.limits = limits or QualityLimits()
+        self._volumes: dict[int, FrameVolumes] = {}
+        self._kept: dict[int, Segmentation] = {}
+
+    def add(self, frame: int, segmentation: Segmentation) -> None:
+        """Count a frame; its segmentation is kept as long as it may be end-diastole or end-systole.
+
+        Raises:
+            InputError: for a frame given twice.
+        """
+        if frame in self._volumes:
+            raise InputError(f"frame {frame} of {self.key} was given twice")
+        self._volumes[frame] = frame_volumes(
+            segmentation.mask,
+            segmentation.members,
+            segmentation.grid.voxel_volume,
+            num_classes=segmentation.probabilities.shape[0],
+        )
+        self._kept[frame] = segmentation
+        candidates = {self._extreme(self.ed, largest=True), self._extreme(self.es, largest=False)}
+        self._kept = {number: kept for number, kept in self._kept.items() if number in candidates}
+
+    def _extreme(self, known: int | None, *, largest: bool) -> int:
+        if known is not None:
+            return known
+        lv = {number: volumes.fused[_LV] for number, volumes in self._volumes.items()}
+        return max(lv, key=lv.__getitem__) if largest else min(lv, key=lv.__getitem__)
+
+    def result(self) -> StudyResult:
+        """Function where there are two frames or more, and the checks of the frames that count.
+
+        Raises:
+            InputError: when no frame was given, or ED or ES named a frame that was not.
+        """
+        if not self._volumes:
+            raise InputError(f"{self.key} has no frames")
+        volumes = dict(sorted(self._volumes.items()))
+        if len(volumes) == 1:
+            return StudyResult(self.key, volumes, self._quality(self.key_frames()))
+        try:
+            ed, es = self._ed_es(list(volumes))
+        except InputError as error:
+            if self.ed is not None and self.es is not None:
+                raise
+            return StudyResult(
+                self.key, volumes, self._quality(self.key_frames(), [Finding("ejection fraction", str(error))])
+            )
+        function = cardiac_function(
+            volumes[ed],
+            volumes[es],
+            height=self.height,
+            weight=self.weight,
+            level=self.level,
+            widening=self.widening,
+        )
+        quality = self._quality(self.key_frames(), assess_function(function, self.limits))
+        return StudyResult(self.key, volumes, quality, ed, es, function)
+
+    def _ed_es(self, numbers: list[int]) -> tuple[int, int]:
+        for name, frame in (("ED", self.ed), ("ES", self.es)):
+            if frame is not None and frame not in numbers:
+                raise InputError(f"{name} is frame {frame}, which {self.key} does not have")
+        ed, es = find_ed_es(
+            [float(self._volumes[number].fused[_LV]) for number in numbers],
+            ed=None if self.ed is None else numbers.index(self.ed),
+            es=None if self.es is None else numbers.index(self.es),
+        )
+        return numbers[ed], numbers[es]
+
+    def key_frames(self) -> dict[str, Segmentation]:
+        """``{"ED": …, "ES": …}``, or the one kept frame under its number."""
+        if len(self._kept) < 2:
+            return {f"frame {number}": kept for number, kept in self._kept.items()}
+        ed, es = self._ed_es(sorted(self._volumes))
+        return {"ED": self._kept[ed], "ES": self._kept[es]}
+
+    def _quality(self, frames: Mapping[str, Segmentation], findings: Sequence[Finding] = ()) -> Quality:
+        assessed = [
+            assess_frame(s.mask, s.members, frame=name, header_note=s.grid.note, limits=self.limits)
+            for name, s in frames.items()
+        ]
+        return combine(assessed, findings)
+
+
+def write_cohort(results: Sequence[StudyResult], path: str | Path) -> None:
+    """A CSV with a row per study: frames, function with intervals, verdict and reasons."""
+    write_cohort_csv(
+        path,
+        {result.key: result.function for result in results},
+        {
+            result.key: {
+                "ed_frame": str(result.ed or ""),
+                "es_frame": str(result.es or ""),
+                "quality": result.quality.status,
+                "reasons": "; ".join(result.quality.reasons),
+            }
+            for result in results
+        },
+    )

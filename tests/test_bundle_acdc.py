@@ -1,0 +1,243 @@
+"""The bundle acdc_segmentation under MONAI: verified, trained, resumed, inferred and evaluated on small phantoms."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, shared_path
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
+from monai.utils import set_determinism
+
+from cgdpm_med import InputError, Segmenter, read_volume, write_phantom_dataset
+
+BUNDLE = REPO / "bundles" / "acdc_segmentation"
+CONFIGS = BUNDLE / "configs"
+METADATA = CONFIGS / "metadata.json"
+TRAIN, VALIDATION, TEST = 2, 1, 11  # phantoms that bear the number of an ACDC patient take its place in the split
+TINY = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
+
+
+@pytest.fixture(autouse=True)
+def _global_state() -> Iterator[None]:
+    yield
+    set_determinism(seed=None)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantom_dataset(folder, patients=[TRAIN, VALIDATION, TEST], seed=1, **TINY)
+    return folder
+
+
+def workflow(kind: str, *names: str, **overrides: Any) -> ConfigWorkflow:
+    """The bundle's configuration with the smoke settings on top, initialised."""
+    files = [str(CONFIGS / f"{name}.yaml") for name in names] + [str(REPO / "configs" / "smoke.yaml")]
+    settings = {"bundle_root": str(BUNDLE), "device": "$torch.device('cpu')", "precision": "float32", **overrides}
+    flow = ConfigWorkflow(files, str(METADATA), logging_file=False, workflow_type=kind, **settings)
+    flow.initialize()
+    return flow
+
+
+def train(dataset: Path, output: Path, *more: str, **overrides: Any) -> ConfigWorkflow:
+    return workflow("train", "train", *more, dataset_dir=str(dataset), output_dir=str(output), **overrides)
+
+
+@pytest.fixture(scope="module")
+def trained(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of an uninterrupted run of two epochs."""
+    output = tmp_path_factory.mktemp("trained")
+    train(phantoms, output).run()
+    return output
+
+
+def test_metadata_follow_the_schema(tmp_path: Path) -> None:
+    schema = shutil.copyfile(shared_path("reference", "meta_schema_20240725.json"), tmp_path / "schema.json")
+    verify_metadata(meta_file=str(METADATA), filepath=str(schema), hash_val="06954cad2cc5d3784e72077ac76f0fc8")
+
+
+def test_metadata_agree_with_the_configuration() -> None:
+    metadata = json.loads(METADATA.read_text(encoding="utf-8"))
+    assert metadata["version"] in metadata["changelog"]
+    verify_net_in_out("network_def", str(METADATA), str(CONFIGS / "inference.yaml"), "cpu", n=2, members=1, steps=1)
+
+
+def test_every_configuration_names_the_same_network() -> None:
+    def of(name: str, key: str) -> Any:
+        flow = ConfigWorkflow(str(CONFIGS / name), str(METADATA), logging_file=False)
+        return flow.parser.get_parsed_content(key)
+
+    trained, deployed = of("train.yaml", "network_def"), of("inference.yaml", "unet")
+    shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (trained, deployed)]
+    assert shapes[0] == shapes[1]
+
+
+def test_monai_finds_what_its_applications_need(phantoms: Path, trained: Path) -> None:
+    inference = workflow("infer", "inference", dataset_dir=str(phantoms), weights=str(trained / "model.pt"))
+    assert inference.check_properties() == []
+
+
+def test_training_leaves_weights_curves_and_pictures(trained: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    assert len(events.Scalars("train_loss")) == 4  # 8 slices in batches of 4, twice
+    assert [point.step for point in events.Scalars("val_mean_dice")] == [1, 2]
+    assert [picture.step for picture in events.Images("samples")] == [1, 2]
+    best = max(point.value for point in events.Scalars("val_mean_dice"))
+    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+    assert state["best"]["best"] == pytest.approx(best, abs=1e-6)
+    last = torch.load(trained / "model_last.pt", weights_only=True)
+    assert all(torch.equal(last[name], state["ema"][name]) for name in last)
+
+
+def test_a_stopped_run_continues_as_if_it_had_not(phantoms: Path, trained: Path, tmp_path: Path) -> None:
+    stopped = train(phantoms, tmp_path)
+
+    def power_cut() -> None:
+        raise KeyboardInterrupt
+
+    stopped.parser.get_parsed_content("trainer").add_event_handler(Events.ITERATION_COMPLETED(once=3), power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    train(phantoms, tmp_path).run()
+    there, here = (torch.load(run / "checkpoint.pt", weights_only=True) for run in (trained, tmp_path))
+    assert here["place"] == there["place"] == {"epoch": 2, "iteration": 4}
+    for part in ("network", "ema"):
+        assert all(torch.equal(here[part][name], there[part][name]) for name in there[part])
+    assert here["best"] == there["best"]
+
+
+def test_several_processes_save_what_one_reads(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    flow = train(phantoms, tmp_path, "multi_gpu_train", epochs=1)
+    flow.run()
+    assert isinstance(flow.parser.get_parsed_content("network"), torch.nn.parallel.DistributedDataParallel)
+    flow.finalize()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    network = flow.parser.get_parsed_content("network_def")
+    assert state["network"].keys() == state["ema"].keys() == network.state_dict().keys()
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A folder of one's own: two volumes with different headers in two folders, and a damaged one."""
+    folder = tmp_path / "scans"
+    sources = []
+    for kind in ("acdc", "oblique"):
+        (patient,) = write_phantom_dataset(tmp_path / kind, patients=[1], seed=2, affine=kind, **TINY)
+        sources.append(patient / "patient001_frame01.nii.gz")
+    for name, source in zip(("first/scan.nii.gz", "second/scan.nii.gz"), sources, strict=True):
+        (folder / name).parent.mkdir(parents=True)
+        shutil.copyfile(source, folder / name)
+    (folder / "first" / "broken.nii.gz").write_bytes(sources[0].read_bytes()[:2000])
+    return folder
+
+
+def test_inference_keeps_the_grid_and_survives_a_bad_file(
+    mixed: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "masks"
+    settings = {"output_dir": str(output), "weights": str(trained / "model.pt")}
+    flow = workflow("infer", "inference", dataset_dir=str(mixed), **settings)
+    with pytest.raises(RuntimeError) as stopped:
+        flow.run()
+    assert isinstance(stopped.value.__cause__, InputError)
+    assert re.search(r"1 input failed: first/broken", str(stopped.value.__cause__))
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert str(mixed / "first" / "broken.nii.gz") in errors[0]
+
+    endings = ("scan.json", "scan.nii.gz", "scan_disagreement.nii.gz", "scan_entropy.nii.gz")
+    written = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+    assert written == [f"{folder}/{ending}" for folder in ("first", "second") for ending in endings]
+    for folder in ("first", "second"):
+        source = nib.load(mixed / folder / "scan.nii.gz")
+        for ending in endings[1:]:
+            result = nib.load(output / folder / ending)
+            assert result.shape == source.shape
+            assert np.array_equal(result.affine, source.affine)
+            for field in ("pixdim", "sform_code", "qform_code", "srow_x", "quatern_b", "qoffset_x", "xyzt_units"):
+                assert np.array_equal(result.header[field], source.header[field]), field
+        mask = np.asarray(nib.load(output / folder / "scan.nii.gz").dataobj)
+        assert mask.dtype == np.uint8
+        assert set(np.unique(mask)) <= {0, 1, 2, 3}
+
+
+def test_the_evaluator_of_monai_gives_the_same_mask(mixed: Path, trained: Path, tmp_path: Path) -> None:
+    source = mixed / "second" / "scan.nii.gz"
+    weights = str(trained / "model.pt")
+    workflow(
+        "infer", "inference", dataset_dir=str(source), output_dir=str(tmp_path / "out"), weights=weights
+    ).parser.get_parsed_content("evaluator").run()
+    flow = workflow("infer", "inference", dataset_dir=str(source), weights=weights)
+    here = flow.parser.get_parsed_content("segmenter")(read_volume(source))
+    assert np.array_equal(np.asarray(nib.load(tmp_path / "out" / "scan.nii.gz").dataobj), here.mask)
+    assert np.array_equal(nib.load(tmp_path / "out" / "scan_entropy.nii.gz").get_fdata(), here.entropy)
+
+
+def dice_by_hand(a: np.ndarray, b: np.ndarray) -> float:
+    common, total = 0, 0
+    for x, y in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True):
+        common += x and y
+        total += x + y
+    return 2 * common / total if total else 1.0
+
+
+def test_evaluation_scores_what_it_can(phantoms: Path, trained: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    name = f"patient{TEST:03d}"
+    shutil.copytree(phantoms / name, study / name)
+    missing = study / name / f"{name}_frame03_gt.nii.gz"
+    missing.unlink()
+    output = tmp_path / "scores"
+    settings = {"dataset_dir": str(study), "output_dir": str(output), "weights": str(trained / "model.pt")}
+    with pytest.raises(RuntimeError) as stopped:
+        workflow("infer", "inference", "evaluate", **settings).run()
+    assert isinstance(stopped.value.__cause__, InputError)
+    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    assert summary["volumes"] == 1
+    assert list(summary["failed"]) == [str(missing)]
+    assert summary["settings"]["steps"] == summary["settings"]["members"] == 2
+
+    image = study / name / f"{name}_frame01.nii.gz"
+    flow = workflow("infer", "inference", **settings)
+    mask = flow.parser.get_parsed_content("segmenter")(read_volume(image)).mask
+    truth = np.asarray(nib.load(image.with_name(f"{name}_frame01_gt.nii.gz")).dataobj)
+    with (output / "cases.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["case"], row["phase"]) == (f"{name}_frame01", "ED")
+    for label, structure in {1: "RV", 2: "Myo", 3: "LV"}.items():
+        expected = dice_by_hand(mask == label, truth == label)
+        assert float(row[f"dice_{structure}"]) == pytest.approx(expected, abs=6e-6)
+        assert summary["structures"][structure]["dice"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_segmenter_names_what_is_wrong_with_its_settings(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there are no weights here"):
+        Segmenter.from_bundle(BUNDLE, weights=str(tmp_path / "absent.pt"))
+    with pytest.raises(InputError, match="has no key 'member'"):
+        Segmenter.from_bundle(BUNDLE, member=3)
+    (tmp_path / "other.pt").write_bytes(b"no weights")
+    with pytest.raises(InputError, match=r"other\.pt: is not a file of plain weights"):
+        Segmenter.from_bundle(BUNDLE, weights=str(tmp_path / "other.pt"))
