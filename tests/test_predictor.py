@@ -1,0 +1,209 @@
+"""DiffusionPredictor: the ensemble does not depend on how it is batched; members, guidance, precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_networks import small_mask_denoiser, small_network
+from torch import Tensor, nn
+
+from cgdpm_med.diffusion.ensemble import mask_probabilities, sample_ensemble
+from cgdpm_med.diffusion.guidance import guided
+from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.predictor import Autocast, DiffusionPredictor, autocast_dtype
+
+SAMPLE = NoiseSchedule(1000, "cosine", "sample")
+KEYS = ["a/0", "a/1", "b/0"]
+
+
+def predictor(**settings: Any) -> DiffusionPredictor:
+    defaults: dict[str, Any] = {"schedule": SAMPLE, "scale": 0.5, "steps": 3, "members": 4, "precision": "float32"}
+    return DiffusionPredictor(small_mask_denoiser(), **(defaults | settings))
+
+
+@pytest.fixture
+def images(generator: torch.Generator) -> Tensor:
+    return torch.randn(3, 1, 16, 12, generator=generator)
+
+
+@pytest.fixture
+def ensemble(images: Tensor) -> Tensor:
+    return predictor().ensemble(images, keys=KEYS)
+
+
+def assert_same(a: Tensor, b: Tensor) -> None:
+    """Probabilities to 1e-3 and equal labels, where the two largest are further apart than that."""
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-3)
+    best = b.topk(2, dim=2).values
+    decided = best[:, :, 0] - best[:, :, 1] > 2e-3
+    assert decided.float().mean() > 0.9
+    assert torch.equal(a.argmax(dim=2)[decided], b.argmax(dim=2)[decided])
+
+
+# --- independence of the batching -------------------------------------------------------------------------------------
+
+
+def test_ensemble_is_informative(images: Tensor, ensemble: Tensor) -> None:
+    """The comparisons below mean something: members, images and pixels differ."""
+    assert ensemble.shape == (4, 3, 4, 16, 12)
+    assert ensemble.std(dim=0).mean() > 0.01
+    assert ensemble.std(dim=(3, 4)).mean() > 0.01
+    other = predictor().ensemble(images.flip(0), keys=KEYS)
+    assert (other - ensemble).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 4, 5, 8, 100])
+def test_max_batch_changes_nothing(images: Tensor, ensemble: Tensor, max_batch: int) -> None:
+    assert_same(predictor(max_batch=max_batch).ensemble(images, keys=KEYS), ensemble)
+
+
+def test_the_other_images_change_nothing(images: Tensor, ensemble: Tensor) -> None:
+    order = [2, 0]
+    some = predictor().ensemble(images[order], keys=[KEYS[i] for i in order])
+    assert_same(some, ensemble[:, order])
+
+
+def test_a_member_alone_is_that_member(images: Tensor, ensemble: Tensor) -> None:
+    assert_same(predictor().ensemble(images, keys=KEYS, member_ids=[2]), ensemble[[2]])
+    assert_same(predictor().ensemble(images, keys=KEYS, member_ids=[3, 1]), ensemble[[3, 1]])
+    assert_same(predictor(members=2).ensemble(images, keys=KEYS), ensemble[:2])
+
+
+def test_the_key_decides(images: Tensor, ensemble: Tensor) -> None:
+    renamed = predictor().ensemble(images, keys=["a/0", "a/2", "b/0"])
+    assert_same(renamed[:, [0, 2]], ensemble[:, [0, 2]])
+    assert (renamed[:, 1] - ensemble[:, 1]).abs().max() > 0.01
+    reseeded = predictor(seed=1).ensemble(images, keys=KEYS)
+    assert (reseeded - ensemble).abs().amax(dim=(2, 3, 4)).min() > 0.01
+
+
+@pytest.mark.parametrize("settings", [{"method": "ddpm"}, {"method": "ddim", "eta": 0.7}, {"method": "dpmpp_2m"}])
+def test_other_samplers_are_keyed_too(images: Tensor, settings: dict[str, Any]) -> None:
+    together = predictor(**settings).ensemble(images, keys=KEYS)
+    apart = torch.cat([predictor(**settings).ensemble(images[[i]], keys=[KEYS[i]]) for i in range(3)], dim=1)
+    assert_same(apart, together)
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def test_prediction_is_the_mean_of_the_members(images: Tensor) -> None:
+    model = predictor()
+    mean = model(images)
+    torch.testing.assert_close(mean, model.ensemble(images).mean(dim=0))
+    torch.testing.assert_close(mean.sum(dim=1), torch.ones(3, 16, 12))
+    assert mean.min() >= 0
+    assert not mean.requires_grad
+
+
+def test_ensemble_equals_the_sampler_it_wraps(images: Tensor, ensemble: Tensor) -> None:
+    x_0 = sample_ensemble(
+        small_mask_denoiser(), images, SAMPLE, shape=(4, 16, 12), members=4, keys=KEYS, steps=3, clip=(-0.5, 0.5)
+    )
+    assert torch.equal(ensemble, mask_probabilities(x_0, 0.5, channel_dim=2))
+
+
+def test_images_are_clipped_and_enlarged(generator: torch.Generator) -> None:
+    schedule = NoiseSchedule(1000, "linear_beta", "v_prediction")
+    network = small_network(in_channels=3, cond_channels=3, cond_scale=4)
+    model = DiffusionPredictor(
+        network,
+        schedule=schedule,
+        out_channels=3,
+        target="image",
+        size_factor=4,
+        steps=4,
+        members=2,
+        precision="float32",
+    )
+    small = torch.randn(1, 3, 4, 6, generator=generator)
+    members = model.ensemble(small)
+    assert members.shape == (2, 1, 3, 16, 24)
+    x_0 = sample_ensemble(network, small, schedule, shape=(3, 16, 24), members=2, steps=4, clip=(-1.0, 1.0))
+    assert torch.equal(members, x_0.clamp(-1, 1))
+    assert members.abs().max() <= 1
+
+
+def test_progress_counts_every_field(images: Tensor) -> None:
+    counts: list[int] = []
+    predictor(max_batch=5).ensemble(images, progress=counts.append)
+    assert sum(counts) == 4 * 3
+    assert max(counts) <= 5
+
+
+def test_wrap_is_applied_to_the_denoiser(images: Tensor, ensemble: Tensor) -> None:
+    seen = []
+
+    def wrap(denoiser: Any) -> Any:
+        seen.append(denoiser)
+        return denoiser
+
+    assert torch.equal(predictor().ensemble(images, keys=KEYS, wrap=wrap), ensemble)
+    assert len(seen) == 1
+    assert isinstance(seen[0], Autocast)
+
+
+# --- guidance ---------------------------------------------------------------------------------------------------------
+
+
+def test_guidance_of_scale_zero_never_asks_the_guide(images: Tensor, ensemble: Tensor) -> None:
+    class Forbidden(nn.Module):
+        def forward(self, *args: object) -> Tensor:
+            raise AssertionError("the guide was evaluated")
+
+    assert torch.equal(predictor(guide=Forbidden(), guidance_scale=0.0).ensemble(images, keys=KEYS), ensemble)
+
+
+def test_guidance_equals_the_composed_denoiser(images: Tensor, ensemble: Tensor) -> None:
+    guide, interval = small_network(seed=7), (100, 900)
+    model = predictor(guide=guide, guidance_scale=0.5, guidance_interval=list(interval))
+    denoiser = guided(small_mask_denoiser(), guide, SAMPLE, scale=0.5, interval=interval)
+    x_0 = sample_ensemble(denoiser, images, SAMPLE, shape=(4, 16, 12), members=4, keys=KEYS, steps=3, clip=(-0.5, 0.5))
+    members = model.ensemble(images, keys=KEYS)
+    assert torch.equal(members, mask_probabilities(x_0, 0.5, channel_dim=2))
+    assert (members - ensemble).abs().max() > 0.01
+
+
+# --- precision and mode -----------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_stays_inside_the_network(images: Tensor, ensemble: Tensor) -> None:
+    members = predictor(precision="bfloat16").ensemble(images, keys=KEYS)
+    assert members.dtype == torch.float32
+    assert not torch.equal(members, ensemble)
+    torch.testing.assert_close(members.mean(), ensemble.mean(), rtol=0, atol=1e-3)
+    assert (members - ensemble).abs().mean() < 0.02
+
+
+def test_auto_precision_is_one_of_the_two() -> None:
+    assert autocast_dtype(torch.device("cpu"), "auto") in (torch.float32, torch.bfloat16)
+    assert autocast_dtype(torch.device("cpu"), "float32") == torch.float32
+    assert autocast_dtype(torch.device("meta"), "auto") == torch.float32
+
+
+def test_a_training_network_is_evaluated_without_dropout(images: Tensor) -> None:
+    network = small_network(dropout=0.5)
+    model = DiffusionPredictor(network, schedule=SAMPLE, steps=2, members=1, precision="float32")
+    expected = model(images)
+    network.train()
+    assert torch.equal(model(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "float16"}, "precision must be one of auto, float32, bfloat16, not 'float16'"),
+        ({"target": "masks"}, "target must be one of mask, image, not 'masks'"),
+        ({"members": 0}, "at least one member, not 0"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        predictor(**settings)
+
+
+def test_unknown_precision_of_a_device() -> None:
+    with pytest.raises(ValueError, match="not 'half'"):
+        autocast_dtype(torch.device("cpu"), "half")
