@@ -18,6 +18,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 from torch import Tensor
 
+from cgdpm_med.diffusion.ensemble import key_seed
 from cgdpm_med.predictor import autocast_dtype, check_precision
 from cgdpm_med.slices import EpochSampler
 from cgdpm_med.transforms import encode_mask
@@ -82,7 +83,8 @@ class DiffusionUpdate:
 
     Calls ``engine.loss_function(engine.network, *batch)`` with what ``prepare_batch`` returned, (x_0, y) for
     :class:`~cgdpm_med.DiffusionLoss`, so the loss decides how the network is evaluated. The first of them is the
-    engine's label, the last its image. MONAI's own mixed precision exists on CUDA alone and would leave a CPU in float32.
+    engine's label, the last its image. MONAI's own mixed precision exists on CUDA alone and would leave a CPU in
+    float32.
 
     Args:
         precision: "float32", "bfloat16" or "auto" (bfloat16 where the device is fast at it). The weights, the
@@ -185,7 +187,7 @@ class TrainingState:
 
     def save(self, engine: Engine) -> None:
         """Write the checkpoint."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+        if _rank():
             return
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
         state["place"] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
@@ -213,6 +215,8 @@ class TrainingState:
         engine.state.epoch = state["place"]["epoch"]
         engine.state.iteration = state["place"]["iteration"]
         set_random_state(state["random"])
+        if _rank():  # the random states saved are those of the first process; noise must differ between processes
+            torch.manual_seed(key_seed(_rank(), "resumed", engine.state.epoch))
 
     def _check(self, state: Any, engine: Engine) -> None:
         missing = [
@@ -228,6 +232,11 @@ class TrainingState:
     def _misfit(self, what: str) -> InputError:
         remedy = "Delete it, or give the run another output folder"
         return InputError(f"does not fit {what}", path=self.path, remedy=remedy)
+
+
+def _rank() -> int:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if distributed else 0
 
 
 def random_state() -> dict[str, Any]:
