@@ -97,7 +97,7 @@ def gaussian_pairs(seed: int = 0, batches: int = 10**9, images: int = 16) -> Ite
 def train_guide(denoiser: Callable[..., Tensor], draw: Callable[[torch.Generator], Tensor], coupling: str) -> nn.Module:
     """A small guide trained on replayed examples, bounded weighting, about two seconds."""
     torch.manual_seed(0)
-    iterations = 400
+    iterations = 600
     guide = ScaledGuide(SmallGuide(), SCHEDULE)
     replay = Replay(
         denoiser,
