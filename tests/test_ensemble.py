@@ -89,6 +89,12 @@ def test_noise_of_a_key_depends_on_nothing_else() -> None:
     assert len({float(field.sum()) for field in first}) == 6
 
 
+def test_every_part_of_the_key_and_the_seed_count() -> None:
+    keys = [("case", 0, 0), ("other", 0, 0), ("case", 1, 0), ("case", 0, 1)]
+    fields = torch.cat([KeyedNoise(seed, keys).randn((4, 16)) for seed in (0, 1)])
+    assert len(fields.unique(dim=0)) == 8
+
+
 def test_noise_is_standard_normal_and_independent() -> None:
     noise = KeyedNoise(0, [("a", k) for k in range(8)]).randn((8, 40_000))
     assert noise.dtype == torch.float32
@@ -142,6 +148,7 @@ def initial_noise(context: Tensor, **how: object) -> Tensor:
 def test_initial_noise_is_the_members_own_bit_for_bit(images: Tensor) -> None:
     keys = [("a", 0), ("a", 1), ("b", 0)]
     whole = initial_noise(images, members=4, keys=keys).unflatten(0, (3, 4))
+    assert len(whole.flatten(0, 1).flatten(1).unique(dim=0)) == 12
     for b, key in enumerate(keys):
         for k in range(4):
             expected = KeyedNoise(9, [(key, k)]).randn((1, *SHAPE))[0]
