@@ -123,6 +123,12 @@ _EXPORTS: dict[str, str] = {
     "ssim": "metrics",
     "summarise": "metrics",
     "surface_distances": "metrics",
+    "FeatureStatistics": "generation_metrics",
+    "Inception": "generation_metrics",
+    "InceptionScore": "generation_metrics",
+    "Lpips": "generation_metrics",
+    "frechet_distance": "generation_metrics",
+    "generation_scores": "generation_metrics",
     # apps
     "bundle_path": "apps.bundles",
     "list_bundles": "apps.bundles",

@@ -31,6 +31,7 @@ ROOMS = (
     "engines",
     "guidance_training",
     "metrics",
+    "generation_metrics",
     "handlers",
 )
 # each may import what stands before it; modules of one folder may import each other without a cycle
