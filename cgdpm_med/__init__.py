@@ -149,6 +149,21 @@ _EXPORTS: dict[str, str] = {
     "format_summary": "apps.evaluate",
     "draw_overlay": "apps.overlay",
     "run_demo": "apps.demo",
+    "CardiacFunction": "apps.cardiac",
+    "Estimate": "apps.cardiac",
+    "cardiac_function": "apps.cardiac",
+    "frame_volumes": "apps.cardiac",
+    "volume_curve": "apps.cardiac",
+    "write_cohort_csv": "apps.cardiac",
+    "Quality": "apps.quality",
+    "QualityLimits": "apps.quality",
+    "assess_frame": "apps.quality",
+    "assess_function": "apps.quality",
+    "staple": "apps.staple",
+    "fuse_staple": "apps.staple",
+    "Study": "apps.study",
+    "StudyResult": "apps.study",
+    "write_cohort": "apps.study",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -94,12 +94,12 @@ def frame_volumes(mask: ArrayLike, members: ArrayLike, voxel_volume: float, num_
     )
 
 
-def _counts(labels: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
+def _counts(labels: NDArray[Any], num_classes: int) -> NDArray[np.float64]:
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         raise InputError(
             f"labels run from {labels.min()} to {labels.max()}", remedy=f"Labels must lie in 0 to {num_classes - 1}"
         )
-    return np.bincount(labels.ravel().astype(np.int64), minlength=num_classes)
+    return np.bincount(labels.ravel().astype(np.int64), minlength=num_classes).astype(np.float64)
 
 
 # --- numbers with an interval -----------------------------------------------------------------------------------------

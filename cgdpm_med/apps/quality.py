@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -60,15 +60,15 @@ class Quality:
 
     Attributes:
         findings: remarks in the order of the checks.
-        predicted_dice: by frame and label; empty where there was one member only.
+        predicted_dice: by frame and label; without frames of a single member.
     """
 
     findings: tuple[Finding, ...] = ()
-    predicted_dice: Mapping[str, Mapping[int, float]] | None = None
+    predicted_dice: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
-        """"pass" or "review"."""
+        """Either "pass" or "review"."""
         return "review" if any(finding.review for finding in self.findings) else "pass"
 
     @property
@@ -146,7 +146,7 @@ def assess_frame(
         if dice < limit
     ]
     for label, name in ACDC_LABELS.items():
-        findings += _shape_findings(mask == label, f"{where}{name}", limits)
+        findings += _shape_findings(mask == label, where, name, limits)
     if (uncovered := open_cavity_fraction(mask)) > limits.open_cavity:
         reason = f"{where}{100 * uncovered:.1f} % of the LV border is not covered by myocardium"
         findings.append(Finding("LV outside myocardium", reason))
@@ -155,15 +155,17 @@ def assess_frame(
     return Quality(tuple(findings), {frame: predicted} if predicted else {})
 
 
-def _shape_findings(structure: NDArray[np.bool_], name: str, limits: QualityLimits) -> list[Finding]:
+def _shape_findings(structure: NDArray[np.bool_], where: str, name: str, limits: QualityLimits) -> list[Finding]:
     if not structure.any():
-        return [Finding("empty structure", f"{name} is empty")]
+        return [Finding("empty structure", f"{where}{name} is empty")]
     findings = []
     if gaps := missing_slices(structure):
         listed = ", ".join(str(k + 1) for k in gaps)
-        findings.append(Finding("missing slices", f"{name} is absent from slice {listed} between slices that hold it"))
+        reason = f"{where}{name} is absent from slice {listed} between slices that hold it"
+        findings.append(Finding("missing slices", reason))
     if (outside := fragment_fraction(structure)) > limits.fragments:
-        findings.append(Finding("fragments", f"{100 * outside:.1f} % of {name} lies apart from its largest piece"))
+        reason = f"{where}{100 * outside:.1f} % of {name} lies apart from its largest piece"
+        findings.append(Finding("fragments", reason))
     return findings
 
 
@@ -191,7 +193,7 @@ def combine(qualities: Iterable[Quality], findings: Iterable[Finding] = ()) -> Q
     qualities = tuple(qualities)
     predicted: dict[str, Mapping[int, float]] = {}
     for quality in qualities:
-        predicted |= quality.predicted_dice or {}
+        predicted |= quality.predicted_dice
     return Quality(tuple(f for q in qualities for f in q.findings) + tuple(findings), predicted)
 
 
