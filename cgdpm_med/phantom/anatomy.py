@@ -27,6 +27,7 @@ Array = NDArray[np.floating[Any]]
 _CONTOUR_ANGLES = np.linspace(-np.pi, np.pi, 721)
 _APEX_WALL = 0.7  # apical wall thickness, as a ratio to the basal one
 _OUTFLOW_MM = 8.0  # depth below the base to which the outflow tract may interrupt the myocardium
+_VALVE_MM = 2.0  # the wall is seen this far above the labelled base
 _RV_MIN_MM = 3.0  # the crescent ends where it gets thinner: contours drawn by hand are blunt there
 _FAR = -50.0  # signed distance of a structure that is absent
 
@@ -63,6 +64,7 @@ class Pose:
     wall: float
     rv_base: float
     rv_length: float
+    rv_halfwidth: float
     rv_height: float
 
     @property
@@ -93,8 +95,7 @@ def draw_heart(spec: PhantomSpec) -> Heart:
     edv, ef = _about(rng, group.edv), _about(rng, group.ef)
     rv_edv, rv_ef, myocardium = _about(rng, group.rv_edv), _about(rng, group.rv_ef), _about(rng, group.myocardium)
     length = min(_about(rng, (80, 3)) * (edv / 130) ** 0.22, spec.stack_mm - 12.0)
-    descent = rng.uniform(0.5, 1.0) * 12.0 * ef / 0.6
-    spare = spec.stack_mm - length - 8.0
+    descent = rng.uniform(0.2, 0.6) * 12.0 * ef / 0.6
     rv_angle = np.radians(_about(rng, (158, 16)))
     infarct_angle = rng.uniform(-np.pi, np.pi)
 
@@ -111,7 +112,7 @@ def draw_heart(spec: PhantomSpec) -> Heart:
         lv_length=(length, length - descent),
         rv_volume=(1000 * rv_edv, 1000 * rv_edv * (1 - rv_ef)),
         myocardium=1000 * myocardium,
-        apex=spare * rng.uniform(0.15, 0.5) + length,
+        apex=min(rng.uniform(0.0, 0.3) * spec.spacing[2], spec.stack_mm - length - 8.0) + length,
         centre=(_about(rng, (-3, 6)), _about(rng, (-8, 6))),
         drift=(float(rng.normal(0.03, 0.03)), float(rng.normal(0.02, 0.03))),
         rv_angle=float(rv_angle),
@@ -132,6 +133,11 @@ def _crescent(u: Array, skew: float) -> Array:
 def _rv_profile(s: Array) -> Array:
     """Thickness of the right ventricle over the depth ``s`` >= 0, a ratio to its length."""
     return np.clip(1 - s**1.4, 0, None)
+
+
+def _rv_narrowing(s: Array) -> Array:
+    """Half-width of the crescent over the depth ``s``, as a ratio to the basal one."""
+    return 1 - 0.3 * s
 
 
 def _epi_radius(pose: Pose, depth: Array) -> Array:
@@ -155,19 +161,20 @@ def pose_at(heart: Heart, contraction: float) -> Pose:
     wall = float(brentq(excess, 0.0, 60.0))
     base = heart.apex - length
     rv_base = base + contraction * 6.0  # the tricuspid annulus descends further than the mitral one
-    rv_length = 0.93 * (heart.apex - rv_base)
-    pose = Pose(base, radius, length, wall, rv_base, rv_length, rv_height=0.0)
+    rv_length = 0.9 * (heart.apex - rv_base)
+    halfwidth = (1 - 0.15 * contraction) * heart.rv_halfwidth
+    pose = Pose(base, radius, length, wall, rv_base, rv_length, halfwidth, rv_height=0.0)
     return replace(pose, rv_height=_rv_height(heart, pose, between(heart.rv_volume)))
 
 
 def _rv_height(heart: Heart, pose: Pose, volume: float) -> float:
     """The crescent's scale h for a volume: integral of (R h g + h^2 g^2 / 2) over angle and depth, quadratic in h."""
     u, s = np.linspace(-1, 1, 401), np.linspace(0, 1, 401)
-    g, profile = _crescent(u, heart.rv_skew), _rv_profile(s)
+    g, profile, width = _crescent(u, heart.rv_skew), _rv_profile(s), _rv_narrowing(s)
     radius = _epi_radius(pose, pose.rv_base - pose.base + s * pose.rv_length)
-    cell = heart.rv_halfwidth * pose.rv_length
-    linear = trapezoid(g, u) * trapezoid(radius * profile, s) * cell
-    quadratic = trapezoid(g**2, u) * trapezoid(profile**2, s) * cell / 2
+    cell = pose.rv_halfwidth * pose.rv_length
+    linear = trapezoid(g, u) * trapezoid(radius * profile * width, s) * cell
+    quadratic = trapezoid(g**2, u) * trapezoid(profile**2 * width, s) * cell / 2
     return float((-linear + np.sqrt(linear**2 + 4 * quadratic * volume)) / (2 * quadratic))
 
 
@@ -185,6 +192,7 @@ class Contours:
     gap: NDArray[np.bool_]
     above_base: bool
     above_rv_base: bool
+    atrial: bool
     apical: float  # 0 at the base, 1 at the apex
 
 
@@ -206,9 +214,10 @@ def contours_at(heart: Heart, pose: Pose, x: Array, y: Array, z: float) -> Conto
     epi_at = np.interp(angle, _CONTOUR_ANGLES, epi)
 
     from_rv = _wrap(angle - heart.rv_angle)
-    u = np.clip(from_rv / heart.rv_halfwidth, -1, 1)
     rv_depth = (z - pose.rv_base) / pose.rv_length
-    height = pose.rv_height * float(_rv_profile(np.asarray(max(rv_depth, 0.0)))) * _crescent(u, heart.rv_skew)
+    s = np.asarray(np.clip(rv_depth, 0, 1))
+    u = np.clip(from_rv / (pose.rv_halfwidth * _rv_narrowing(s)), -1, 1)
+    height = pose.rv_height * _rv_profile(s) * _crescent(u, heart.rv_skew)
     return Contours(
         lv=np.interp(angle, _CONTOUR_ANGLES, lv) - r if lv_mean > 0 else np.full_like(r, _FAR),
         epi=epi_at - r if epi_mean > 0 else np.full_like(r, _FAR),
@@ -217,6 +226,7 @@ def contours_at(heart: Heart, pose: Pose, x: Array, y: Array, z: float) -> Conto
         gap=(np.abs(from_rv + 0.5) < heart.outflow) & (depth < _OUTFLOW_MM),
         above_base=depth < 0,
         above_rv_base=rv_depth < 0,
+        atrial=depth < -_VALVE_MM,
         apical=section / pose.epi_length,
     )
 

@@ -125,20 +125,20 @@ def _abdomen(
 
 def _paint_section(canvas: Canvas, chest: Array, c: Contours, flow: Array, fine: Array, rim: Array) -> Array:
     """The heart over the chest in one thin section; all arrays share one 2-D shape."""
-    fat_mm = np.clip(2.5 + 3.5 * rim, -1, 9)
+    fat_mm = np.clip(1.0 + 4.0 * rim, -1, 9)
     image = _blend(chest, 0.85 * _FAT, canvas.inside(np.maximum(c.epi, c.rv) + fat_mm))
     image = _blend(image, _MYOCARDIUM, canvas.inside(c.rv + 2.5))
     wall = canvas.inside(c.epi)
     image = _blend(image, _MYOCARDIUM * (1 + 0.07 * fine), wall)
-    cords = np.clip(0.6 * fine + 0.6 * rim - 1.2 + 0.9 * c.apical, 0, 0.5)
+    cords = np.clip(1 - c.rv / 9.0, 0, 1) * np.clip(0.7 * fine + 0.5 * rim - 0.8 + 0.8 * c.apical, 0, 0.45)
     image = _blend(image, _RV_BLOOD * flow - cords, canvas.inside(c.rv))
-    if c.above_base:  # left atrium
-        return _blend(image, 0.9 * flow, canvas.inside(c.epi - 2.0))
+    if c.atrial:
+        return _blend(image, 0.85 * flow, canvas.inside(c.epi + 1.0))
     image = np.where(c.gap, _blend(image, 0.8 * flow, wall), image)
     near_wall = np.clip(1 - c.lv / 7.0, 0, 1) * (c.lv > 0)
     trabeculae = near_wall * np.clip(fine - 0.4 + 0.6 * c.apical, 0, 0.6)
     image = _blend(image, flow - trabeculae, canvas.inside(c.lv))
-    return _blend(image, 1.2 * _MYOCARDIUM, canvas.inside(np.minimum(c.papillary, c.lv + 0.5)))
+    return _blend(image, 1.2 * _MYOCARDIUM, canvas.inside(np.minimum(c.papillary + 1.0 * fine, c.lv + 0.5)))
 
 
 def paint_frame(
@@ -150,7 +150,7 @@ def paint_frame(
     window = canvas.window(heart.centre, _HEART_MM)
     near = canvas.crop(window)
     fine, rim = near.texture(still, 3.5), near.texture(still, 16.0)
-    flow = 1 + 0.09 * near.texture(rng, 10.0) - 0.05 * near.texture(rng, 4.0)
+    flow = 1 + 0.07 * near.texture(rng, 10.0) - 0.05 * near.texture(rng, 4.0)
     image = chest.copy()
     for k, z in enumerate(canvas.z):
         heights = (z + offset * spec.spacing[2] for offset in _SUBSLICES)
@@ -168,5 +168,5 @@ def paint_frame(
 def _shading(spec: PhantomSpec, canvas: Canvas, heart: Heart, rng: np.random.Generator) -> Array:
     """Receive-coil field, brightest at the anterior chest wall and 1 at the left ventricle."""
     x, y = (canvas.x - heart.centre[0]) / 100, (canvas.y - heart.centre[1]) / 100
-    slope_x, slope_y, bend = rng.uniform(0.1, 0.25), rng.uniform(0.0, 0.2), rng.uniform(-0.03, 0.05)
+    slope_x, slope_y, bend = rng.uniform(0.06, 0.18), rng.uniform(0.0, 0.15), rng.uniform(-0.03, 0.05)
     return np.asarray(np.exp(-spec.bias * (slope_x * x + slope_y * y + bend * (x**2 + y**2))))
