@@ -321,8 +321,8 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
 def test_a_dataset_patient_depends_on_its_number_alone(tmp_path: Path) -> None:
     small = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
     folders = write_phantom_dataset(tmp_path / "three", 3, seed=1, **small)
-    assert [folder.name for folder in folders] == ["patient001", "patient002", "patient003"]
-    (alone,) = write_phantom_dataset(tmp_path / "one", [2], seed=1, **small)
+    assert [folder.name for folder in folders] == ["patient901", "patient902", "patient903"]
+    (alone,) = write_phantom_dataset(tmp_path / "one", [902], seed=1, **small)
     assert file_hashes(alone) == file_hashes(folders[1])
     assert [read_info(folder / "Info.cfg")["Group"] for folder in folders] == list(GROUPS[:3])
 

@@ -126,7 +126,7 @@ def info(as_json: AsJson = False) -> None:
 @app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to write; made if absent.")],
-    patients: Annotated[int, typer.Option(min=1, max=999, help="How many synthetic patients.")] = 1,
+    patients: Annotated[int, typer.Option(min=1, max=99, help="How many synthetic patients.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed writes the same patients.")] = 0,
     cine: Annotated[bool, typer.Option("--cine", help="Write the 4D cine of each patient as well.")] = False,
     as_json: AsJson = False,

@@ -104,6 +104,10 @@ def _truth(spec: PhantomSpec, heart: Heart, ed: NDArray[np.uint8], es: NDArray[n
     )
 
 
+# patients of ACDC end at 150
+FIRST_NUMBER = 901
+
+
 def write_phantom_patient(
     folder: str | os.PathLike[str], number: int, spec: PhantomSpec, *, cine: bool = False
 ) -> Path:
@@ -139,10 +143,11 @@ def write_phantom_dataset(
     """Write several patients, cycling through :data:`GROUPS`, and return their folders.
 
     Args:
-        patients: how many (numbered from 1), or their numbers. A patient depends on its number and ``seed`` alone.
+        patients: how many (numbered from 901, where no patient of ACDC is, so that the committed split never takes
+            them for real ones), or their numbers. A patient depends on its number and ``seed`` alone.
         spec: fields of :class:`PhantomSpec` to fix; otherwise shape and spacing vary as in ACDC.
     """
-    numbers: Iterable[int] = range(1, patients + 1) if isinstance(patients, int) else patients
+    numbers: Iterable[int] = range(FIRST_NUMBER, FIRST_NUMBER + patients) if isinstance(patients, int) else patients
     return [write_phantom_patient(folder, number, _varied_spec(seed, number, spec), cine=cine) for number in numbers]
 
 
