@@ -121,9 +121,7 @@ def test_a_stopped_run_continues_as_if_it_had_not(phantoms: Path, trained: Path,
     assert here["best"] == there["best"]
 
 
-def test_several_processes_save_what_one_reads(
-    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_processes_save_what_one_reads(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -128,9 +128,6 @@ class Segmenter:
         Raises:
             InputError: for a series of frames.
         """
-        if volume.data.ndim != 3:
-            what = f"has {volume.data.ndim} dimensions, a single frame was expected"
-            raise InputError(what, path=volume.path, remedy="Extract the frames first")
         key = case_name(volume.path) if key is None else key
         data = dict(self.preprocessing({"image": volume, "key": key}))
         image = data["image"]

@@ -1,0 +1,50 @@
+"""Stand-ins for the network: segmenters that answer at once and whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cgdpm_med import Segmentation, Volume, read_labels
+
+
+def segmentation_of(volume: Volume, key: str, members: np.ndarray) -> Segmentation:
+    """The ensemble of these label maps (K, X, Y, Z), each as certain of itself as can be."""
+    probabilities = np.stack([(members == label).mean(axis=0) for label in range(4)]).astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.nansum(probabilities * np.log(probabilities), axis=0) / np.log(4)
+    return Segmentation(
+        key=key,
+        mask=probabilities.argmax(axis=0).astype(np.uint8),
+        probabilities=probabilities,
+        entropy=entropy.astype(np.float32),
+        disagreement=1 - probabilities.max(axis=0),
+        members=members.astype(np.uint8),
+        volume=volume,
+    )
+
+
+class Thresholder:
+    """Calls the brighter half of a volume left ventricle."""
+
+    def __call__(self, volume: Volume, key: str, progress: Callable[[float], None] | None = None) -> Segmentation:
+        if progress is not None:
+            progress(0.5)
+        labels = 3 * (volume.data > np.median(volume.data)).astype(np.uint8)
+        return segmentation_of(volume, key, labels[None])
+
+
+class Oracle:
+    """Reads the reference beside the image; member k lacks the k last slices with a left ventricle."""
+
+    def __init__(self, members: int = 3) -> None:
+        self.members = members
+
+    def __call__(self, volume: Volume, key: str, progress: Callable[[float], None] | None = None) -> Segmentation:
+        truth = read_labels(volume.path.with_name(volume.path.name.replace(".nii", "_gt.nii"))).data
+        filled = np.flatnonzero((truth == 3).any(axis=(0, 1)))
+        members = np.stack([truth] * self.members)
+        for k in range(1, self.members):
+            members[k][..., filled[-k:]] = 0
+        return segmentation_of(volume, key, members)

@@ -1,0 +1,155 @@
+"""Which files are inputs, and which prediction belongs to which reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cgdpm_med import InputError, find_cases, pair_masks
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return root
+
+
+def acdc_patient(
+    root: Path, name: str, info: str = "ED: 1\nES: 12\nGroup: NOR\n", frames: tuple[int, ...] = (1, 12)
+) -> Path:
+    folder = root / name
+    touch(folder, *(f"{name}_frame{f:02d}{end}.nii.gz" for f in frames for end in ("", "_gt")), f"{name}_4d.nii.gz")
+    (folder / "Info.cfg").write_text(info, encoding="utf-8")
+    return folder
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def test_one_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "b.nii.gz")
+    (case,) = find_cases(tmp_path / "b.nii.gz")
+    assert (case.image, case.key, case.folder) == (tmp_path / "b.nii.gz", "b", Path())
+
+
+def test_a_folder_is_mirrored_and_leaves_out_references_results_and_hidden_files(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "x/scan.nii.gz", "y/scan.nii", "scan_gt.nii.gz", "notes.txt", "out/x/scan.nii.gz", "x/._scan.nii.gz"
+    )
+    cases = find_cases(tmp_path, exclude=tmp_path / "out")
+    assert [(c.key, c.folder, c.error) for c in cases] == [("x/scan", Path("x"), None), ("y/scan", Path("y"), None)]
+
+
+def test_two_files_of_one_name_are_one_case_and_one_error(tmp_path: Path) -> None:
+    touch(tmp_path, "scan.nii", "scan.nii.gz")
+    first, second = find_cases(tmp_path)
+    assert (first.image.name, first.error) == ("scan.nii", None)
+    assert second.image.name == "scan.nii.gz"
+    assert "has the name of scan.nii" in str(second.error)
+
+
+def test_acdc_gives_both_phases_of_each_patient_and_no_cine(tmp_path: Path) -> None:
+    acdc_patient(tmp_path / "training", "patient007")
+    cases = find_cases(tmp_path)
+    assert [c.key for c in cases] == ["patient007_frame01", "patient007_frame12"]
+    assert {c.folder for c in cases} == {Path("patient007")}
+
+
+def test_broken_patients_of_acdc_are_cases_with_an_error(tmp_path: Path) -> None:
+    acdc_patient(tmp_path, "patient001", info="ED: 1\n")
+    acdc_patient(tmp_path, "patient002", frames=(1,))
+    acdc_patient(tmp_path, "patient003")
+    cases = find_cases(tmp_path)
+    good = ["patient002_frame01", "patient003_frame01", "patient003_frame12"]
+    assert [c.key for c in cases if c.error is None] == good
+    errors = {c.key: str(c.error) for c in cases if c.error is not None}
+    assert list(errors) == ["patient001/Info.cfg", "patient002/patient002_frame12"]
+    assert "ES is not stated" in errors["patient001/Info.cfg"]
+
+
+def test_folders_called_patient_need_no_info(tmp_path: Path) -> None:
+    touch(tmp_path, "patient1/scan.nii.gz", "patient2/scan.nii.gz")
+    assert [c.key for c in find_cases(tmp_path)] == ["patient1/scan", "patient2/scan"]
+
+
+def test_nothing_to_segment_is_an_error_that_says_where(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file") as absent:
+        find_cases(tmp_path / "absent")
+    assert absent.value.path == tmp_path / "absent"
+    touch(tmp_path, "only_gt.nii.gz", "readme.md")
+    with pytest.raises(InputError, match=r"holds no \.nii"):
+        find_cases(tmp_path)
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def pairs(predictions: Path, references: Path) -> list[tuple[str, str, str]]:
+    found, lonely = pair_masks(predictions, references)
+    assert lonely == {}
+    return [
+        (p.key, p.prediction.relative_to(predictions).as_posix(), p.reference.relative_to(references).as_posix())
+        for p in found
+    ]
+
+
+def test_pairs_of_acdc_wherever_the_files_lie(tmp_path: Path) -> None:
+    acdc_patient(tmp_path / "acdc" / "training", "patient007")
+    predictions = touch(
+        tmp_path / "out",
+        *(f"patient007/patient007_frame{f}{end}" for f in ("01", "12") for end in (".nii.gz", ".json")),
+    )
+    names = [f"patient007_frame{f}" for f in ("01", "12")]
+    expected = [(n, f"patient007/{n}.nii.gz", f"training/patient007/{n}_gt.nii.gz") for n in names]
+    assert pairs(predictions, tmp_path / "acdc") == expected
+    found, _ = pair_masks(predictions, tmp_path / "acdc")
+    assert [(p.phase, p.group) for p in found] == [("ED", "NOR"), ("ES", "NOR")]
+
+
+def test_pairs_of_nnunet(tmp_path: Path) -> None:
+    predictions = touch(tmp_path / "pred", "heart_001_0000.nii.gz", "heart_001_0000_entropy.nii.gz")
+    references = touch(tmp_path / "labelsTs", "heart_001.nii.gz")
+    assert pairs(predictions, references) == [("heart_001", "heart_001_0000.nii.gz", "heart_001.nii.gz")]
+
+
+def test_equal_names_pair_by_their_folders(tmp_path: Path) -> None:
+    predictions = touch(tmp_path / "pred", "a/scan.nii.gz", "b/scan.nii.gz", "b/scan_members.nii.gz")
+    references = touch(tmp_path / "ref", "a/scan_gt.nii.gz", "b/scan_gt.nii.gz", "a/scan.nii.gz")
+    assert pairs(predictions, references) == [
+        ("a/scan", "a/scan.nii.gz", "a/scan_gt.nii.gz"),
+        ("b/scan", "b/scan.nii.gz", "b/scan_gt.nii.gz"),
+    ]
+
+
+def test_two_files_pair_whatever_their_names(tmp_path: Path) -> None:
+    touch(tmp_path, "p.nii", "r.nii.gz")
+    ((pair,), lonely) = pair_masks(tmp_path / "p.nii", tmp_path / "r.nii.gz")
+    assert (pair.prediction.name, pair.reference.name, lonely) == ("p.nii", "r.nii.gz", {})
+
+
+def test_files_without_a_partner_are_named_and_the_others_pair(tmp_path: Path) -> None:
+    predictions = touch(tmp_path / "pred", "a.nii.gz", "b.nii.gz")
+    references = touch(tmp_path / "ref", "b.nii.gz", "c.nii.gz")
+    found, lonely = pair_masks(predictions, references)
+    assert [p.key for p in found] == ["b"]
+    assert list(lonely) == ["a", "c"]
+    assert str(lonely["a"]).startswith(f"{predictions / 'a.nii.gz'}: has no reference")
+    assert str(lonely["c"]).startswith(f"{references / 'c.nii.gz'}: has no prediction")
+
+
+def test_what_cannot_be_paired_at_all(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "masks", "a.nii.gz")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="no such file"):
+        pair_masks(folder, tmp_path / "absent")
+    with pytest.raises(InputError, match="two files or two folders"):
+        pair_masks(folder / "a.nii.gz", folder)
+    with pytest.raises(InputError, match=r"empty: holds no \.nii"):
+        pair_masks(folder, empty)
+    touch(folder, "a_0000.nii.gz")
+    with pytest.raises(InputError, match="have the same name"):
+        pair_masks(folder, folder)

@@ -1,0 +1,123 @@
+"""Segmenting many inputs: what is written, what is reported, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from stubs import Thresholder, segmentation_of
+
+from cgdpm_med import InputError, find_cases, read_volume, save_segmentation, segment, segment_all, segment_cases
+from cgdpm_med.apps.segment import choose_device, describe
+
+SHAPE, SPACING = (5, 4, 3), (1.5, 2.0, 8.0)
+
+
+def write_image(path: Path, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.random.default_rng(seed).uniform(0, 100, shape).astype(np.float32)
+    nib.Nifti1Image(voxels, np.diag([*SPACING, 1])).to_filename(path)
+    return path
+
+
+def test_every_output_lies_on_the_grid_with_its_channels_last(tmp_path: Path) -> None:
+    volume = read_volume(write_image(tmp_path / "scan.nii.gz"))
+    members = np.random.default_rng(1).integers(0, 4, (2, *SHAPE))
+    result = segmentation_of(volume, "scan", members)
+    outputs = ("mask", "probabilities", "entropy", "disagreement", "members")
+    files = save_segmentation(result, tmp_path / "out", outputs)
+    assert [path.name for path in files] == [
+        "scan.nii.gz",
+        *(f"scan_{name}.nii.gz" for name in outputs[1:]),
+        "scan.json",
+    ]
+    images = {name: nib.load(path) for name, path in zip(outputs, files[:-1], strict=True)}
+    for image in images.values():
+        assert image.shape[:3] == SHAPE
+        assert np.array_equal(image.affine, np.diag([*SPACING, 1]))
+    assert np.array_equal(images["mask"].get_fdata(), result.mask)
+    for channel in range(4):
+        assert np.array_equal(images["probabilities"].get_fdata()[..., channel], result.probabilities[channel])
+    for k in range(2):
+        assert np.array_equal(images["members"].get_fdata()[..., k], members[k])
+
+
+def test_volumes_are_counted_voxels(tmp_path: Path) -> None:
+    volume = read_volume(write_image(tmp_path / "scan.nii.gz"))
+    members = np.zeros((2, *SHAPE), int)
+    members[0, :2, 0, 0] = 3  # two voxels of 24 mm^3
+    members[1, :4, 0, 0] = 3
+    members[:, 0, 3, 2] = 1
+    described = describe(segmentation_of(volume, "scan", members))
+    assert described["member_volume_ml"] == {"1": [0.024, 0.024], "2": [0.0, 0.0], "3": [0.048, 0.096]}
+    assert described["volume_ml"] == {"1": 0.024, "2": 0.0, "3": 0.048}  # argmax gives a tie to the background
+    assert described["spacing_mm"] == list(SPACING)
+
+
+def test_a_bad_input_is_one_line_and_the_rest_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in"
+    for name in ("a.nii.gz", "deep/c.nii.gz"):
+        write_image(source / name)
+    (source / "b.nii.gz").write_bytes(b"no image at all")
+    result = segment_all(Thresholder(), find_cases(source), tmp_path / "out")
+    assert [case["case"] for case in result["cases"]] == ["a", "deep/c"]
+    for case in result["cases"]:
+        assert all(Path(path).is_file() for path in case["files"])
+        assert len(case["files"]) == 4
+    assert list(result["failed"]) == ["b"]
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert str(source / "b.nii.gz") in error
+    assert json.dumps(result)
+    assert not list((tmp_path / "out").rglob("b*"))
+
+
+def test_progress_rises_to_one_for_each_case(tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "a.nii.gz")
+    (tmp_path / "in" / "b.nii.gz").write_bytes(b"")
+    seen: list[tuple[str, float]] = []
+    segment_cases(
+        Thresholder(), find_cases(tmp_path / "in"), tmp_path / "out", progress=lambda key, f: seen.append((key, f))
+    )
+    assert seen == [("a", 0.0), ("a", 0.5), ("a", 1.0), ("b", 0.0), ("b", 1.0)]
+
+
+def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "scan.nii.gz")
+    before = image.read_bytes()
+    failed = segment_cases(Thresholder(), find_cases(image), tmp_path)
+    assert "would be overwritten" in failed["scan"]
+    assert image.read_bytes() == before
+
+
+def test_wrong_requests_stop_before_any_work(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "scan.nii.gz")
+    with pytest.raises(InputError, match="there is no output 'variance'"):
+        segment(image, tmp_path / "out", write=["mask", "variance"])
+    with pytest.raises(InputError, match="there is no output 'variance'"):
+        segment_cases(Thresholder(), find_cases(image), tmp_path / "out", write=["variance"])
+    with pytest.raises(InputError, match="no bundle named"):
+        segment(image, tmp_path / "out", bundle="absent")
+    assert not (tmp_path / "out").exists()
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    for absent in ("cuda", "cuda:0", "mps"):
+        with pytest.raises(InputError, match=f"device '{absent}' was asked for, but PyTorch finds none here"):
+            choose_device(absent)
+    for unknown in ("gpu", "cuda:x", ""):
+        with pytest.raises(InputError, match="there is no device called"):
+            choose_device(unknown)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(InputError, match="2 of them"):
+        choose_device("cuda:2")
