@@ -1,4 +1,4 @@
-"""Ensembles over the slices of a volume, the region around the heart, and windows inside the reverse step."""
+"""Ensembles over the slices of a volume, and windows inside the reverse step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
-from monai.inferers import Inferer
 from monai.transforms import Compose, Invertd, ResizeWithPadOrCropd
 from small_networks import small_mask_denoiser, small_network
 from torch import Tensor
@@ -22,7 +21,7 @@ from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.sampling import Guided, sample
 from cgdpm_med.diffusion.schedule import NoiseSchedule
-from cgdpm_med.inferers import RegionInferer, SliceEnsembleInferer, WindowedDenoiser
+from cgdpm_med.inferers import SliceEnsembleInferer, WindowedDenoiser
 from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.slices import slice_stack
 from cgdpm_med.transforms import LoadVolumed
@@ -112,52 +111,6 @@ def test_progress_of_a_call_comes_before_the_inferers_own(volumes: Tensor) -> No
     assert sum(own) == 2 * 3 * 3
     inferer(volumes, predictor(), progress=given_.append)
     assert (sum(own), sum(given_)) == (18, 18)
-
-
-# --- region -----------------------------------------------------------------------------------------------------------
-
-
-class Painter(Inferer):
-    """Says label 2 wherever the image is bright; remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[tuple[int, ...], int, int]] = []
-
-    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
-        self.calls.append((tuple(inputs.shape[2:]), network.members, network.steps))
-        bright = (torch.as_tensor(inputs) > 0).float()
-        empty = torch.zeros_like(bright)
-        return torch.cat([1 - bright, empty, bright, empty], dim=1).repeat(1, network.members, 1, 1, 1)
-
-
-def test_region_is_drawn_around_what_the_scout_found() -> None:
-    image = -torch.ones(1, 1, 40, 32, 3)
-    image[..., 20:25, 4:10, 1] = 1
-    painter = Painter()
-    inferer = RegionInferer(painter, margin=2, smallest=8, multiple=4, scout_steps=1)
-    out = inferer(image, predictor(steps=5))
-    # rows 18 … 27, nine of them: 12; columns 2 … 12, ten of them: 12
-    assert painter.calls == [((40, 32, 3), 1, 1), ((12, 12, 3), 3, 5)]
-    assert inferer.region(image[0, 0] > 0) == (slice(16, 28), slice(1, 13))
-    painter.calls.clear()
-    assert torch.equal(out, painter(image, predictor()))
-
-
-def test_region_stays_inside_the_field_and_may_be_all_of_it() -> None:
-    found = torch.zeros(20, 10, 2, dtype=torch.bool)
-    found[19, 0, 1] = True
-    assert RegionInferer(Painter(), margin=1, smallest=4, multiple=4).region(found) == (slice(16, 20), slice(0, 4))
-    assert RegionInferer(Painter(), margin=1, smallest=12, multiple=4).region(found) == (slice(8, 20), slice(0, 10))
-    assert RegionInferer(Painter()).region(torch.zeros_like(found)) is None
-
-
-def test_nothing_found_means_the_whole_field() -> None:
-    painter = Painter()
-    out = RegionInferer(painter)(-torch.ones(1, 1, 20, 12, 2), predictor())
-    assert [call[0] for call in painter.calls] == [(20, 12, 2), (20, 12, 2)]
-    assert torch.equal(out[:, ::4], torch.ones(1, 3, 20, 12, 2))
-    with pytest.raises(ValueError, match="a batch of 2"):
-        RegionInferer(painter)(torch.zeros(2, 1, 20, 12, 2), predictor())
 
 
 # --- windows: places --------------------------------------------------------------------------------------------------

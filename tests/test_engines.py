@@ -1,0 +1,506 @@
+"""Batches, iterations, and a training run that survives being killed, bit for bit."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.engines import SupervisedTrainer
+from small_networks import small_network
+from torch import Tensor, nn
+
+from cgdpm_med.data import load_split
+from cgdpm_med.diffusion.losses import DiffusionLoss, MaskLoss
+from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.engines import (
+    BestWeights,
+    DiffusionUpdate,
+    ImagePrepareBatch,
+    MaskPrepareBatch,
+    TrainingState,
+    WarmupCosine,
+    load_weights,
+    random_state,
+    save_weights,
+    set_random_state,
+)
+from cgdpm_med.phantom import write_phantom_dataset
+from cgdpm_med.slices import EpochSampler
+from cgdpm_med.transforms import encode_mask
+from cgdpm_med.volumes import InputError
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_mask_batch_is_target_and_condition(generator: torch.Generator) -> None:
+    batch = {
+        "image": MetaTensor(torch.rand(2, 3, 4, 4, generator=generator)),
+        "label": torch.randint(0, 4, (2, 1, 4, 4), generator=generator, dtype=torch.uint8),
+    }
+    x_0, y = MaskPrepareBatch(num_classes=4, scale=0.1)(batch, "cpu")
+    assert torch.equal(x_0, encode_mask(batch["label"], 4, 0.1))
+    assert torch.equal(y, batch["image"].as_tensor())
+    assert type(y) is Tensor
+
+    def mirrored(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        return image.flip(2), label.flip(2)
+
+    x_0, y = MaskPrepareBatch(num_classes=4, augment=mirrored)(batch, "cpu")
+    assert torch.equal(x_0, encode_mask(batch["label"].flip(2), 4))
+    assert torch.equal(y, batch["image"].as_tensor().flip(2))
+
+
+def test_image_batch_is_target_and_condition() -> None:
+    batch = {"image": torch.ones(1, 3, 8, 8), "condition": torch.zeros(1, 3, 2, 2)}
+    x_0, y = ImagePrepareBatch()(batch, "cpu")
+    assert x_0 is batch["image"]
+    assert y is batch["condition"]
+
+
+# --- one iteration ----------------------------------------------------------------------------------------------------
+
+SCHEDULE = NoiseSchedule(1000, "cosine", "sample")
+
+
+def batches(count: int) -> list[dict[str, Tensor]]:
+    """Bright squares are class 1: something a small network learns in a few iterations."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    for b, (top, left) in enumerate(((0, 0), (1, 3), (3, 2), (4, 4))):
+        label[b, 0, top : top + 4, left : left + 4] = 1
+    image = label.float() + 0.1 * torch.randn(label.shape, generator=generator)
+    return [{"image": image, "label": label}] * count
+
+
+def trainer(
+    network: nn.Module, loss: Callable[..., Tensor], *, iterations: int, lr: float = 0.01, **update: Any
+) -> SupervisedTrainer:
+    return SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=batches(iterations),
+        network=network,
+        optimizer=torch.optim.Adam(network.parameters(), lr=lr),
+        loss_function=loss,
+        prepare_batch=MaskPrepareBatch(num_classes=2, scale=0.5),
+        iteration_update=DiffusionUpdate(**({"precision": "float32"} | update)),
+        decollate=False,
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_loss_falls(precision: str) -> None:
+    torch.manual_seed(0)
+    network = small_network(in_channels=1)
+    engine = trainer(network, DiffusionLoss(SCHEDULE, MaskLoss()), iterations=60, precision=precision)
+    losses: list[float] = []
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(e.state.output["loss"]))
+    engine.run()
+    assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:5])
+    assert all(p.dtype == torch.float32 for p in network.parameters())
+
+
+def test_one_iteration_is_a_clipped_optimiser_step() -> None:
+    network = small_network(in_channels=1)
+    twin = small_network(in_channels=1)
+    loss = DiffusionLoss(SCHEDULE, MaskLoss())
+    engine = trainer(network, loss, iterations=1, max_grad_norm=0.01)
+    torch.manual_seed(5)
+    engine.run()
+    torch.manual_seed(5)
+    x_0, y = MaskPrepareBatch(2, 0.5)(batches(1)[0], "cpu")
+    expected = loss(twin.train(), x_0, y)
+    expected.backward()
+    norm = math.sqrt(sum(float((p.grad**2).sum()) for p in twin.parameters()))
+    assert norm > 0.01
+    for p in twin.parameters():
+        p.grad *= 0.01 / (norm + 1e-6)
+    torch.optim.Adam(twin.parameters(), lr=0.01).step()
+    assert engine.state.output["loss"] == expected.item()
+    assert torch.equal(engine.state.output["label"], x_0)
+    assert torch.equal(engine.state.output["image"], y)
+    for a, b in zip(network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(value: float) -> None:
+    network = small_network(in_channels=1)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    def broken(network: nn.Module, x_0: Tensor, y: Tensor) -> Tensor:
+        return value * network(x_0, torch.zeros(len(x_0), dtype=torch.int64), y).square().sum()
+
+    with pytest.raises(FloatingPointError, match=f"the loss is {value} at iteration 1"):
+        trainer(network, broken, iterations=3).run()
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_unknown_precision() -> None:
+    with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, not 'fp16'"):
+        DiffusionUpdate(precision="fp16")
+
+
+def test_learning_rate_by_hand() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = WarmupCosine(optimizer, total=8, warmup=4, floor=0.1)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    half = 0.1 + 0.9 * 0.5
+    expected = [0.25, 0.5, 0.75, 1.0, 1.0, 0.1 + 0.45 * (1 + 0.5**0.5), half, 0.1 + 0.45 * (1 - 0.5**0.5), 0.1, 0.1]
+    np.testing.assert_allclose(rates, 2 * np.array(expected), rtol=1e-12)
+
+
+# --- random states ----------------------------------------------------------------------------------------------------
+
+
+def test_random_states_of_every_source_come_back(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    random.seed(1)
+    random.gauss(0, 1), np.random.standard_normal()  # noqa: NPY002  # both keep a second number for later
+
+    def draw() -> tuple[float, ...]:
+        return (float(torch.randn(())), float(np.random.standard_normal()), random.gauss(0, 1), random.random())  # noqa: NPY002
+
+    torch.save(random_state(), tmp_path / "state.pt")
+    drawn = draw()
+    assert draw() != drawn
+    set_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert draw() == drawn
+
+
+# --- a killed run -----------------------------------------------------------------------------------------------------
+
+KILL = """
+imports: [$import os, $import torch, $import monai, $import ignite, $import cgdpm_med]
+run:
+  - $@state.attach_saving(@trainer)
+  - "$@trainer.add_event_handler(ignite.engine.Events.ITERATION_COMPLETED(once=3), lambda: os.kill(os.getpid(), 9))"
+  - $@trainer.run()
+"""
+
+
+def bundle_command(dataset: Path, output: Path, *more: Path) -> list[str]:
+    """The bundle's own training, made tiny: 2 epochs of 2 iterations, validated after each."""
+    root = REPO / "bundles" / "acdc_segmentation"
+    files = [str(root / "configs" / "train.yaml"), *map(str, more)]
+    settings = {
+        "config_file": files[0] if not more else str(files),
+        "bundle_root": str(root),
+        "dataset_dir": str(dataset),
+        "output_dir": str(output),
+        "device": "$torch.device('cpu')",
+        "precision": "float32",
+        "epochs": "2",
+        "batch_size": "4",
+        "validate_every": "1",
+        "channels": "[8,16]",
+        "network_def#attention_levels": "[false,true]",
+        "field": "24",
+        "crop": "16",
+        "spacing": "3.0",
+        "sampler_predictor#steps": "1",
+    }
+    return [sys.executable, "-m", "monai.bundle", "run", *(part for k, v in settings.items() for part in (f"--{k}", v))]
+
+
+def flattened(value: Any, name: str = "") -> dict[str, Any]:
+    """Every leaf of nested dictionaries and lists, by path."""
+    if isinstance(value, Mapping):
+        return {k: v for key, item in value.items() for k, v in flattened(item, f"{name}/{key}").items()}
+    if isinstance(value, list | tuple):
+        return {k: v for i, item in enumerate(value) for k, v in flattened(item, f"{name}/{i}").items()}
+    return {name: value}
+
+
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    split = load_split()
+    numbers = [int(split[section][0][-3:]) for section in ("train", "validation")]
+    dataset = tmp_path / "data"
+    write_phantom_dataset(dataset, numbers, shape=(40, 36, 4), spacing=(4.0, 4.0, 22.0), num_frames=6)
+    kill = tmp_path / "kill.yaml"
+    kill.write_text(KILL)
+    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    def start(output: str, *more: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            bundle_command(dataset, tmp_path / output, *more),
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def checkpoint(output: str) -> dict[str, Any]:
+        return torch.load(tmp_path / output / "checkpoint.pt", weights_only=True)
+
+    whole, killed = start("whole"), start("killed", kill)
+    _, whole_log = whole.communicate(timeout=300)
+    _, killed_log = killed.communicate(timeout=300)
+    assert whole.returncode == 0, whole_log[-2000:]
+    assert killed.returncode == -signal.SIGKILL, killed_log[-2000:]
+    halfway = checkpoint("killed")
+    assert halfway["place"] == {"epoch": 1, "iteration": 2}
+    resumed = start("killed")
+    _, log = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, log[-2000:]
+
+    a, b = flattened(checkpoint("whole")), flattened(checkpoint("killed"))
+    assert a["/place/epoch"] == 2
+    assert a["/place/iteration"] == 4
+    assert a.keys() == b.keys()
+    assert {name.split("/")[1] for name in a} >= {"network", "ema", "optimizer", "lr_scheduler", "best", "random"}
+    for name, value in a.items():
+        assert torch.equal(value, b[name]) if isinstance(value, Tensor) else value == b[name], name
+    # the second epoch did change what is compared, and the best metric is a Dice
+    assert any(not torch.equal(halfway["network"][name], b[f"/network/{name}"]) for name in halfway["network"])
+    assert 0 <= a["/best/best"] <= 1
+    for weights in ("model.pt", "model_last.pt"):
+        of_whole, of_killed = (torch.load(tmp_path / run / weights, weights_only=True) for run in ("whole", "killed"))
+        assert all(torch.equal(of_whole[name], of_killed[name]) for name in of_whole)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def toy_run(folder: Path, epochs: int, *, lr: float = 0.1, resume: bool = True) -> dict[str, Any]:
+    """Noisy gradient steps on four numbers; batches of 2 out of 6 keyed items."""
+    torch.manual_seed(0)
+    network = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
+    sampler = EpochSampler(6, seed=1, batch_size=2)
+    best = BestWeights(network, folder / "model.pt", "score")
+
+    def step(engine: Engine, batch: Any) -> float:
+        x = torch.tensor([[float(i), float(epoch)] for epoch, i in zip(*batch, strict=True)])
+        loss = (network(x + torch.randn(x.shape)) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    engine = Engine(step)
+    objects = {"network": network, "optimizer": optimizer, "best": best}
+    scheduler = WarmupCosine(optimizer, total=12, warmup=2)
+    state = TrainingState(folder / "checkpoint.pt", objects, sampler, scheduler, resume=resume)
+    state.attach(engine)
+    state.attach_saving(engine)
+    loader = torch.utils.data.DataLoader(Identity(), batch_size=2, sampler=sampler)
+    engine.run(loader, max_epochs=epochs, epoch_length=3)
+    return {
+        "network": {name: tensor.clone() for name, tensor in network.state_dict().items()},
+        "epoch": engine.state.epoch,
+        "iteration": engine.state.iteration,
+        "lr": optimizer.param_groups[0]["lr"],
+    }
+
+
+class Identity(torch.utils.data.Dataset):
+    """Hands back what it is indexed with."""
+
+    def __getitem__(self, index: tuple[int, int]) -> tuple[int, int]:
+        return index
+
+    def __len__(self) -> int:
+        return 6
+
+
+def test_runs_continued_after_every_epoch(tmp_path: Path) -> None:
+    whole = toy_run(tmp_path / "whole", epochs=3)
+    for epochs in (1, 2, 3):
+        pieces = toy_run(tmp_path / "pieces", epochs=epochs)
+        assert pieces["epoch"] == epochs
+    assert flattened(pieces).keys() == flattened(whole).keys()
+    assert all(torch.equal(pieces["network"][name], whole["network"][name]) for name in whole["network"])
+    assert pieces["lr"] == whole["lr"]
+    assert pieces["iteration"] == 9
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    first = toy_run(tmp_path, epochs=2)
+    again = toy_run(tmp_path, epochs=2)
+    assert all(torch.equal(first["network"][name], again["network"][name]) for name in first["network"])
+    assert again["iteration"] == 6
+
+
+def test_resume_can_be_refused(tmp_path: Path) -> None:
+    toy_run(tmp_path, epochs=2)
+    assert toy_run(tmp_path, epochs=1, resume=False)["iteration"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: [1, 2], "does not fit this run: it holds no network"),
+        (lambda state: {k: v for k, v in state.items() if k != "best"}, "does not fit this run: it holds no best"),
+        (
+            lambda state: state | {"network": nn.Linear(3, 2).state_dict()},
+            r"does not fit this run's network \(.*weight",
+        ),
+        (lambda state: state | {"optimizer": {"state": {}}}, r"does not fit this run's optimizer \(.*param_groups"),
+        (
+            lambda state: state | {"place": {"epoch": 1, "iteration": 5}},
+            "its epochs have 5 iterations instead of 3",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_run(tmp_path: Path, change: Callable[[Any], Any], message: str) -> None:
+    toy_run(tmp_path, epochs=1)
+    path = tmp_path / "checkpoint.pt"
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    with pytest.raises(InputError, match=message) as caught:
+        toy_run(tmp_path, epochs=2)
+    assert caught.value.path == path
+
+
+def test_a_damaged_checkpoint(tmp_path: Path) -> None:
+    toy_run(tmp_path, epochs=1)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"checkpoint\.pt: is no readable checkpoint .*Delete it to start anew"):
+        toy_run(tmp_path, epochs=2)
+
+
+def test_a_checkpoint_that_would_run_code(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    write_malicious(tmp_path / "checkpoint.pt", marker)
+    with pytest.raises(InputError, match="is no readable checkpoint"):
+        toy_run(tmp_path, epochs=1)
+    assert not marker.exists()
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    """A pickle of it creates a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def write_malicious(path: Path, marker: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"weight": Payload(marker)}, path)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_weights_come_back(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    network, other = small_network(seed=1), small_network(seed=2)
+    save_weights(network, tmp_path / "new" / "model.pt", dtype=dtype)
+    assert load_weights(other, tmp_path / "new" / "model.pt") is other
+    for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True):
+        assert b.dtype == torch.float32
+        assert torch.equal(b, a if dtype is None else a.half().float())
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["model.pt"]
+
+
+def test_float16_halves_the_file_and_leaves_integers(tmp_path: Path) -> None:
+    network = nn.BatchNorm1d(20_000)
+    network.num_batches_tracked.fill_(70_000)  # beyond float16
+    save_weights(network, tmp_path / "full.pt")
+    save_weights(network, tmp_path / "half.pt", dtype=torch.float16)
+    sizes = [(tmp_path / name).stat().st_size for name in ("half.pt", "full.pt")]
+    assert sizes[0] < 0.51 * sizes[1]
+    assert load_weights(nn.BatchNorm1d(20_000), tmp_path / "half.pt").num_batches_tracked == 70_000
+
+
+def test_missing_weights(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.pt: there are no weights here"):
+        load_weights(nn.Linear(1, 1), tmp_path / "none.pt")
+    with pytest.raises(InputError, match="there are no weights here"):
+        load_weights(nn.Linear(1, 1), tmp_path)
+
+
+def test_weights_that_would_run_code(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    write_malicious(tmp_path / "model.pt", marker)
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Payload(marker), protocol=2))
+    for name in ("model.pt", "plain.pt"):
+        with pytest.raises(InputError, match=rf"{name}: is not a file of plain weights \(UnpicklingError\)"):
+            load_weights(nn.Linear(1, 1), tmp_path / name)
+    assert not marker.exists()
+
+
+def test_truncated_weights(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    save_weights(small_network(), path)
+    whole = path.read_bytes()
+    for length in (0, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"model\.pt: is not a file of plain weights"):
+            load_weights(small_network(), path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"network": {"a": torch.zeros(1)}}, {"epoch": 3}])
+def test_something_else_than_a_state_dict(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="holds something else than a state_dict"):
+        load_weights(nn.Linear(1, 1), tmp_path / "model.pt")
+
+
+def test_weights_of_another_network_name_the_first_differences(tmp_path: Path) -> None:
+    save_weights(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1, bias=False)), tmp_path / "model.pt")
+    network = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1))
+    before = [p.clone() for p in network.parameters()]
+    with pytest.raises(InputError) as caught:
+        load_weights(network, tmp_path / "model.pt")
+    assert "4 of 4 tensors differ, first " in str(caught.value)
+    assert "0.bias (network (4,), file (3,)), 0.weight (network (4, 2), file (3, 2))" in str(caught.value)
+    assert "1.bias (network (1,), file has none)" in str(caught.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+# --- best weights -----------------------------------------------------------------------------------------------------
+
+
+def evaluate(best: BestWeights, value: float) -> None:
+    engine = Engine(lambda engine, batch: None)
+    best.attach(engine)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update(score=value))
+    engine.run([0], max_epochs=1)
+
+
+def test_best_and_last_weights(tmp_path: Path) -> None:
+    network = nn.Linear(1, 1, bias=False)
+    best = BestWeights(network, tmp_path / "model.pt", "score")
+
+    def after(value: float, weight: float) -> tuple[float, float]:
+        with torch.no_grad():
+            network.weight.fill_(weight)
+        evaluate(best, value)
+        saved = (torch.load(tmp_path / name, weights_only=True) for name in ("model.pt", "model_last.pt"))
+        return tuple(state["weight"].item() for state in saved)  # type: ignore[return-value]
+
+    assert after(0.5, weight=1.0) == (1.0, 1.0)
+    assert after(0.4, weight=2.0) == (1.0, 2.0)
+    assert after(0.5, weight=3.0) == (1.0, 3.0)
+    assert after(math.nan, weight=4.0) == (1.0, 4.0)
+    # a resumed run does not take a worse value for the best
+    saved = best.state_dict()
+    best = BestWeights(network, tmp_path / "model.pt", "score")
+    best.load_state_dict(saved)
+    assert after(0.45, weight=5.0) == (1.0, 5.0)
+    assert after(0.6, weight=6.0) == (6.0, 6.0)
