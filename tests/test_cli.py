@@ -7,12 +7,17 @@ import json
 import platform
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
+from stubs import Thresholder
 
 import cgdpm_med
 from cgdpm_med.apps import bundles, cli
-from cgdpm_med.volumes import InputError
+from cgdpm_med.apps import demo as demo_app
+from cgdpm_med.apps.segment import Segmenter
+from cgdpm_med.volumes import HeaderWarning, InputError
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -91,7 +96,18 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main()
 
 
-@pytest.mark.parametrize("arguments", [("no-such-command",), ("phantom",), ("phantom", "out", "--patients", "0")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("no-such-command",),
+        ("phantom",),
+        ("phantom", "out", "--patients", "0"),
+        ("segment", "in"),
+        ("segment", "in", "out", "--method", "euler"),
+        ("segment", "in", "out", "--members", "0"),
+        ("evaluate", "pred"),
+    ],
+)
 def test_usage_errors_exit_with_2(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, *arguments) == 2
 
@@ -112,3 +128,120 @@ def test_phantom_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     out.write_text("not a folder", encoding="utf-8")
     assert run(monkeypatch, "phantom", str(out)) == 1
     assert out.read_text(encoding="utf-8") == "not a folder"
+
+
+# --- segment, evaluate, demo ------------------------------------------------------------------------------------------
+
+
+def write_image(path: Path, shape: tuple[int, ...] = (5, 4, 3)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.random.default_rng(0).uniform(0, 100, shape).astype(np.float32)
+    nib.Nifti1Image(voxels, np.diag([1.5, 2.0, 8.0, 1.0])).to_filename(path)
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """What the command asked of the bundle; a threshold stands in for the network."""
+    settings: dict[str, object] = {}
+
+    def from_bundle(bundle: object, **overrides: object) -> Thresholder:
+        settings.update(overrides, bundle=bundle)
+        return Thresholder()
+
+    monkeypatch.setattr(Segmenter, "from_bundle", from_bundle)
+    return settings
+
+
+def test_segment_passes_on_what_was_asked_and_nothing_else(
+    tmp_path: Path, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = write_image(tmp_path / "in" / "scan.nii.gz")
+    out = str(tmp_path / "out")
+    assert run(monkeypatch, "segment", str(image), out, "--device", "cpu") == 0
+    assert asked == {"bundle": "acdc_segmentation", "device": torch.device("cpu")}
+    expected = {"members": 4, "steps": 7, "method": "ddpm", "seed": 3, "precision": "float32", "weights": "w.pt"}
+    options = [f"--{name}={value}" for name, value in {**expected, "bundle": "b"}.items()]
+    assert run(monkeypatch, "segment", str(image), out, "--write", "members, mask", *options) == 0
+    assert {name: asked[name] for name in (*expected, "bundle")} == {**expected, "bundle": "b"}
+    assert (tmp_path / "out" / "scan_members.nii.gz").is_file()
+
+
+@pytest.mark.usefixtures("asked")
+def test_segment_fails_when_one_input_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "in" / "good.nii.gz")
+    write_image(tmp_path / "in" / "flat.nii.gz", shape=(5, 4))
+    assert run(monkeypatch, "segment", str(tmp_path / "in"), str(tmp_path / "out"), "--json") == 1
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert [case["case"] for case in result["cases"]] == ["good"]
+    assert "has 2 dimensions" in result["failed"]["flat"]
+    assert sum(line.startswith("error: ") for line in captured.err.splitlines()) == 1
+    assert (tmp_path / "out" / "good.nii.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("segment", "absent.nii.gz", "out"), "absent.nii.gz: there is no such file or folder"),
+        (("segment", ".", "out", "--device", "cuda:99"), "device 'cuda:99' was asked for"),
+        (("segment", ".", "out", "--write", "mask,variance"), "there is no output 'variance'"),
+        (("evaluate", "absent", "."), "absent: there is no such file or folder"),
+        (("demo", "out", "--device", "abacus"), "there is no device called 'abacus'"),
+    ],
+)
+def test_one_line_says_what_is_wrong(
+    arguments: tuple[str, ...],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"error: {complaint}")
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("pred", "ref"):
+        (tmp_path / folder).mkdir()
+        mask = nib.Nifti1Image(np.arange(24, dtype=np.uint8).reshape(4, 3, 2) % 4, np.diag([1.5, 2.0, 8.0, 1.0]))
+        mask.to_filename(tmp_path / folder / "a.nii.gz")
+    folders = (str(tmp_path / "pred"), str(tmp_path / "ref"))
+    assert run(monkeypatch, "evaluate", *folders, "--out", str(tmp_path / "scores")) == 0
+    assert "average   100.00" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == ["cases.csv", "summary.json"]
+    (tmp_path / "pred" / "a.nii.gz").rename(tmp_path / "pred" / "b.nii.gz")
+    (tmp_path / "pred" / "a.nii").write_bytes(b"")
+    assert run(monkeypatch, "evaluate", *folders, "--json") == 1
+    assert "error: no volumes were scored" in capsys.readouterr().err
+
+
+def test_demo_passes_on_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, object] = {}
+
+    def run_demo(out: Path, **settings: object) -> dict[str, object]:
+        seen.update(settings, out=out)
+        return {"dice": 1}
+
+    monkeypatch.setattr(demo_app, "run_demo", run_demo)
+    assert run(monkeypatch, "demo", str(tmp_path), "--members", "3", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"dice": 1}
+    assert (seen["out"], seen["members"], seen["steps"]) == (tmp_path, 3, None)
+
+
+def test_warnings_of_this_package_are_plain_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    shown: list[str] = []
+    show = cli._note_or(lambda message, *rest: shown.append(str(message)))
+    show(HeaderWarning("pixdim is taken"), HeaderWarning, "file.py", 3)
+    show(UserWarning("other"), UserWarning, "file.py", 3)
+    assert capsys.readouterr().err == "note: pixdim is taken\n"
+    assert shown == ["other"]
