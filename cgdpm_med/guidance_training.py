@@ -98,7 +98,7 @@ class ReplayLoader:
         sampler = getattr(self.images, "sampler", None)
         round_number = self.epoch
         while True:
-            if hasattr(sampler, "set_epoch"):
+            if sampler is not None and hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(round_number)
             for batch in self.images:
                 yield self.prepare_batch(batch, self.device)

@@ -104,10 +104,10 @@ class RegionInferer(Inferer):
         place = self.region(background < 0.5)
         if place is None:
             return self.inferer(inputs, network, *args, **kwargs)
-        inside = self.inferer(inputs[(..., *place, slice(None))], network, *args, **kwargs)
+        inside = self.inferer(inputs[(slice(None), slice(None), *place, slice(None))], network, *args, **kwargs)
         whole = torch.zeros((*inside.shape[:2], *inputs.shape[2:]), dtype=inside.dtype, device=inside.device)
         whole[:, :: network.out_channels] = 1
-        whole[(..., *place, slice(None))] = torch.as_tensor(inside).as_subclass(Tensor)
+        whole[(slice(None), slice(None), *place, slice(None))] = torch.as_tensor(inside).as_subclass(Tensor)
         return convert_to_dst_type(whole, inputs)[0]
 
     def region(self, found: Tensor) -> Place | None:
