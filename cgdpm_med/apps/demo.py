@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device, segme
 from cgdpm_med.data import ACDC_LABELS, acdc_patients
 from cgdpm_med.metrics import dice_per_structure
 from cgdpm_med.phantom import write_phantom_dataset
-from cgdpm_med.volumes import InputError, atomic_write, read_labels
+from cgdpm_med.volumes import HeaderWarning, InputError, atomic_write, read_labels
 
 LV = 3
 DEMO_PATIENT = 4
@@ -55,7 +56,9 @@ def run_demo(
     changes = {name: value for name, value in settings.items() if value is not None}
     segmenter = Segmenter.from_bundle(bundle, device=chosen, **changes)
     (study,) = [p for p in acdc_patients(out / "phantom") if p.patient == f"patient{patient:03d}"]
-    results = _segment(segmenter, study.folder, out / "segmentation")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HeaderWarning)  # the phantom copies ACDC's headers on purpose
+        results = _segment(segmenter, study.folder, out / "segmentation")
     frames = {"ED": study.ed, "ES": study.es}
     truth = {phase: read_labels(study.label(frame)).data for phase, frame in frames.items()}
     found = {phase: results[study.key(frame)] for phase, frame in frames.items()}
@@ -135,10 +138,14 @@ def format_demo(result: dict[str, Any]) -> str:
     lines += ["", "Left ventricle", f"  {'':8}{'true':>10}{'predicted':>12}   members"]
     for name, row in result["left_ventricle"].items():
         unit = "%" if name == "EF" else "ml"
-        span = "-" if row["members"] is None else "{:.1f} to {:.1f} {}".format(*row["members"], unit)
-        true, predicted = ("-" if v is None else f"{v:.1f} {unit}" for v in (row["true"], row["predicted"]))
-        lines.append(f"  {name:8}{true:>10}{predicted:>12}   {span}")
+        true, predicted = (_with_unit(row[which], unit) for which in ("true", "predicted"))
+        low, high = row["members"] or (None, None)
+        lines.append(f"  {name:8}{true:>10}{predicted:>12}   {_with_unit(low)} to {_with_unit(high, unit)}")
     out = result["output"]
     lines += ["", "Look at", *(f"  {path}" for path in result["overlays"])]
     lines += [f"  {out}/segmentation   masks and uncertainty maps (NIfTI), beside {out}/phantom"]
     return "\n".join(lines)
+
+
+def _with_unit(value: float | None, unit: str = "") -> str:
+    return "-" if value is None else f"{value:.1f} {unit}".rstrip()

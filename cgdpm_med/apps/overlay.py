@@ -117,12 +117,13 @@ def draw_contours(axis: Axes, labels: NDArray[Any], spacing: tuple[float, float]
 
 def _window(labelled: NDArray[np.bool_], spacing: tuple[float, float]) -> tuple[slice, slice]:
     """The heart in the plane with a margin, or everything where nothing is labelled."""
-    inside = labelled.any(axis=2)
-    if not inside.any():
-        return slice(0, labelled.shape[0]), slice(0, labelled.shape[1])
-    bounds = []
-    for axis, d in enumerate(spacing):
-        found = np.flatnonzero(inside.any(axis=1 - axis))
-        margin = round(MARGIN_MM / d)
-        bounds.append(slice(max(0, int(found[0]) - margin), min(inside.shape[axis], int(found[-1]) + 1 + margin)))
-    return bounds[0], bounds[1]
+    x, y = spacing
+    return _extent(np.asarray(labelled.any(axis=(1, 2))), x), _extent(np.asarray(labelled.any(axis=(0, 2))), y)
+
+
+def _extent(filled: NDArray[np.bool_], spacing: float) -> slice:
+    places = np.flatnonzero(filled)
+    if not len(places):
+        return slice(0, len(filled))
+    margin = round(MARGIN_MM / spacing)
+    return slice(max(0, int(places[0]) - margin), min(len(filled), int(places[-1]) + 1 + margin))

@@ -227,7 +227,7 @@ def segment_all(
     Returns:
         ``cases``, for each its :func:`describe` and its ``files``; ``failed``, the error of each failed case by key.
     """
-    described = []
+    described: list[dict[str, Any]] = []
 
     def finish(case: Case, result: Segmentation | InputError) -> None:
         if isinstance(result, InputError):
