@@ -82,6 +82,7 @@ _EXPORTS: dict[str, str] = {
     "Volume": "volumes",
     "read_labels": "volumes",
     "read_volume": "volumes",
+    "refined_grid": "volumes",
     "write_on_grid": "volumes",
     "AcdcPatient": "data",
     "acdc_datalist": "data",
@@ -130,6 +131,8 @@ _EXPORTS: dict[str, str] = {
     "frechet_distance": "generation_metrics",
     "generation_scores": "generation_metrics",
     # apps
+    "SuperResolver": "apps.super_resolve",
+    "super_resolve": "apps.super_resolve",
     "bundle_path": "apps.bundles",
     "list_bundles": "apps.bundles",
     "Case": "apps.cases",

@@ -185,6 +185,65 @@ def segment(
     _exit_code(result["failed"])
 
 
+@app.command(name="super-resolve")
+def super_resolve(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A picture (PNG, JPEG, TIFF), a NIfTI file, or a folder of them.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; made if absent.")],
+    weights: Annotated[Path, typer.Option(help="Weights: an ADM upsampler's, or with --bundle those of the bundle.")],
+    bundle: Annotated[
+        str | None, typer.Option(help="Name of a super-resolution bundle (see info), or its folder.")
+    ] = None,
+    class_index: Annotated[
+        int | None, typer.Option(min=0, help="ImageNet class of the images, for ADM weights.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Side of the network's field.", show_default="the bundle's; ADM: 256")
+    ] = None,
+    members: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples; several give a map of their spread.", show_default="the bundle's"),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Reverse steps of each sample.", show_default="the bundle's; ADM: 250")
+    ] = None,
+    method: Annotated[Method | None, typer.Option(help="Sampler.", show_default="the bundle's; ADM: ddpm")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The same seed gives the same samples.", show_default="the bundle's")
+    ] = None,
+    device: Device = "auto",
+    precision: Annotated[Precision | None, typer.Option(help="Of the network.", show_default="the bundle's")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make pictures, or the slices of a volume, finer: images of any size, in joint overlapping windows.
+
+    Each input gets <name>, the mean of its samples; with several, also <name>_sample<k> (of a volume <name>_samples)
+    and <name>_std, their standard deviation at each pixel.
+    """
+    from cgdpm_med.apps.super_resolve import load_resolver
+    from cgdpm_med.apps.super_resolve import super_resolve as run
+
+    resolver = load_resolver(
+        weights,
+        bundle,
+        class_index=class_index,
+        window=window,
+        device=device,
+        members=members,
+        steps=steps,
+        method=method and method.value,
+        seed=seed,
+        precision=precision and precision.value,
+    )
+    result = run(resolver, source, out)
+    if as_json:
+        _print_json(result)
+    else:
+        typer.echo(f"{len(result['cases'])} super-resolved, {len(result['failed'])} failed; results in {out}")
+    _exit_code(result["failed"])
+
+
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PRED", help="Predicted masks: a folder, or one file.")],

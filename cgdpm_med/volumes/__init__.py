@@ -5,7 +5,8 @@ affine from indices to world millimetres (RAS+). :class:`Grid` keeps the header 
 derived from it, because the two differ in the wild: every ACDC file holds a unit sform while the true spacing is only
 in ``pixdim``. Resampling and volumes use the derived geometry, output is written with the header as read.
 
-``files`` holds the error for bad input and the safe way to write a file, ``grid`` the geometry, ``nifti`` the format.
+``files`` holds the error for bad input and the safe way to write a file, ``grid`` the geometry, ``refine`` finer grids,
+``nifti`` the format.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from cgdpm_med.volumes.files import InputError, atomic_write
 from cgdpm_med.volumes.grid import VOXEL_LIMIT, Grid, HeaderWarning, Spacing, check_size
 from cgdpm_med.volumes.nifti import Volume, frames, read_labels, read_volume, write_on_grid
+from cgdpm_med.volumes.refine import refined_grid
 
 __all__ = [
     "VOXEL_LIMIT",
@@ -26,5 +28,6 @@ __all__ = [
     "frames",
     "read_labels",
     "read_volume",
+    "refined_grid",
     "write_on_grid",
 ]
