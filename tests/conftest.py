@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# tiny networks: more threads only wait for each other
+torch.set_num_threads(1)
+
 REPO = Path(__file__).resolve().parents[1]
 
 
