@@ -79,7 +79,7 @@ def draw_overlay(
         axis.set_title(name, fontsize=10)
     entries = [Line2D([], [], color=colour, label=ACDC_LABELS[label]) for label, colour in COLOURS.items()]
     if reference is not None:
-        entries.append(Line2D([], [], color="0.35", linestyle=(0, (2, 1.2)), label="reference (dashed)"))
+        entries.append(Line2D([], [], color="0.35", linestyle=(0, (3, 2)), label="reference (dashed)"))
     figure.suptitle(title, fontsize=11)
     figure.legend(handles=entries, loc="lower center", ncols=len(entries), frameon=False, fontsize=9)
     edge = 0.42 / figure.get_figheight()
@@ -108,7 +108,7 @@ def draw_contours(axis: Axes, labels: NDArray[Any], spacing: tuple[float, float]
     for label, colour in COLOURS.items():
         region = (labels == label).T.astype(float)
         if 0 < region.sum() < region.size:
-            style: Any = "solid" if solid else [(0, (2, 1.2))]
+            style: Any = "solid" if solid else [(0, (3, 2))]
             axis.contour(
                 x, y, region, levels=[0.5], colors=colour if solid else "white", linewidths=1.3 if solid else 0.9,
                 linestyles=style,
