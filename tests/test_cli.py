@@ -105,6 +105,8 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         ("segment", "in"),
         ("segment", "in", "out", "--method", "euler"),
         ("segment", "in", "out", "--members", "0"),
+        ("segment", "in", "out", "--guidance-scale", "-1"),
+        ("segment", "in", "out", "--guidance-interval", "200"),
         ("evaluate", "pred"),
     ],
 )
@@ -168,6 +170,14 @@ def test_segment_passes_on_what_was_asked_and_nothing_else(
 
 
 @pytest.mark.usefixtures("asked")
+def test_guidance_is_one_option(tmp_path: Path, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    image = write_image(tmp_path / "in" / "scan.nii.gz")
+    options = ("--guidance-scale", "0.5", "--guidance-interval", "200:1000", "--device", "cpu")
+    assert run(monkeypatch, "segment", str(image), str(tmp_path / "out"), *options) == 0
+    assert asked["guidance_scale"] == 0.5
+    assert asked["guidance_interval"] == [200, 1000]
+
+
 def test_segment_fails_when_one_input_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -141,6 +141,13 @@ def phantom(
         typer.echo("\n".join(folders))
 
 
+def _timesteps(text: str) -> list[int]:
+    low, colon, high = text.partition(":")
+    if not (colon and low.isdigit() and high.isdigit()):
+        raise typer.BadParameter(f"{text!r} is not LOW:HIGH, such as 200:1000", param_hint="--guidance-interval")
+    return [int(low), int(high)]
+
+
 @app.command()
 def segment(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A NIfTI file, a folder of them, or ACDC's layout.")],
@@ -152,6 +159,14 @@ def segment(
     device: Device = "auto",
     precision: Annotated[Precision | None, typer.Option(help="Of the network.", show_default="the bundle's")] = None,
     weights: Weights = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(min=0, help="w of the guidance network; 0 is off.", show_default="the bundle's"),
+    ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(help="Timesteps LOW:HIGH in which guidance acts.", show_default="the bundle's"),
+    ] = None,
     bundle: Bundle = "acdc_segmentation",
     write: Annotated[
         str, typer.Option(help="Comma-separated: mask, probabilities, entropy, disagreement, members.")
@@ -177,6 +192,8 @@ def segment(
         seed=seed,
         precision=precision and precision.value,
         weights=weights and str(weights),
+        guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval and _timesteps(guidance_interval),
     )
     if as_json:
         _print_json(result)
