@@ -167,6 +167,11 @@ _EXPORTS: dict[str, str] = {
     "Study": "apps.study",
     "StudyResult": "apps.study",
     "write_cohort": "apps.study",
+    "Provenance": "apps.report",
+    "case_report": "apps.report",
+    "cohort_report": "apps.report",
+    "provenance": "apps.report",
+    "write_report": "apps.report",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -165,6 +165,7 @@ def test_widening_by_measure() -> None:
     plain, wide = (cardiac_function(ED, ES, widening=w).measures for w in (1.0, {"lv_ef": 3.0}))
     assert wide["lv_ef"].width == pytest.approx(3 * (plain["lv_ef"].width or 0))
     assert wide["lv_edv"] == plain["lv_edv"]
+    assert cardiac_function(ED, ES, widening=2.0).widening == dict.fromkeys(MEASURES, 2.0)
     with pytest.raises(InputError, match="'lvef'"):
         cardiac_function(ED, ES, widening={"lvef": 3.0})
 

@@ -223,12 +223,14 @@ class CardiacFunction:
         measures: an estimate for every name of :data:`MEASURES`.
         members: how many members the intervals come from.
         level: nominal coverage of the intervals.
+        widening: the factor of each measure's interval.
         body_surface: in m^2, or None.
     """
 
     measures: Mapping[str, Estimate]
     members: int
     level: float
+    widening: Mapping[str, float]
     body_surface: float | None = None
 
     def indexed(self) -> dict[str, Estimate]:
@@ -267,16 +269,17 @@ def cardiac_function(
             f"ED has {len(ed.members)} members and ES {len(es.members)}", remedy="Segment both with equal settings"
         )
     values, members = _measures(ed.fused, es.fused), _measures(ed.members, es.members)
-    factors = dict.fromkeys(MEASURES, widening) if not isinstance(widening, Mapping) else widening
-    if unknown := set(factors) - set(MEASURES):
+    given = widening if isinstance(widening, Mapping) else dict.fromkeys(MEASURES, widening)
+    if unknown := set(given) - set(MEASURES):
         raise InputError(f"there is no measure {min(unknown)!r}", remedy=f"Measures: {', '.join(MEASURES)}")
+    factors = {name: given.get(name, 1.0) for name in MEASURES}
     return CardiacFunction(
         measures={
             name: interval_estimate(
                 float(values[name]),
                 members[name],
                 level=level,
-                widening=factors.get(name, 1.0),
+                widening=factors[name],
                 floor=measure.floor,
                 ceiling=measure.ceiling,
             )
@@ -284,6 +287,7 @@ def cardiac_function(
         },
         members=len(ed.members),
         level=level,
+        widening=factors,
         body_surface=None if height is None or weight is None else body_surface_area(height, weight),
     )
 
