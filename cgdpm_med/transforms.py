@@ -20,7 +20,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 from torch import Tensor
 
-from cgdpm_med.diffusion.ensemble import disagreement, entropy, fuse_majority, fuse_mean, mask_probabilities
+from cgdpm_med.diffusion.ensemble import disagreement, entropy, fuse_majority, fuse_mean, labels_of, mask_probabilities
 from cgdpm_med.volumes import InputError, Spacing, Volume, read_labels, read_volume, write_on_grid
 
 FUSIONS = ("mean", "majority")
@@ -125,13 +125,6 @@ class DecodeMaskd(MapTransform):
         for key in self.key_iterator(out):
             out[key] = labels_of(mask_probabilities(out[key], self.scale, channel_dim=0), channel_dim=0)
         return out
-
-
-def labels_of(probabilities: Tensor, channel_dim: int) -> Tensor:
-    """Most probable class, uint8, the channel kept with size one; a single channel is foreground above one half."""
-    if probabilities.shape[channel_dim] == 1:
-        return (probabilities > 0.5).to(torch.uint8)
-    return probabilities.argmax(dim=channel_dim, keepdim=True).to(torch.uint8)
 
 
 class FuseMembersd(MapTransform):

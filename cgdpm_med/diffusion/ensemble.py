@@ -183,15 +183,30 @@ def fuse_mean(probabilities: Tensor) -> Tensor:
     return probabilities.mean(dim=0)
 
 
+def labels_of(probabilities: Tensor, channel_dim: int) -> Tensor:
+    """Most probable class as uint8, the channel kept with size one; (…, C, *S) -> (…, 1, *S).
+
+    The first of equally likely classes wins; a single channel is foreground above one half.
+    """
+    channels = probabilities.split(1, dim=channel_dim)
+    if len(channels) == 1:
+        return (channels[0] > 0.5).to(torch.uint8)
+    # torch's argmax over a strided axis is several times slower than this on a CPU
+    best, labels = channels[0], torch.zeros_like(channels[0], dtype=torch.uint8)
+    for c, channel in enumerate(channels[1:], start=1):
+        labels.masked_fill_(channel > best, c)
+        best = torch.maximum(best, channel)
+    return labels
+
+
 def fuse_majority(probabilities: Tensor, channel_dim: int = 1) -> Tensor:
     """Fraction of members voting for each class: (K, …, C, *S) -> (…, C, *S).
 
     The first of equally likely classes gets the vote; a single channel (binary) votes for values above one half.
     """
-    if probabilities.shape[channel_dim] == 1:
-        return (probabilities > 0.5).to(probabilities.dtype).mean(dim=0)
-    votes = probabilities.argmax(dim=channel_dim, keepdim=True)
-    return torch.zeros_like(probabilities).scatter_(channel_dim, votes, 1.0).mean(dim=0)
+    labels, classes = labels_of(probabilities, channel_dim), probabilities.shape[channel_dim]
+    votes = [(labels == c).to(probabilities.dtype).mean(dim=0) for c in ([1] if classes == 1 else range(classes))]
+    return torch.cat(votes, dim=channel_dim % probabilities.ndim - 1)
 
 
 def entropy(probabilities: Tensor, channel_dim: int = 0) -> Tensor:
