@@ -85,10 +85,18 @@ class EpochSampler(Sampler):
         seed: of the order.
         batch_size: per process; the tail that fills no batch on every process is left out of the epoch.
         rank, world_size: this process among all; by default torch.distributed's, or one process.
+        max_batches: an epoch ends after so many batches of each process, for data sets so large that one pass is too
+            long to lose; the next epoch draws anew from the whole set.
     """
 
     def __init__(
-        self, length: int, seed: int = 0, batch_size: int = 1, rank: int | None = None, world_size: int | None = None
+        self,
+        length: int,
+        seed: int = 0,
+        batch_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
+        max_batches: int | None = None,
     ) -> None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
@@ -100,6 +108,10 @@ class EpochSampler(Sampler):
         self.batches = length // (batch_size * self.world_size)
         if not self.batches:
             raise ValueError(f"{length} items fill no batch of {batch_size} on {self.world_size} process(es)")
+        if max_batches is not None:
+            if max_batches < 1:
+                raise ValueError(f"max_batches must be at least 1, not {max_batches}")
+            self.batches = min(self.batches, max_batches)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass."""

@@ -1,7 +1,8 @@
 """Pictures: reading and writing files of any kind, datalists of folders and of ImageNet, dictionary transforms.
 
 Inside the package a picture is an RGB tensor (3, H, W), float32 in [-1, 1], upright. ``pictures`` holds the files,
-``datalists`` the folder layouts, ``transforms`` what a data pipeline does with them.
+``datalists`` the folder layouts, ``transforms`` what a data pipeline does with them, ``training`` what a training run
+draws.
 """
 
 from __future__ import annotations
@@ -15,17 +16,29 @@ from cgdpm_med.images.datalists import (
     readable_pictures,
 )
 from cgdpm_med.images.pictures import PICTURE_SUFFIXES, Picture, read_picture, write_picture
-from cgdpm_med.images.transforms import AppendClassd, CentreSquared, LoadPictured, area_resize, largest_centre_square
+from cgdpm_med.images.training import AugmentedPictures, HeldOut, hold_out
+from cgdpm_med.images.transforms import (
+    AppendClassd,
+    CentreSquared,
+    LoadPictured,
+    SavePictured,
+    area_resize,
+    largest_centre_square,
+)
 
 __all__ = [
     "PICTURE_SUFFIXES",
     "AppendClassd",
+    "AugmentedPictures",
     "CentreSquared",
+    "HeldOut",
     "LoadPictured",
     "Picture",
     "Readable",
+    "SavePictured",
     "area_resize",
     "class_indices",
+    "hold_out",
     "image_datalist",
     "imagenet_datalist",
     "largest_centre_square",

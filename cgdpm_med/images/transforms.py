@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from cgdpm_med.images.pictures import read_picture
+from cgdpm_med.images.pictures import PICTURE_SUFFIXES, read_picture, write_picture
 from cgdpm_med.networks.classes import append_class
 from cgdpm_med.transforms import area_downsample
 from cgdpm_med.volumes import InputError
@@ -72,6 +73,32 @@ class AppendClassd(MapTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             out[key] = append_class(out[key][None], torch.tensor([out[self.class_key]]))[0]
+        return out
+
+
+class SavePictured(MapTransform):
+    """Write pictures of an item, (3, H, W) or (1, H, W) in [-1, 1], as PNG files of 8 bits.
+
+    A file is named ``<folder>/<name>.png`` by the item's ``key``, which may hold folders and the suffix of a picture.
+
+    Args:
+        keys: of the pictures; with several, all but the first get ``_<key>`` behind their name.
+        output_dir: folder, made when needed.
+        name_key: of the name.
+    """
+
+    def __init__(self, keys: KeysCollection, output_dir: str | Path, name_key: str = "key") -> None:
+        super().__init__(keys)
+        self.output_dir, self.name_key = Path(output_dir), name_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        name = str(out[self.name_key])
+        if name.lower().endswith(PICTURE_SUFFIXES):
+            name = name[: name.rindex(".")]
+        for key in self.key_iterator(out):
+            ending = "" if key == self.keys[0] else f"_{key}"
+            write_picture(torch.as_tensor(out[key]), self.output_dir / f"{name}{ending}.png")
         return out
 
 

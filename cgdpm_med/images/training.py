@@ -1,0 +1,68 @@
+"""What training draws from a list of pictures: a part held out for validation, and random augmentation by key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch.utils.data import Dataset
+
+from cgdpm_med.diffusion.ensemble import key_seed
+from cgdpm_med.images.datalists import Item
+from cgdpm_med.volumes import InputError
+
+
+class HeldOut(NamedTuple):
+    """Two parts of a list, both in its order."""
+
+    train: list[Item]
+    validation: list[Item]
+
+
+def hold_out(items: Sequence[Item], count: int) -> HeldOut:
+    """Put ``count`` items aside, at even distances in the list.
+
+    Raises:
+        InputError: when nothing would be left to train on.
+    """
+    n = len(items)
+    if not 0 <= count < n:
+        raise InputError(f"{count} of {n} pictures cannot be held out", remedy="Give more pictures, or hold out fewer")
+    places = {(2 * i + 1) * n // (2 * count) for i in range(count)}
+    train = [item for place, item in enumerate(items) if place not in places]
+    return HeldOut(train, [items[place] for place in sorted(places)])
+
+
+class AugmentedPictures(Dataset):
+    """Random augmentation on top of a data set of preprocessed pictures, cached or not.
+
+    What is drawn for picture i in epoch e is a function of (seed, e, i) alone, whatever the number of workers, so that
+    a resumed run sees exactly what an uninterrupted one would have seen.
+
+    Args:
+        pictures: items by index, for example a MONAI ``Dataset`` or ``CacheDataset``.
+        augment: a MONAI transform over an item, or None.
+        seed: of the augmentation.
+
+    Index it with (epoch, index), as :class:`~cgdpm_med.EpochSampler` does, or with an index alone for epoch 0.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[Mapping[Hashable, Any]],
+        augment: Callable[[dict[Hashable, Any]], dict[Hashable, Any]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.pictures, self.augment, self.seed = pictures, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[Hashable, Any]:
+        epoch, i = index if isinstance(index, tuple) else (0, index)
+        item = dict(self.pictures[i])
+        if self.augment is None:
+            return item
+        if hasattr(self.augment, "set_random_state"):
+            self.augment.set_random_state(seed=key_seed(self.seed, "augment", epoch, i) % 2**32)
+        return self.augment(item)
