@@ -13,11 +13,12 @@ from cgdpm_med.diffusion.ensemble import key_seed
 from cgdpm_med.diffusion.guidance import Examples, Replay, ScaledGuide
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.engines import load_weights
+from cgdpm_med.networks.classes import ClassConditioned
 from cgdpm_med.networks.unet import ConditionalUNet
 from cgdpm_med.volumes import InputError
 
 
-def guide_from_denoiser(network: ConditionalUNet, schedule: NoiseSchedule) -> ScaledGuide:
+def guide_from_denoiser(network: ConditionalUNet | ClassConditioned, schedule: NoiseSchedule) -> ScaledGuide:
     """A guidance network of the denoiser's architecture that starts from its weights and from f = 0.
 
     Training then begins at the unguided sampler, with features that already know the anatomy.
@@ -25,13 +26,14 @@ def guide_from_denoiser(network: ConditionalUNet, schedule: NoiseSchedule) -> Sc
     Args:
         network: holds the denoiser's weights; its output layer is set to zero here.
     """
-    for parameter in network.head.parameters():
+    unet: Any = network.network if isinstance(network, ClassConditioned) else network
+    for parameter in unet.head.parameters():
         torch.nn.init.zeros_(parameter)
     return ScaledGuide(network, schedule)
 
 
 def load_guide(
-    network: ConditionalUNet, path: str | Path, schedule: NoiseSchedule, denoiser: str | Path
+    network: ConditionalUNet | ClassConditioned, path: str | Path, schedule: NoiseSchedule, denoiser: str | Path
 ) -> ScaledGuide:
     """The guidance network with its trained weights.
 

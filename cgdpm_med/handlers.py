@@ -61,7 +61,8 @@ def sample_grid(image: Tensor, truth: Tensor, members: Tensor, mask: bool) -> Te
         tiles = [condition, colour(truth), *(colour(member) for member in members)]
     else:
         size = truth.shape[2:]
-        low_resolution = torch.nn.functional.interpolate(image, size, mode="nearest")
+        colours = image[:, : truth.shape[1]]  # a class may travel as last channel
+        low_resolution = torch.nn.functional.interpolate(colours, size, mode="nearest")
         tiles = [(t.clamp(-1, 1) + 1) / 2 for t in (low_resolution, truth, *members)]
         tiles = [t.expand(-1, 3, -1, -1) for t in tiles]
     return torch.cat([torch.cat(list(tile.cpu()), dim=1) for tile in tiles], dim=2)

@@ -150,7 +150,11 @@ class SuperResolver:
 
     @torch.inference_mode()
     def __call__(
-        self, images: Tensor, keys: Sequence[Hashable] | None = None, progress: Callable[[float], None] | None = None
+        self,
+        images: Tensor,
+        keys: Sequence[Hashable] | None = None,
+        progress: Callable[[float], None] | None = None,
+        classes: Sequence[int] | None = None,
     ) -> Tensor:
         """Refine a batch of images of one size.
 
@@ -159,14 +163,22 @@ class SuperResolver:
                 averaged.
             keys: of the noise, one for each image.
             progress: called with the fraction of the sampling that is done.
+            classes: one for each image, instead of ``class_index``.
 
         Returns:
             All members, (K, B, C', factor H, factor W), on the CPU, in [-1, 1]; C' is the network's.
+
+        Raises:
+            InputError: when the network needs classes and has none.
         """
         height, width = (self.factor * n for n in images.shape[2:])
         condition = self._padded(_with_channels(images, self.channels))
-        if self.class_index is not None:
-            condition = append_class(condition, torch.full((len(images),), self.class_index))
+        if classes is None and self.class_index is not None:
+            classes = [self.class_index] * len(images)
+        if classes is not None:
+            condition = append_class(condition, torch.tensor(classes))
+        elif any(isinstance(m, ClassConditioned) for m in self.predictor.denoiser.modules()):
+            raise InputError("the network needs the class of the images", remedy="Give class_index, such as 207")
         members = self.predictor.ensemble(
             condition.to(self.device), keys=keys, wrap=self._wrapped(len(images), progress)
         )
@@ -419,7 +431,7 @@ def load_resolver(
     """A resolver from a file of weights: a bundle's, or without a bundle an ADM upsampler's.
 
     Args:
-        class_index: of the images, for ADM weights.
+        class_index: of the images, for networks that have classes.
         window: side of the network's field; None is the bundle's own, or 256 for ADM weights.
         device: see :func:`~cgdpm_med.apps.segment.choose_device`.
         settings: keys of the bundle's configuration, or of the predictor; None keeps the default.
@@ -428,6 +440,8 @@ def load_resolver(
         InputError: for weights, a class or a device that cannot be used.
     """
     chosen = choose_device(device)
+    if bundle is not None:
+        settings["class_index"] = class_index
     changes = {name: value for name, value in {**settings, "window": window}.items() if value is not None}
     if not Path(weights).is_file():
         raise InputError("there are no weights here", path=weights, remedy="Give a file of weights")
