@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cgdpm_med.apps.cases import MaskPair, pair_masks
@@ -34,6 +35,7 @@ from cgdpm_med.metrics import (
     score_volume,
     summarise,
 )
+from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.volumes import InputError, atomic_write, read_labels, read_volume
 
 
@@ -124,7 +126,8 @@ def evaluate_segmenter(
                 complain(error, bar)
             else:
                 bar.note(f"evaluated {item['key']}: {_dice_line(results[-1].score)}")
-    summary = summarise_results(results) | {"failed": failed, "settings": settings(segmenter)}
+    made_with = settings(segmenter.predictor, segmenter.device)
+    summary = summarise_results(results) | {"failed": failed, "settings": made_with}
     if output is not None:
         write_results(results, summary, Path(output))
     return summary
@@ -212,9 +215,8 @@ def summarise_results(results: Sequence[CaseResult]) -> dict[str, Any]:
     return summary | {"ensemble": ensemble}
 
 
-def settings(segmenter: Segmenter) -> dict[str, Any]:
+def settings(p: DiffusionPredictor, device: torch.device) -> dict[str, Any]:
     """What a reported number depends on besides the weights and the data."""
-    p = segmenter.predictor
     return {
         "members": p.members,
         "steps": p.steps,
@@ -223,7 +225,7 @@ def settings(segmenter: Segmenter) -> dict[str, Any]:
         "precision": p.precision,
         "guidance_scale": p.guidance_scale if p.guide is not None else 0.0,
         "guidance_interval": p.guidance_interval if p.guide is not None else None,
-        "device": str(segmenter.device),
+        "device": str(device),
     }
 
 
