@@ -1,0 +1,374 @@
+"""The super-resolution bundles under MONAI: verified, trained, resumed, run and evaluated on generated pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, shared_path
+from ignite.engine import Events
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
+from monai.utils import set_determinism
+from PIL import Image
+from tiny_adm import NUM_HEADS, write_tiny_adm
+
+from cgdpm_med import (
+    ClassConditioned,
+    InputError,
+    NoiseLevelConditioned,
+    Regression,
+    SuperResolver,
+    read_picture,
+    super_resolve,
+)
+from cgdpm_med.apps.super_resolve import load_resolver
+
+FACES = ("face_sr_16_128", "face_sr_64_512")
+BUNDLES = (*FACES, "imagenet_sr_64_256", "imagenet_sr_128_512")
+CLASSES = {"n00000001": 0, "n00000002": 1}
+SIZE, FACTOR = 16, 4  # of configs/sr_smoke.yaml
+
+
+@pytest.fixture(autouse=True)
+def _global_state() -> Iterator[None]:
+    yield
+    set_determinism(seed=None)
+    torch.use_deterministic_algorithms(False)
+
+
+def write_pictures(folder: Path, count: int, seed: int, size: tuple[int, int] = (20, 26)) -> None:
+    """Smooth colours with a little texture."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        coarse = Image.fromarray(rng.integers(40, 216, (3, 4, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
+        array = (smooth + rng.integers(-8, 9, smooth.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(array).save(folder / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``faces``, ``imagenet`` and a small ADM file."""
+    root = tmp_path_factory.mktemp("pictures")
+    write_pictures(root / "faces", 10, seed=1)
+    for place, wnid in enumerate(CLASSES):
+        write_pictures(root / "imagenet" / "train" / wnid, 4, seed=2 + place)
+        write_pictures(root / "imagenet" / "val" / wnid, 2, seed=4 + place)
+    write_tiny_adm(root / "adm.pt")
+    return root
+
+
+def configs(bundle: str) -> Path:
+    return REPO / "bundles" / bundle / "configs"
+
+
+def settings(bundle: str, data: Path) -> dict[str, Any]:
+    """What a test of this bundle gives in place of the user."""
+    given: dict[str, Any] = {"bundle_root": str(configs(bundle).parent), "device": "$torch.device('cpu')"}
+    given |= {"precision": "float32", "dataset_dir": str(data / ("faces" if bundle in FACES else "imagenet"))}
+    if bundle not in FACES:
+        given |= {"weights": str(data / "adm.pt"), "num_heads": NUM_HEADS, "classes": CLASSES}
+    return given
+
+
+def workflow(bundle: str, data: Path, kind: str, *names: str, **overrides: Any) -> ConfigWorkflow:
+    """The bundle's configuration with the smoke settings on top, initialised; a name with a slash is below the root."""
+    files = [REPO / name if "/" in name else configs(bundle) / f"{name}.yaml" for name in names]
+    flow = ConfigWorkflow(
+        [str(file) for file in (*files, REPO / "configs" / "sr_smoke.yaml")],
+        str(configs(bundle) / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        **{**settings(bundle, data), **overrides},
+    )
+    flow.initialize()
+    return flow
+
+
+def train(bundle: str, data: Path, output: Path, *more: str, **overrides: Any) -> ConfigWorkflow:
+    return workflow(bundle, data, "train", "train", *more, output_dir=str(output), **overrides)
+
+
+@pytest.fixture(scope="module", params=BUNDLES)
+def trained(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A bundle and the output folder of an uninterrupted run of two epochs, one iteration each."""
+    output = tmp_path_factory.mktemp(request.param)
+    train(request.param, data, output).run()
+    return request.param, output
+
+
+def weights_of(bundle: str, output: Path) -> dict[str, Any]:
+    """Settings for inference with what stage 1 has left there."""
+    if bundle in FACES:
+        return {"weights": str(output / "model.pt")}
+    return {"fusion": "encoder", "tuned_weights": str(output / "model.pt"), "class_index": 1}
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_a_bundle_is_complete(bundle: str) -> None:
+    folder = configs(bundle).parent
+    names = ["metadata.json", "train.yaml", "train_guidance.yaml", "inference.yaml", "evaluate.yaml"]
+    files = [*(f"configs/{n}" for n in (*names, "multi_gpu_train.yaml", "logging.conf")), "LICENSE"]
+    assert [f for f in (*files, "docs/README.md", "docs/data_license.txt") if not (folder / f).is_file()] == []
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    assert metadata["version"] in metadata["changelog"]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_metadata_follow_the_schema(bundle: str, tmp_path: Path) -> None:
+    schema = shutil.copyfile(shared_path("reference", "meta_schema_20240725.json"), tmp_path / "schema.json")
+    hash_val = "06954cad2cc5d3784e72077ac76f0fc8"
+    verify_metadata(meta_file=str(configs(bundle) / "metadata.json"), filepath=str(schema), hash_val=hash_val)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_metadata_agree_with_the_network(bundle: str, data: Path) -> None:
+    """The face bundles in their full width, on a small picture; ImageNet's network is the small ADM file's."""
+    files = (str(configs(bundle) / name) for name in ("metadata.json", "inference.yaml"))
+    verify_net_in_out("network_def", *files, n=1, steps=1, **{**settings(bundle, data), "device": "cpu"})
+
+
+@pytest.mark.parametrize("bundle", FACES)
+def test_every_configuration_names_the_same_network(bundle: str) -> None:
+    with torch.device("meta"):
+        nets = []
+        for name, key in (("train", "network_def"), ("inference", "denoiser")):
+            parser = ConfigParser()
+            parser.read_config(str(configs(bundle) / f"{name}.yaml"))
+            nets.append(parser.get_parsed_content(key))
+    shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in nets]
+    assert shapes[0] == shapes[1]
+
+
+def test_weights_of_the_small_bundle_fit_in_one_file_of_the_model_zoo() -> None:
+    parser = ConfigParser()
+    parser.read_config(str(configs("face_sr_16_128") / "train.yaml"))
+    with torch.device("meta"):
+        network = parser.get_parsed_content("network_def")
+    assert 2 * sum(p.numel() for p in network.parameters()) < 25e6  # bytes, in float16
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_training_leaves_weights_and_curves(trained: tuple[str, Path]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, output = trained
+    events = EventAccumulator(str(output / "tensorboard")).Reload()
+    assert len(events.Scalars("train_loss")) == 2
+    assert [point.step for point in events.Scalars("val_psnr")] == [1, 2]
+    best = max(point.value for point in events.Scalars("val_psnr"))
+    assert 3 < best < 40  # dB; black against white is 0
+    state = torch.load(output / "checkpoint.pt", weights_only=True)
+    assert state["best"]["best"] == pytest.approx(best, abs=1e-4)
+    last = torch.load(output / "model_last.pt", weights_only=True)
+    assert all(torch.equal(last[name], state["ema"][name]) for name in last)
+
+
+def test_a_stopped_run_continues_as_if_it_had_not(trained: tuple[str, Path], data: Path, tmp_path: Path) -> None:
+    bundle, output = trained
+    stopped = train(bundle, data, tmp_path)
+
+    def power_cut() -> None:
+        raise KeyboardInterrupt
+
+    stopped.parser.get_parsed_content("trainer").add_event_handler(Events.ITERATION_COMPLETED(once=2), power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    train(bundle, data, tmp_path).run()
+    there, here = (torch.load(run / "checkpoint.pt", weights_only=True) for run in (output, tmp_path))
+    assert here["place"] == there["place"] == {"epoch": 2, "iteration": 2}
+    for part in ("network", "ema"):
+        assert all(torch.equal(here[part][name], there[part][name]) for name in there[part])
+    assert here["best"] == there["best"]
+
+
+@pytest.mark.parametrize("bundle", ["face_sr_16_128", "imagenet_sr_64_256"])
+def test_several_processes_save_what_one_reads(
+    bundle: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    flow = train(bundle, data, tmp_path, "multi_gpu_train", epochs=1)
+    flow.run()
+    assert isinstance(flow.parser.get_parsed_content("network"), torch.nn.parallel.DistributedDataParallel)
+    flow.finalize()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    network = flow.parser.get_parsed_content("network_def")
+    assert state["network"].keys() == state["ema"].keys() == network.state_dict().keys()
+
+
+# --- guidance ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_guidance_network_is_trained_on_the_frozen_denoiser(
+    trained: tuple[str, Path], data: Path, tmp_path: Path
+) -> None:
+    bundle, output = trained
+    stage1 = {"denoiser_weights": str(output / "model.pt")} if bundle in FACES else {}
+    train(bundle, data, tmp_path, "train_guidance", **stage1).run()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["place"] == {"epoch": 2, "iteration": 2}
+    guidance = torch.load(tmp_path / "guidance_last.pt", weights_only=True)
+    assert any(tensor.abs().max() > 0 for name, tensor in guidance.items() if ".head." in f".{name}")  # it began at 0
+
+    # ADM itself is frozen by default, stage 1 only where its weights are given
+    common = weights_of(bundle, output) if bundle in FACES else {"class_index": 1}
+    pictures = data / "faces"
+    image = read_picture(pictures / "0.png").pixels[None]
+    results = {
+        scale: workflow(
+            bundle,
+            data,
+            "infer",
+            "inference",
+            dataset_dir=str(pictures),
+            guidance_weights=str(tmp_path / "guidance_last.pt"),
+            guidance_scale=scale,
+            **common,
+        ).parser.get_parsed_content("resolver")(image)
+        for scale in (0.0, 1.0)
+    }
+    assert results[0.0].shape == (1, 1, 3, 80, 104)
+    assert not torch.equal(results[0.0], results[1.0])
+
+
+# --- inference and evaluation -----------------------------------------------------------------------------------------
+
+
+def test_inference_survives_a_bad_file_and_the_engine_agrees(
+    trained: tuple[str, Path], data: Path, tmp_path: Path
+) -> None:
+    bundle, output = trained
+    source = tmp_path / "in"
+    (source / "deeper").mkdir(parents=True)
+    shutil.copyfile(data / "faces" / "0.png", source / "deeper" / "a.png")
+    given = {"dataset_dir": str(source), **weights_of(bundle, output)}
+
+    engine = workflow(bundle, data, "infer", "inference", output_dir=str(tmp_path / "engine"), **given)
+    assert engine.check_properties() == []
+    engine.parser.get_parsed_content("evaluator").run()
+
+    (source / "broken.png").write_bytes(b"no picture")
+    flow = workflow(bundle, data, "infer", "inference", output_dir=str(tmp_path / "out"), **given)
+    with pytest.raises(RuntimeError) as stopped:
+        flow.run()
+    assert isinstance(stopped.value.__cause__, InputError)
+    assert re.search(r"1 input failed: broken", str(stopped.value.__cause__))
+    fine = Image.open(tmp_path / "out" / "deeper" / "a.png")
+    assert fine.size == (26 * FACTOR, 20 * FACTOR)
+    assert np.array_equal(np.asarray(fine), np.asarray(Image.open(tmp_path / "engine" / "deeper" / "a.png")))
+
+
+def test_evaluation_scores_what_it_can(trained: tuple[str, Path], data: Path, tmp_path: Path) -> None:
+    bundle, output = trained
+    flow = workflow(
+        bundle, data, "infer", "inference", "evaluate", output_dir=str(tmp_path), **weights_of(bundle, output)
+    )
+    flow.run()
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert summary["pictures"] == (10 if bundle in FACES else 4)
+    assert summary["settings"]["size"] == SIZE
+    assert summary["settings"]["steps"] == 2
+    with (tmp_path / "pictures.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == summary["pictures"]
+    mean = sum(float(row["psnr_output"]) for row in rows) / len(rows)
+    assert summary["means"]["output"]["psnr"] == pytest.approx(mean, rel=1e-4)
+    assert Image.open(tmp_path / "sheet_00.png").size[0] == 4 * SIZE + 3 * 2
+
+
+def test_every_picture_is_refined_with_its_own_class(data: Path, tmp_path: Path) -> None:
+    """Evaluation takes the class from the folder, so it must equal inference told the same class."""
+    flow = workflow("imagenet_sr_64_256", data, "infer", "inference", "evaluate", output_dir=str(tmp_path))
+    resolver = flow.parser.get_parsed_content("resolver")
+    coarse = torch.linspace(-1, 1, 2 * 3 * 16).reshape(2, 3, 4, 4)
+    both = resolver(coarse, ["a", "b"], classes=[0, 1])
+    for place, key in enumerate("ab"):
+        alone = resolver(coarse[place][None], [key], classes=[place])
+        torch.testing.assert_close(both[:, place], alone[:, 0], atol=1e-5, rtol=0)
+        other = resolver(coarse[place][None], [key], classes=[1 - place])
+        assert (other - alone).abs().max() > 1e-4
+    with pytest.raises(InputError, match="needs the class"):
+        resolver(coarse)
+
+
+def test_the_command_line_hands_the_class_to_a_bundle(data: Path) -> None:
+    given = {"window": 16, "num_heads": NUM_HEADS, "steps": 2, "device": "cpu"}
+    resolver = load_resolver(data / "adm.pt", configs("imagenet_sr_64_256").parent, class_index=1, **given)
+    assert resolver.class_index == 1
+    with pytest.raises(InputError, match="no key 'class_index'"):
+        load_resolver(data / "adm.pt", configs("face_sr_16_128").parent, class_index=1, device="cpu")
+
+
+# --- baselines and ablation -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "fusion", "kind"),
+    [
+        ("regression", "encoder", Regression),
+        ("sr3", "input", NoiseLevelConditioned),
+        ("b1", "bottleneck", None),
+        ("b2", "dual_encoder", None),
+        ("b3", "encoder_decoder", None),
+        ("b4", "encoder", None),
+        ("b5", "encoder", None),
+    ],
+)
+def test_overrides_change_training_and_inference_alike(row: str, fusion: str, kind: type | None, data: Path) -> None:
+    nets = []
+    for name, key in (("train", "network_def"), ("inference", "denoiser")):
+        flow = workflow("face_sr_16_128", data, "train" if name == "train" else "infer", name, f"configs/{row}.yaml")
+        nets.append(flow.parser.get_parsed_content(key))
+        schedule = flow.parser.get_parsed_content("schedule")
+        expected = {"regression": "sample", "sr3": "epsilon"}.get(row, "v_prediction")
+        assert schedule.prediction_type == expected
+        assert math.isclose(float(schedule.beta[-1]), 0.02 if row == "sr3" else 0.999)
+    for net in nets:
+        assert (net if kind is None else net.network).fusion == fusion
+        assert kind is None or isinstance(net, kind)
+    assert nets[0].state_dict().keys() == nets[1].state_dict().keys()
+
+
+def test_regression_is_one_pass_without_noise(data: Path, tmp_path: Path) -> None:
+    train("face_sr_16_128", data, tmp_path, "configs/regression.yaml").run()
+    outputs = []
+    for seed in (0, 1):
+        files = [configs("face_sr_16_128") / "inference.yaml"]
+        files += [REPO / "configs" / f"{name}.yaml" for name in ("sr_smoke", "regression")]
+        given = {**settings("face_sr_16_128", data), "weights": str(tmp_path / "model.pt"), "seed": seed}
+        parser = ConfigParser()
+        parser.read_config([str(file) for file in files])
+        parser.update(given)
+        resolver: SuperResolver = parser.get_parsed_content("resolver")
+        assert resolver.predictor.steps == 1
+        outputs.append(resolver(torch.zeros(1, 3, 4, 4)))
+    assert torch.equal(outputs[0], outputs[1])
+
+
+def test_class_of_the_guided_network(data: Path) -> None:
+    flow = workflow("imagenet_sr_64_256", data, "infer", "inference", class_index=0)
+    resolver = flow.parser.get_parsed_content("resolver")
+    assert isinstance(resolver.predictor.denoiser, ClassConditioned)
+    result = super_resolve(resolver, data / "faces" / "0.png", data / "finer")
+    assert result["failed"] == {}
