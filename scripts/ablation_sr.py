@@ -1,0 +1,278 @@
+"""The paper's ablation (table 5) and its baselines on a folder of faces: every row trained with one budget and scored.
+
+python scripts/ablation_sr.py --dataset-dir TRAIN --test-dir TEST --output OUT --iterations 4000
+
+Rows: regression, SR3, B1 to B5; B5 is B4 of the same seed with a guidance network. Writes ablation.csv, ablation.md and
+sheet.png, after every row. The same command continues a run that was stopped: finished rows are kept, and a row in work
+goes on from its last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+from torch import Tensor
+
+from cgdpm_med import InputError, SuperResolver, bundle_path, contact_sheet, image_datalist, write_picture
+from cgdpm_med.apps.evaluate_pictures import bicubic, evaluate_super_resolution, read_reference
+from cgdpm_med.transforms import area_downsample
+from cgdpm_med.volumes import atomic_write
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# row -> heading, and the paper's PSNR and SSIM (faces, 16 -> 128)
+ROWS = {
+    "regression": ("Regression", 23.96, 0.69),
+    "sr3": ("SR3", 23.04, 0.65),
+    "b1": ("B1 bottleneck", 22.84, 0.59),
+    "b2": ("B2 dual encoder", 23.10, 0.65),
+    "b3": ("B3 encoder and decoder", 23.24, 0.66),
+    "b4": ("B4 encoder", 23.51, 0.68),
+    "b5": ("B5 = B4 with guidance", 23.74, 0.71),
+}
+MEASURES = {"psnr": 2, "ssim": 3, "consistency": 2}  # and the digits they are told with
+SHOWN = 8  # pictures on the sheet
+Result = dict[str, Any]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    results: dict[str, list[Result]] = {}
+    for seed in arguments.seeds:
+        for row in arguments.rows:
+            print(f"== {ROWS[row][0]}, seed {seed}", flush=True)
+            results.setdefault(row, []).append(run_row(row, seed, arguments))
+            write_table(results, arguments.output)
+            write_sheet(results, arguments)
+    print((arguments.output / "ablation.md").read_text(encoding="utf-8"))
+
+
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset-dir", type=Path, required=True, help="folder of pictures to train on")
+    parser.add_argument("--test-dir", type=Path, required=True, help="folder of pictures to score")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--iterations", type=int, default=4000, help="training steps of each row")
+    parser.add_argument("--guidance-iterations", type=int, help="of B5's guidance network; a quarter of the others'")
+    parser.add_argument("--epoch", type=int, default=250, help="training steps between checkpoints")
+    parser.add_argument("--steps", type=int, default=20, help="of the sampler; regression has one pass")
+    parser.add_argument("--settings", type=Path, nargs="+", default=[CONFIGS / "sr_8_64.yaml"], help="sizes, networks")
+    parser.add_argument("--bundle", default="face_sr_16_128")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--test-pictures", type=int, help="score the first so many pictures only")
+    arguments = parser.parse_args(words)
+    if arguments.guidance_iterations is None:
+        arguments.guidance_iterations = max(1, arguments.iterations // 4)
+    if "b5" in arguments.rows and "b4" not in arguments.rows[: arguments.rows.index("b5")]:
+        parser.error("b5 guides the network of b4: put b4 before it")
+    return arguments
+
+
+# --- one row ----------------------------------------------------------------------------------------------------------
+
+
+def run_row(row: str, seed: int, arguments: argparse.Namespace) -> Result:
+    """Train and score one row, or read what was found before."""
+    folder = place(row, seed, arguments)
+    made_with = {
+        "dataset": arguments.dataset_dir.name,
+        "test": arguments.test_dir.name,
+        "iterations": arguments.iterations,
+        "guidance_iterations": arguments.guidance_iterations if row == "b5" else 0,
+        "steps": arguments.steps,
+        "test_pictures": arguments.test_pictures,
+        "settings": [path.name for path in arguments.settings],
+    }
+    file = folder / "result.json"
+    if file.exists():
+        found: Result = json.loads(file.read_text(encoding="utf-8"))
+        if found["made_with"] != made_with:
+            raise InputError("was made with other settings", path=file, remedy="Delete its folder, or give another")
+        return found
+    train_row(row, seed, folder, arguments)
+    resolver = resolver_of(row, seed, arguments)
+    result = {"made_with": made_with, "parameters": parameters(resolver), **score(resolver, folder, arguments)}
+    with atomic_write(file) as stream:
+        stream.write(json.dumps(result, indent=2).encode())
+    return result
+
+
+def place(row: str, seed: int, arguments: argparse.Namespace) -> Path:
+    return arguments.output / f"seed{seed}" / row
+
+
+def train_row(row: str, seed: int, folder: Path, arguments: argparse.Namespace) -> None:
+    stages, budget, extra = ["train"], arguments.iterations, {}
+    if row == "b5":
+        stages, budget = ["train", "train_guidance"], arguments.guidance_iterations
+        weights = place("b4", seed, arguments) / "model_last.pt"
+        extra = {"denoiser_weights": str(weights), "learning_rate": 2e-4}
+    epoch = min(arguments.epoch, budget)
+    epochs = max(1, round(budget / epoch))
+    # the last epoch must be a validated one: it is what writes model_last.pt
+    every = next(n for n in range(max(1, epochs // 8), epochs + 1) if epochs % n == 0)
+    flow = workflow(
+        "train",
+        row,
+        stages,
+        arguments,
+        dataset_dir=str(arguments.dataset_dir),
+        output_dir=str(folder),
+        seed=seed,
+        epochs=epochs,
+        iterations=epoch,
+        validate_every=every,
+        **extra,
+    )
+    flow.run()
+
+
+def resolver_of(row: str, seed: int, arguments: argparse.Namespace) -> SuperResolver:
+    """The averaged weights of the end of training: none are chosen by their score."""
+    weights = place("b4" if row == "b5" else row, seed, arguments) / "model_last.pt"
+    overrides: dict[str, Any] = {"weights": str(weights), "members": 1, "seed": seed}
+    if row != "regression":
+        overrides["steps"] = arguments.steps
+    if row == "b5":
+        overrides["guidance_weights"] = str(place(row, seed, arguments) / "guidance_last.pt")
+    flow = workflow("infer", row, ["inference"], arguments, dataset_dir=str(arguments.test_dir), **overrides)
+    resolver: SuperResolver = flow.parser.get_parsed_content("resolver")
+    return resolver
+
+
+def workflow(
+    kind: str, row: str, stages: Sequence[str], arguments: argparse.Namespace, **overrides: Any
+) -> ConfigWorkflow:
+    root = bundle_path(arguments.bundle)
+    files = [root / "configs" / f"{stage}.yaml" for stage in stages]
+    files += [*arguments.settings, CONFIGS / f"{row}.yaml"]
+    flow = ConfigWorkflow(
+        [str(file) for file in files],
+        str(root / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(root),
+        **overrides,
+    )
+    flow.initialize()
+    return flow
+
+
+def parameters(resolver: SuperResolver) -> int:
+    return sum(p.numel() for p in resolver.predictor.parameters())
+
+
+def score(resolver: SuperResolver, folder: Path, arguments: argparse.Namespace) -> Result:
+    """Means over the test pictures, of the model and of bicubic interpolation; a few outputs are kept for the sheet."""
+    size = resolver.window
+    assert size is not None
+    datalist = image_datalist(arguments.test_dir)[: arguments.test_pictures]
+    summary = evaluate_super_resolution(resolver, datalist, folder / "evaluation", size=size, batch_size=16)
+    fine = references(arguments, size)
+    shown = resolver(area_downsample(fine, resolver.factor), [item["key"] for item in datalist[:SHOWN]])[0]
+    with atomic_write(folder / "shown.pt") as stream:
+        torch.save(shown, stream)
+    return {
+        "pictures": summary["pictures"],
+        "size": size,
+        "factor": resolver.factor,
+        "device": str(resolver.device),
+        "output": summary["means"]["output"],
+        "bicubic": summary["means"]["bicubic"],
+    }
+
+
+def references(arguments: argparse.Namespace, size: int) -> Tensor:
+    """The first test pictures, (SHOWN, 3, size, size)."""
+    items = image_datalist(arguments.test_dir)[: arguments.test_pictures][:SHOWN]
+    return torch.stack([read_reference(item["image"], size) for item in items])
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def write_table(results: Mapping[str, Sequence[Result]], folder: Path) -> None:
+    """ablation.csv with a row for each method and seed, ablation.md with the means beside the paper's numbers."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["row", "run", *MEASURES, "parameters", "pictures", "paper_psnr", "paper_ssim"])
+    for row, runs in results.items():
+        for index, run in enumerate(runs):
+            values = [f"{run['output'][measure]:.5f}" for measure in MEASURES]
+            writer.writerow([row, index, *values, run["parameters"], run["pictures"], *ROWS[row][1:]])
+    with atomic_write(folder / "ablation.csv") as file:
+        file.write(text.getvalue().encode())
+    with atomic_write(folder / "ablation.md") as file:
+        file.write(table(results).encode())
+
+
+def table(results: Mapping[str, Sequence[Result]]) -> str:
+    """Markdown: the paper's numbers beside ours, the settings, and what was found."""
+    first = next(iter(results.values()))[0]
+    made_with, fine = first["made_with"], first["size"]
+    coarse = fine // first["factor"]
+    bicubic_row = [f"{first['bicubic'][measure]:.{digits}f}" for measure, digits in MEASURES.items()]
+    lines = [
+        f"| | paper, 16 to 128: PSNR | SSIM | here, {coarse} to {fine}: PSNR | SSIM | consistency 1e-5 | parameters |",
+        "|---|---|---|---|---|---|---|",
+        f"| bicubic | | | {' | '.join(bicubic_row)} | |",
+    ]
+    for row, runs in results.items():
+        name, psnr, ssim = ROWS[row]
+        ours = [spoken(runs, measure, digits) for measure, digits in MEASURES.items()]
+        lines.append(f"| {name} | {psnr:.2f} | {ssim:.2f} | {' | '.join(ours)} | {runs[0]['parameters'] / 1e6:.2f} M |")
+    most = max(len(runs) for runs in results.values())
+    lines += [
+        "",
+        f"{made_with['iterations']} training steps a row"
+        + (f" and {results['b5'][0]['made_with']['guidance_iterations']} of guidance" if "b5" in results else "")
+        + f", {made_with['steps']} sampling steps (regression: one pass), one sample a picture, "
+        f"{first['pictures']} test pictures, {most} seed(s), {first['device']}; settings {made_with['settings']}.",
+        *found(results),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def spoken(runs: Sequence[Result], measure: str, digits: int) -> str:
+    """Mean over seeds, with their standard deviation where there are several."""
+    values = [run["output"][measure] for run in runs]
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
+
+
+def found(results: Mapping[str, Sequence[Result]]) -> list[str]:
+    """The paper's two claims, as they turned out: B4 beats B1 to B3, and B5 beats B4."""
+    mean = {row: statistics.fmean(run["output"]["psnr"] for run in runs) for row, runs in results.items()}
+    lines = []
+    if {"b1", "b2", "b3", "b4"} <= mean.keys():
+        best = max(("b1", "b2", "b3"), key=lambda row: mean[row])
+        lines.append(f"B4 less the best of B1 to B3 ({best.upper()}): {mean['b4'] - mean[best]:+.2f} dB.")
+    if {"b4", "b5"} <= mean.keys():
+        lines.append(f"B5 less B4: {mean['b5'] - mean['b4']:+.2f} dB.")
+    return lines
+
+
+def write_sheet(results: Mapping[str, Sequence[Result]], arguments: argparse.Namespace) -> None:
+    """Input, bicubic, every finished row of the first seed, reference."""
+    first = next(iter(results.values()))[0]
+    fine = references(arguments, first["size"])
+    coarse = area_downsample(fine, first["factor"])
+    columns = {"input": coarse, "bicubic": bicubic(coarse, first["factor"])}
+    for row in results:
+        shown = place(row, arguments.seeds[0], arguments) / "shown.pt"
+        columns[row] = torch.load(shown, weights_only=True)
+    write_picture(contact_sheet({**columns, "reference": fine}), arguments.output / "sheet.png")
+
+
+if __name__ == "__main__":
+    main()
