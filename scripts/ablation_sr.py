@@ -111,7 +111,8 @@ def place(row: str, seed: int, arguments: argparse.Namespace) -> Path:
 
 
 def train_row(row: str, seed: int, folder: Path, arguments: argparse.Namespace) -> None:
-    stages, budget, extra = ["train"], arguments.iterations, {}
+    stages, budget = ["train"], arguments.iterations
+    extra: dict[str, Any] = {}
     if row == "b5":
         stages, budget = ["train", "train_guidance"], arguments.guidance_iterations
         weights = place("b4", seed, arguments) / "model_last.pt"
@@ -131,7 +132,8 @@ def train_row(row: str, seed: int, folder: Path, arguments: argparse.Namespace) 
         epochs=epochs,
         iterations=epoch,
         validate_every=every,
-        **extra,
+        # decoded once, kept in memory
+        **{"train_pictures#_target_": "CacheDataset", "train_pictures#progress": False, **extra},
     )
     flow.run()
 
