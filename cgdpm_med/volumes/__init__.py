@@ -11,7 +11,7 @@ in ``pixdim``. Resampling and volumes use the derived geometry, output is writte
 
 from __future__ import annotations
 
-from cgdpm_med.volumes.files import InputError, atomic_write
+from cgdpm_med.volumes.files import InputError, atomic_write, sweep_temporaries
 from cgdpm_med.volumes.grid import VOXEL_LIMIT, Grid, HeaderWarning, Spacing, check_size
 from cgdpm_med.volumes.nifti import Volume, frames, read_labels, read_volume, write_on_grid
 from cgdpm_med.volumes.refine import refined_grid
@@ -29,5 +29,6 @@ __all__ = [
     "read_labels",
     "read_volume",
     "refined_grid",
+    "sweep_temporaries",
     "write_on_grid",
 ]

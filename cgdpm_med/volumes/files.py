@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -47,7 +48,7 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
         InputError: the place cannot be written to: read-only, no permission, full, or a folder of that name.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f"{_temporary_prefix(path)}{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -65,6 +66,18 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "Free space there or choose another folder" if full else "Choose a folder that can be written to"
         raise InputError(f"cannot be written: {_reason(error)}", path=path, remedy=remedy) from error
+
+
+def sweep_temporaries(path: PathLike) -> None:
+    """Remove what a killed process left of a file it was writing; nothing may be writing that file now."""
+    path = Path(path)
+    for stale in path.parent.glob(f"{_temporary_prefix(path)}*.tmp"):
+        _discard(stale)
+
+
+def _temporary_prefix(path: Path) -> str:
+    """Begins the temporary names of one file; a digest, so that a long name stays short enough."""
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}-"
 
 
 def _discard(path: Path) -> None:
