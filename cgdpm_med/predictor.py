@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cgdpm_med.diffusion.ensemble import mask_probabilities, sample_ensemble
-from cgdpm_med.diffusion.guidance import guided
+from cgdpm_med.diffusion.guidance import check_interval, guided
 from cgdpm_med.diffusion.sampling import encode
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 
@@ -36,7 +36,7 @@ class DiffusionPredictor(nn.Module):
         precision: "float32", "bfloat16" (inside the network only), or "auto": bfloat16 where the device is fast at it.
 
     Raises:
-        ValueError: for an unknown target or precision, or members below one.
+        ValueError: for an unknown target or precision, members below one, or steps or an interval beyond the schedule.
     """
 
     def __init__(
@@ -67,6 +67,9 @@ class DiffusionPredictor(nn.Module):
             raise ValueError(f"an ensemble needs at least one member, not {members}")
         self.denoiser, self.guide = denoiser, guide
         self.schedule = schedule or NoiseSchedule()
+        if not 1 <= steps <= self.schedule.T:
+            raise ValueError(f"steps must be between 1 and {self.schedule.T} (the schedule's timesteps), not {steps}")
+        check_interval(guidance_interval, self.schedule.T)
         self.out_channels, self.target, self.scale, self.size_factor = out_channels, target, scale, size_factor
         self.guidance_scale, self.guidance_interval = guidance_scale, guidance_interval
         self.steps, self.method, self.eta = steps, method, eta
