@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from cgdpm_med import Segmentation, Volume, read_labels
 
@@ -25,20 +28,37 @@ def segmentation_of(volume: Volume, key: str, members: np.ndarray) -> Segmentati
     )
 
 
-class Thresholder:
+class Stub:
+    """What a run records of a segmenter: its settings, its device, and the calls of its keys.
+
+    Args:
+        settings: of the sampling, for the record.
+    """
+
+    def __init__(self, **settings: object) -> None:
+        sampling = {"members": 1, "steps": 1, "method": "ddim", "seed": 0, "precision": "float32", "guide": None}
+        self.predictor = SimpleNamespace(**(sampling | settings))
+        self.device = torch.device("cpu")
+        self.weights: tuple[Path, ...] = ()
+        self.seen: list[str] = []
+
+
+class Thresholder(Stub):
     """Calls the brighter half of a volume left ventricle."""
 
     def __call__(self, volume: Volume, key: str, progress: Callable[[float], None] | None = None) -> Segmentation:
+        self.seen.append(key)
         if progress is not None:
             progress(0.5)
         labels = 3 * (volume.data > np.median(volume.data)).astype(np.uint8)
         return segmentation_of(volume, key, labels[None])
 
 
-class Oracle:
+class Oracle(Stub):
     """Reads the reference beside the image; member k lacks the k last slices with a left ventricle."""
 
     def __init__(self, members: int = 3) -> None:
+        super().__init__(members=members)
         self.members = members
 
     def __call__(self, volume: Volume, key: str, progress: Callable[[float], None] | None = None) -> Segmentation:

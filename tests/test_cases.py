@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cgdpm_med import InputError, find_cases, pair_masks
+from cgdpm_med import InputError, Subject, find_cases, pair_masks
+from cgdpm_med.apps.cases import group_studies
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -66,8 +67,54 @@ def test_broken_patients_of_acdc_are_cases_with_an_error(tmp_path: Path) -> None
     good = ["patient002_frame01", "patient003_frame01", "patient003_frame12"]
     assert [c.key for c in cases if c.error is None] == good
     errors = {c.key: str(c.error) for c in cases if c.error is not None}
-    assert list(errors) == ["patient001/Info.cfg", "patient002/patient002_frame12"]
+    assert list(errors) == ["patient001/Info.cfg", "patient002_frame12"]
+    assert {c.study.key for c in cases if c.error is not None} == {"patient001/Info.cfg", "patient002"}
     assert "ES is not stated" in errors["patient001/Info.cfg"]
+
+
+def test_the_frames_of_a_patient_are_one_study_with_what_info_says(tmp_path: Path) -> None:
+    acdc_patient(tmp_path, "patient007", info="ED: 1\nES: 12\nHeight: 180\nWeight: 80.5\n")
+    acdc_patient(tmp_path, "patient008")
+    studies = group_studies(find_cases(tmp_path))
+    assert {key: [c.frame for c in cases] for key, cases in studies.items()} == {
+        "patient007": [1, 12],
+        "patient008": [1, 12],
+    }
+    assert studies["patient007"][0].study == Subject("patient007", 1, 12, 180.0, 80.5)
+    assert studies["patient008"][1].study == Subject("patient008", 1, 12)
+
+
+def test_the_channel_ending_of_nnunet_is_no_part_of_a_name(tmp_path: Path) -> None:
+    touch(tmp_path, "heart_001_0000.nii.gz", "heart_002_0000.nii.gz", "b/_0000.nii.gz", "scan_2000.nii.gz")
+    assert [(c.key, c.name) for c in find_cases(tmp_path)] == [
+        ("b/_0000", "_0000"),
+        ("heart_001", "heart_001"),
+        ("heart_002", "heart_002"),
+        ("scan_2000", "scan_2000"),
+    ]
+    (single,) = find_cases(tmp_path / "heart_001_0000.nii.gz")
+    assert single.key == "heart_001"
+    touch(tmp_path, "heart_001.nii.gz")
+    errors = [c for c in find_cases(tmp_path) if c.error is not None]
+    assert [(c.image.name, c.error.what) for c in errors] == [
+        ("heart_001_0000.nii.gz", "has the name of heart_001.nii.gz")
+    ]
+
+
+def test_a_file_called_like_the_map_of_another_is_an_error(tmp_path: Path) -> None:
+    touch(tmp_path, "scan.nii.gz", "scan_entropy.nii.gz", "other_entropy.nii.gz")
+    cases = find_cases(tmp_path)
+    assert [c.key for c in cases if c.error is None] == ["other_entropy", "scan"]
+    (bad,) = [c for c in cases if c.error is not None]
+    assert bad.error.what == "has the name of a map of scan.nii.gz"
+
+
+def test_links_to_nowhere_are_not_lost(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz")
+    (tmp_path / "gone.nii.gz").symlink_to(tmp_path / "absent.nii.gz")
+    (tmp_path / "loop.nii.gz").symlink_to(tmp_path / "loop.nii.gz")
+    (tmp_path / "circle").symlink_to(tmp_path, target_is_directory=True)
+    assert [c.key for c in find_cases(tmp_path)] == ["a", "gone", "loop"]
 
 
 def test_folders_called_patient_need_no_info(tmp_path: Path) -> None:

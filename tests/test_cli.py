@@ -169,7 +169,6 @@ def test_segment_passes_on_what_was_asked_and_nothing_else(
     assert (tmp_path / "out" / "scan_members.nii.gz").is_file()
 
 
-@pytest.mark.usefixtures("asked")
 def test_guidance_is_one_option(tmp_path: Path, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     image = write_image(tmp_path / "in" / "scan.nii.gz")
     options = ("--guidance-scale", "0.5", "--guidance-interval", "200:1000", "--device", "cpu")
@@ -178,6 +177,7 @@ def test_guidance_is_one_option(tmp_path: Path, asked: dict[str, object], monkey
     assert asked["guidance_interval"] == [200, 1000]
 
 
+@pytest.mark.usefixtures("asked")
 def test_segment_fails_when_one_input_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

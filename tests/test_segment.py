@@ -11,8 +11,18 @@ import pytest
 import torch
 from stubs import Thresholder, segmentation_of
 
-from cgdpm_med import InputError, find_cases, read_volume, save_segmentation, segment, segment_all, segment_cases
-from cgdpm_med.apps.segment import choose_device, describe
+from cgdpm_med import (
+    InputError,
+    Options,
+    find_cases,
+    read_volume,
+    save_segmentation,
+    segment,
+    segment_all,
+    segment_cases,
+)
+from cgdpm_med.apps.outputs import describe
+from cgdpm_med.apps.segment import choose_device
 
 SHAPE, SPACING = (5, 4, 3), (1.5, 2.0, 8.0)
 
@@ -68,6 +78,7 @@ def test_a_bad_input_is_one_line_and_the_rest_goes_on(tmp_path: Path, capsys: py
     for case in result["cases"]:
         assert all(Path(path).is_file() for path in case["files"])
         assert len(case["files"]) == 4
+    assert [study["key"] for study in result["studies"]] == ["a", "deep/c"]
     assert list(result["failed"]) == ["b"]
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert str(source / "b.nii.gz") in error
@@ -88,17 +99,17 @@ def test_progress_rises_to_one_for_each_case(tmp_path: Path) -> None:
 def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
     image = write_image(tmp_path / "scan.nii.gz")
     before = image.read_bytes()
-    failed = segment_cases(Thresholder(), find_cases(image), tmp_path)
-    assert "would be overwritten" in failed["scan"]
+    outcome = segment_cases(Thresholder(), find_cases(image), tmp_path)
+    assert "would be overwritten" in outcome.failed["scan"]
     assert image.read_bytes() == before
 
 
 def test_wrong_requests_stop_before_any_work(tmp_path: Path) -> None:
     image = write_image(tmp_path / "scan.nii.gz")
     with pytest.raises(InputError, match="there is no output 'variance'"):
-        segment(image, tmp_path / "out", write=["mask", "variance"])
+        segment(image, tmp_path / "out", options=Options(write=["mask", "variance"]))
     with pytest.raises(InputError, match="there is no output 'variance'"):
-        segment_cases(Thresholder(), find_cases(image), tmp_path / "out", write=["variance"])
+        segment_cases(Thresholder(), find_cases(image), tmp_path / "out", options=Options(write=["variance"]))
     with pytest.raises(InputError, match="no bundle named"):
         segment(image, tmp_path / "out", bundle="absent")
     assert not (tmp_path / "out").exists()

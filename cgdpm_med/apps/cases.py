@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
-from cgdpm_med.data import acdc_datalist, acdc_patient_folders, read_acdc_patient
+from cgdpm_med.data import acdc_patient_folders, read_acdc_patient
 from cgdpm_med.transforms import case_name
 from cgdpm_med.volumes import InputError
 
@@ -19,46 +20,103 @@ OUTPUTS = ("mask", "probabilities", "entropy", "disagreement", "members")
 
 
 @dataclass(frozen=True)
-class Case:
-    """One input: its file, its key, and where below the output folder its results go.
+class Subject:
+    """Whose heart: what is known of a study besides its images.
 
-    ``error`` says what is wrong when the search already found out; such a case is counted as failed.
+    Attributes:
+        key: of the study.
+        ed, es: numbers of the end-diastolic and end-systolic frames, counted from 1.
+        height, weight: in cm and kg.
+    """
+
+    key: str
+    ed: int | None = None
+    es: int | None = None
+    height: float | None = None
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input file: its key, where below the output folder its results go, and the study it belongs to.
+
+    ``error`` says what is wrong when the search already found out; such a case is counted as failed. ``frame`` is the
+    number of the image within its study, counted from 1; a file without a ``subject`` is a study of its own.
     """
 
     image: Path
     key: str
     folder: Path = Path()
     error: InputError | None = None
+    subject: Subject | None = None
+    frame: int = 1
+
+    @property
+    def name(self) -> str:
+        """Stem of every file written for this case."""
+        return PurePosixPath(self.key).name
+
+    @property
+    def study(self) -> Subject:
+        """The subject, or a nameless heart under this case's own key."""
+        return self.subject or Subject(self.key)
+
+
+def group_studies(cases: Iterable[Case]) -> dict[str, list[Case]]:
+    """Cases by the key of their study, in the order in which the studies first occur."""
+    studies: dict[str, list[Case]] = {}
+    for case in cases:
+        studies.setdefault(case.study.key, []).append(case)
+    return studies
 
 
 def find_cases(source: str | Path, *, exclude: str | Path | None = None) -> list[Case]:
     """The volumes at ``source``: a NIfTI file, an ACDC-layout folder (ED and ES of each patient), or any folder.
 
     Folders are searched recursively for .nii and .nii.gz; reference masks (``_gt``) and whatever lies below
-    ``exclude`` are left out. Results mirror the folders of the inputs.
+    ``exclude`` are left out. Results mirror the folders of the inputs, and nnU-Net's channel ending ``_0000`` is no
+    part of a name.
 
     Raises:
         InputError: when there is nothing to segment.
     """
     source = Path(source)
-    if source.is_file():
-        return [Case(source, case_name(source))]
-    if not source.is_dir():
+    if not source.exists():
         raise InputError("there is no such file or folder", path=source, remedy="Check the path")
+    if not source.is_dir():
+        return [Case(source, _without_channel(case_name(source)))]
     if _is_acdc(source):
         return _acdc_cases(source)
     files = [path for path in nifti_files(source) if not case_name(path).endswith("_gt")]
-    if exclude is not None:
-        files = [path for path in files if not path.resolve().is_relative_to(Path(exclude).resolve())]
+    if exclude is not None and files:
+        files = [path for path in files if not real_path(path).is_relative_to(real_path(Path(exclude)))]
+        if not files:
+            raise InputError("lies inside the output folder", path=source, remedy="Give another output folder")
     if not files:
         raise InputError("holds no .nii or .nii.gz file", path=source, remedy="Give a NIfTI file or a folder of them")
-    return _without_namesakes(Case(path, relative_key(path, source), path.relative_to(source).parent) for path in files)
+    keys = (_without_channel(relative_key(path, source)) for path in files)
+    return _without_namesakes(
+        Case(path, key, path.relative_to(source).parent) for path, key in zip(files, keys, strict=True)
+    )
+
+
+def _without_channel(key: str) -> str:
+    shorter = key.removesuffix("_0000")
+    return key if shorter in ("", key) or shorter.endswith("/") else shorter
+
+
+def real_path(path: Path) -> Path:
+    """The path without symbolic links, for comparing; one that runs in circles stays as it is."""
+    return Path(os.path.realpath(path))
 
 
 def nifti_files(folder: Path) -> list[Path]:
-    """Every .nii and .nii.gz file below a folder, sorted; hidden files are left out."""
-    files = (path for path in folder.rglob("*.nii*") if path.name.lower().endswith((".nii", ".nii.gz")))
-    return sorted(path for path in files if path.is_file() and not path.name.startswith("."))
+    """Every .nii and .nii.gz file below a folder, sorted; hidden files are left out.
+
+    Links to nowhere and pipes count as files: whoever reads them says what is wrong, and no input is lost in silence.
+    """
+    files = (path for path in folder.rglob("*") if path.name.lower().endswith((".nii", ".nii.gz")))
+    return sorted(path for path in files if not path.is_dir() and not path.name.startswith("."))
 
 
 def relative_key(path: Path, root: Path) -> str:
@@ -74,24 +132,40 @@ def _is_acdc(folder: Path) -> bool:
 
 
 def _acdc_cases(source: Path) -> list[Case]:
-    bad: list[Case] = []
-
-    def note(error: InputError) -> None:
-        path = (error.path or source).resolve()
-        bad.append(Case(path, f"{path.parent.name}/{case_name(path)}", error=error))
-
-    items = acdc_datalist(source, "all", labels=False, on_error=note)
-    return [Case(Path(item["image"]), item["key"], Path(item["patient"])) for item in items] + bad
+    cases: list[Case] = []
+    for folder in acdc_patient_folders(source):
+        try:
+            patient = read_acdc_patient(folder)
+        except InputError as error:
+            path = (error.path or folder).resolve()
+            cases.append(Case(path, f"{path.parent.name}/{case_name(path)}", error=error))
+            continue
+        subject = Subject(patient.patient, patient.ed, patient.es, patient.height, patient.weight)
+        for frame in (patient.ed, patient.es):
+            case = Case(folder, patient.key(frame), Path(patient.patient), subject=subject, frame=frame)
+            try:
+                cases.append(replace(case, image=patient.image(frame)))
+            except InputError as error:
+                cases.append(replace(case, image=error.path or folder, error=error))
+    return cases
 
 
 def _without_namesakes(cases: Iterable[Case]) -> list[Case]:
-    """Two files whose results would bear one name (a.nii and a.nii.gz): the second gets an error."""
+    """The same cases, with an error where results would bear the name of another's.
+
+    So do two files of one name (a.nii and a.nii.gz), and a file that is called like the map of another.
+    """
     found: dict[str, Case] = {}
     errors = []
     for case in cases:
         if (first := found.setdefault(case.key, case)) is not case:
             error = InputError(f"has the name of {first.image.name}", path=case.image, remedy="Rename one of the two")
-            errors.append(Case(case.image, case.image.name, case.folder, error))
+            errors.append(replace(case, key=case.image.name, error=error))
+    taken = {f"{key}_{output}": case for key, case in found.items() for output in OUTPUTS[1:]}
+    for key in sorted(found.keys() & taken.keys()):
+        what = f"has the name of a map of {taken[key].image.name}"
+        error = InputError(what, path=found[key].image, remedy="Rename it, or move earlier results elsewhere")
+        errors.append(replace(found.pop(key), error=error))
     return [*found.values(), *errors]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from enum import Enum
@@ -33,6 +34,14 @@ class Method(str, Enum):
     dpmpp_2m = "dpmpp_2m"
 
 
+class Fusion(str, Enum):
+    """Of the members' masks."""
+
+    mean = "mean"
+    majority = "majority"
+    staple = "staple"
+
+
 class Precision(str, Enum):
     """Of the network's arithmetic."""
 
@@ -55,16 +64,30 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 def main() -> None:
     """Run the command line; a bad input or a file error ends in one line on standard error and exit code 1.
 
-    With ``CGDPM_DEBUG=1`` in the environment the traceback is shown instead.
+    With ``CGDPM_DEBUG=1`` in the environment the traceback is shown instead. An interrupt or a request to terminate
+    ends in one line too, with the exit code that shells expect (130, 143), and leaves no partial file.
     """
     warnings.showwarning = _note_or(warnings.showwarning)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app()
+    except Interrupted as stop:
+        typer.secho("interrupted: what is finished is complete; segment --continue does the rest", err=True)
+        sys.exit(stop.code)
     except Exception as error:
         if os.environ.get("CGDPM_DEBUG") == "1" or not _is_users_to_mend(error):
             raise
         typer.secho("error: " + " ".join(str(error).splitlines()), fg=typer.colors.RED, err=True)
         sys.exit(1)
+
+
+class Interrupted(SystemExit):
+    """Raised where a signal found the program, so that every file being written is cleared away."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted(128 + number)
 
 
 def _is_users_to_mend(error: Exception) -> bool:
@@ -171,21 +194,56 @@ def segment(
     write: Annotated[
         str, typer.Option(help="Comma-separated: mask, probabilities, entropy, disagreement, members.")
     ] = "mask,entropy,disagreement",
+    fusion: Annotated[Fusion | None, typer.Option(help="Of the members.", show_default="the bundle's")] = None,
+    keep_largest: Annotated[
+        bool, typer.Option("--keep-largest", help="Keep the largest piece of each structure; the rest is counted.")
+    ] = False,
+    ed: Annotated[int | None, typer.Option(min=1, help="End-diastolic frame of a cine, from 1.")] = None,
+    es: Annotated[int | None, typer.Option(min=1, help="End-systolic frame of a cine, from 1.")] = None,
+    height: Annotated[float | None, typer.Option(min=1, help="Of the patient in cm, for indexing.")] = None,
+    weight: Annotated[float | None, typer.Option(min=0.1, help="Of the patient in kg, for indexing.")] = None,
+    pages: Annotated[bool, typer.Option("--report/--no-report", help="An HTML page of each study.")] = True,
+    label_table: Annotated[
+        bool, typer.Option("--label-table", help="Write names and colours for 3D Slicer and ITK-SNAP.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--continue", help="Leave out studies that are complete and made the same way.")
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Do part i of n, such as 2/8.", show_default="torchrun's RANK and WORLD_SIZE"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Segment cardiac MRI volumes: masks with uncertainty maps, on the grid of each input.
+    """Segment cardiac MRI: masks with uncertainty maps on the grid of each input, function, checks and a report.
 
-    Each volume gets <name>.nii.gz (0 background, 1 RV, 2 myocardium, 3 LV), <name>_entropy.nii.gz,
-    <name>_disagreement.nii.gz and <name>.json with volumes in ml.
+    Each volume or cine gets <name>.nii.gz (0 background, 1 RV, 2 myocardium, 3 LV), <name>_entropy.nii.gz,
+    <name>_disagreement.nii.gz, <name>.html and <name>.json; several studies get cohort.csv and cohort.html.
     """
-    from cgdpm_med.apps.segment import segment as run
+    from cgdpm_med.apps.pipeline import Options
+    from cgdpm_med.apps.pipeline import segment as run
+    from cgdpm_med.apps.resume import find_shard
 
+    options = Options(
+        write=tuple(output.strip() for output in write.split(",")),
+        staple=fusion is Fusion.staple,
+        keep_largest=keep_largest,
+        ed=ed,
+        es=es,
+        height=height,
+        weight=weight,
+        pages=pages,
+    )
     result = run(
         source,
         out,
         bundle=bundle,
         device=device,
-        write=[output.strip() for output in write.split(",")],
+        options=options,
+        resume=resume,
+        shard=find_shard(shard),
+        label_table=label_table,
+        fusion=None if fusion is None or fusion is Fusion.staple else fusion.value,
         members=members,
         steps=steps,
         method=method and method.value,
@@ -198,8 +256,23 @@ def segment(
     if as_json:
         _print_json(result)
     else:
-        typer.echo(f"{len(result['cases'])} segmented, {len(result['failed'])} failed; results in {out}")
+        skipped = f", {len(result['skipped'])} studies complete before" if result["skipped"] else ""
+        typer.echo(f"{len(result['cases'])} segmented, {len(result['failed'])} failed{skipped}; results in {out}")
     _exit_code(result["failed"])
+
+
+@app.command()
+def cohort(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of segment.")], as_json: AsJson = False
+) -> None:
+    """Make cohort.csv and cohort.html of all finished studies in a folder, after its parts were done apart."""
+    from cgdpm_med.apps.records import collect_cohort
+
+    result = collect_cohort(out)
+    if as_json:
+        _print_json(result)
+    else:
+        typer.echo(f"{len(result['studies'])} studies in {', '.join(result['files'])}")
 
 
 @app.command(name="super-resolve")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import numpy as np
 
 from cgdpm_med.apps.cases import find_cases
 from cgdpm_med.apps.console import CaseBar
+from cgdpm_med.apps.outputs import save_segmentation
 from cgdpm_med.apps.overlay import draw_overlay
-from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device, segment_cases
+from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device
 from cgdpm_med.data import ACDC_LABELS, acdc_patients
 from cgdpm_med.metrics import dice_per_structure
 from cgdpm_med.phantom import write_phantom_dataset
-from cgdpm_med.volumes import HeaderWarning, InputError, atomic_write, read_labels
+from cgdpm_med.volumes import HeaderWarning, atomic_write, read_labels, read_volume
 
 LV = 3
 DEMO_PATIENT = 4
@@ -88,15 +90,14 @@ def run_demo(
 def _segment(segmenter: Segmenter, source: Path, output: Path) -> dict[str, Segmentation]:
     results: dict[str, Segmentation] = {}
     cases = find_cases(source)
-
-    def keep(case: Any, result: Segmentation | InputError) -> None:
-        if isinstance(result, InputError):
-            raise result
-        results[case.key] = result
-        bar.note(f"segmented {case.key}")
-
     with CaseBar("segmenting", [case.key for case in cases]) as bar:
-        segment_cases(segmenter, cases, output, report=keep, progress=bar.update)
+        for case in cases:
+            if case.error is not None:
+                raise case.error
+            volume = read_volume(case.image)
+            results[case.key] = segmenter(volume, case.key, partial(bar.update, case.key))
+            save_segmentation(results[case.key], output / case.folder)
+            bar.note(f"segmented {case.key}")
     return results
 
 

@@ -44,8 +44,8 @@ class Provenance:
     weights: Mapping[str, str]
 
 
-def provenance(settings: Mapping[str, Any], weights: str | Path | None = None) -> Provenance:
-    """The versions in use, the settings given, and the SHA-256 of a weights file (its name without the folder).
+def provenance(settings: Mapping[str, Any], *weights: str | Path) -> Provenance:
+    """The versions in use, the settings given, and the SHA-256 of each weights file (its name without the folder).
 
     Args:
         settings: for example what :func:`~cgdpm_med.apps.evaluate.settings` returns.
@@ -56,8 +56,7 @@ def provenance(settings: Mapping[str, Any], weights: str | Path | None = None) -
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    hashed = {} if weights is None else {Path(weights).name: sha256_of(Path(weights))}
-    return Provenance(versions, settings, hashed)
+    return Provenance(versions, settings, {Path(path).name: sha256_of(Path(path)) for path in weights})
 
 
 def write_report(html: str, path: str | Path) -> Path:

@@ -1,0 +1,145 @@
+"""What is written for an image: maps on its own grid, a JSON beside them, and label tables for viewers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cgdpm_med.apps.cases import OUTPUTS
+from cgdpm_med.apps.overlay import COLOURS
+from cgdpm_med.apps.segment import Segmentation
+from cgdpm_med.data import ACDC_LABELS
+from cgdpm_med.transforms import case_name
+from cgdpm_med.volumes import Grid, InputError, Volume, atomic_write, write_on_grid
+
+WRITTEN = ("mask", "entropy", "disagreement")
+"""What is written unless asked otherwise."""
+
+_SCALAR = ("mask", "entropy", "disagreement")
+
+
+def check_outputs(write: Sequence[str]) -> None:
+    """Raises InputError when an output is unknown."""
+    unknown = sorted(set(write) - set(OUTPUTS))
+    if unknown:
+        raise InputError(f"there is no output {unknown[0]!r}", remedy=f"Outputs: {', '.join(OUTPUTS)}")
+
+
+def map_file(folder: Path, name: str, output: str) -> Path:
+    """The mask is ``<name>.nii.gz``, everything else ``<name>_<output>.nii.gz``."""
+    return folder / f"{name}{'' if output == 'mask' else f'_{output}'}.nii.gz"
+
+
+def save_maps(segmentation: Segmentation, folder: Path, name: str, write: Sequence[str]) -> list[Path]:
+    """Write the chosen outputs of one volume; several channels are the last axis."""
+    return [_save(getattr(segmentation, o), segmentation.grid, map_file(folder, name, o)) for o in write]
+
+
+def _save(array: NDArray[Any], grid: Grid, path: Path) -> Path:
+    channels_last = np.moveaxis(array, 0, -1) if array.ndim == 4 else array
+    write_on_grid(channels_last, grid, path, dtype=array.dtype)
+    return path
+
+
+def save_segmentation(segmentation: Segmentation, folder: Path, write: Sequence[str] = WRITTEN) -> list[Path]:
+    """Write the chosen outputs as NIfTI on the input's grid, and last a JSON beside them; returns the files.
+
+    The files bear the name of the input.
+    """
+    check_outputs(write)
+    name = case_name(segmentation.volume.path)
+    maps = save_maps(segmentation, folder, name, write)
+    return [*maps, write_json(describe(segmentation), folder / f"{name}.json")]
+
+
+def write_json(value: Mapping[str, Any], path: Path) -> Path:
+    """Write JSON, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=2).encode())
+    return path
+
+
+def describe(segmentation: Segmentation) -> dict[str, Any]:
+    """What the JSON of a volume says: geometry, volumes in ml by label, uncertainty."""
+    labels = range(1, segmentation.probabilities.shape[0])
+    foreground = segmentation.probabilities[1:].sum(axis=0) > 0.05
+    doubt = float(segmentation.entropy[foreground].mean()) if foreground.any() else None
+    return {
+        "case": segmentation.key,
+        "shape": list(segmentation.mask.shape),
+        "spacing_mm": [round(float(s), 6) for s in segmentation.grid.spacing],
+        "header_note": segmentation.grid.note,
+        "members": len(segmentation.members),
+        "volume_ml": {str(label): round(segmentation.millilitres(label), 3) for label in labels},
+        "member_volume_ml": {
+            str(label): [round(ml, 3) for ml in segmentation.member_millilitres(label)] for label in labels
+        },
+        "mean_entropy_in_foreground": None if doubt is None else round(doubt, 6),
+    }
+
+
+# --- a cine -----------------------------------------------------------------------------------------------------------
+
+
+class CineMaps:
+    """Takes the segmentations of a cine's frames in turn and writes the maps on the cine's own grid.
+
+    Maps with one value a voxel become one four-dimensional file at the end. Probabilities and members, which have an
+    axis of their own already, are written frame by frame, ``<name>_frame<number>_<output>.nii.gz``.
+
+    Args:
+        volume: the cine.
+        write: names of :data:`~cgdpm_med.apps.cases.OUTPUTS`.
+    """
+
+    def __init__(self, volume: Volume, folder: Path, name: str, write: Sequence[str]) -> None:
+        self.grid, self.folder, self.name = volume.grid, folder, name
+        self.by_frame = [output for output in write if output not in _SCALAR]
+        self.maps: dict[str, NDArray[Any]] = {
+            output: np.zeros(volume.data.shape, np.uint8 if output == "mask" else np.float32)
+            for output in write
+            if output in _SCALAR
+        }
+        self.files: list[Path] = []
+
+    def add(self, frame: int, segmentation: Segmentation) -> None:
+        """The frame with this number, counted from 1."""
+        for output, array in self.maps.items():
+            array[..., frame - 1] = getattr(segmentation, output)
+        self.files += save_maps(segmentation, self.folder, f"{self.name}_frame{frame:03d}", self.by_frame)
+
+    def save(self) -> list[Path]:
+        """Write what was collected; returns all files of the cine."""
+        for output, array in self.maps.items():
+            path = map_file(self.folder, self.name, output)
+            write_on_grid(array, self.grid, path, dtype=array.dtype)
+            self.files.append(path)
+        return self.files
+
+
+# --- names and colours ------------------------------------------------------------------------------------------------
+
+
+def label_tables() -> dict[str, str]:
+    """Names and colours of the labels by file name: a colour table for 3D Slicer, label descriptions for ITK-SNAP."""
+    rgb = {label: tuple(bytes.fromhex(colour[1:])) for label, colour in COLOURS.items()}
+    slicer = ["# Color table file labels.ctbl", f"# {len(rgb) + 1} values", "0 background 0 0 0 0"]
+    slicer += [f"{label} {ACDC_LABELS[label]} {r} {g} {b} 255" for label, (r, g, b) in rgb.items()]
+    snap = ["# ITK-SnAP Label Description File", "# IDX -R- -G- -B- -A- VIS MSH LABEL", '0 0 0 0 0 0 0 "Clear Label"']
+    snap += [f'{label} {r} {g} {b} 1 1 1 "{ACDC_LABELS[label]}"' for label, (r, g, b) in rgb.items()]
+    return {"labels.ctbl": "\n".join(slicer) + "\n", "labels.label": "\n".join(snap) + "\n"}
+
+
+def write_label_tables(folder: Path) -> list[Path]:
+    """Write :func:`label_tables` into a folder."""
+    files = []
+    for name, text in label_tables().items():
+        with atomic_write(folder / name) as file:
+            file.write(text.encode())
+        files.append(folder / name)
+    return files
