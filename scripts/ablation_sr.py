@@ -238,7 +238,8 @@ def table(results: Mapping[str, Sequence[Result]]) -> str:
         f"{made_with['iterations']} training steps a row"
         + (f" and {results['b5'][0]['made_with']['guidance_iterations']} of guidance" if "b5" in results else "")
         + f", {made_with['steps']} sampling steps (regression: one pass), one sample a picture, "
-        f"{first['pictures']} test pictures, {most} seed(s), {first['device']}; settings {', '.join(made_with['settings'])}.",
+        f"{first['pictures']} test pictures, {most} seed(s), {first['device']}; settings "
+        f"{', '.join(made_with['settings'])}.",
         *found(results),
         "",
     ]
