@@ -256,7 +256,7 @@ def segment(
     if as_json:
         _print_json(result)
     else:
-        skipped = f", {len(result['skipped'])} studies complete before" if result["skipped"] else ""
+        skipped = f", {len(result['skipped'])} complete before" if result["skipped"] else ""
         typer.echo(f"{len(result['cases'])} segmented, {len(result['failed'])} failed{skipped}; results in {out}")
     _exit_code(result["failed"])
 

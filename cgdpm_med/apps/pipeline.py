@@ -35,6 +35,7 @@ from cgdpm_med.apps.resume import Shard, finished, input_hashes
 from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device
 from cgdpm_med.apps.staple import fuse_staple
 from cgdpm_med.apps.study import Study, StudyResult
+from cgdpm_med.predictor import autocast_dtype
 from cgdpm_med.volumes import InputError, Volume, frames, read_volume, sweep_temporaries
 
 Progress = Callable[[str, float], None]
@@ -188,7 +189,9 @@ def segment_all(
     """
     options = options or Options(**shorthand)
     output = Path(output)
-    origin = provenance(settings(segmenter.predictor, segmenter.device), *segmenter.weights)
+    arithmetic = str(autocast_dtype(segmenter.device, segmenter.predictor.precision)).removeprefix("torch.")
+    made = {**settings(segmenter.predictor, segmenter.device), "precision": arithmetic}  # "auto" depends on the device
+    origin = provenance(made, *segmenter.weights)
     mine = [case for case in cases if shard is None or shard.takes(case.study.key)]
     with CaseBar("segmenting", [case.key for case in mine]) as bar:
         if shard is not None:
