@@ -168,7 +168,8 @@ def test_inference_keeps_the_grid_and_survives_a_bad_file(
 
     endings = ("scan.json", "scan.nii.gz", "scan_disagreement.nii.gz", "scan_entropy.nii.gz")
     written = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
-    assert written == [f"{folder}/{ending}" for folder in ("first", "second") for ending in endings]
+    of_cases = [f"{folder}/{ending}" for folder in ("first", "second") for ending in ("scan.html", *endings)]
+    assert written == ["cohort.csv", "cohort.html", *of_cases]
     for folder in ("first", "second"):
         source = nib.load(mixed / folder / "scan.nii.gz")
         for ending in endings[1:]:

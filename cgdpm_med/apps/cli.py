@@ -68,8 +68,7 @@ def main() -> None:
     ends in one line too, with the exit code that shells expect (130, 143), and leaves no partial file.
     """
     warnings.showwarning = _note_or(warnings.showwarning)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         app()
     except Interrupted as stop:
@@ -80,6 +79,9 @@ def main() -> None:
             raise
         typer.secho("error: " + " ".join(str(error).splitlines()), fg=typer.colors.RED, err=True)
         sys.exit(1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Interrupted(SystemExit):
