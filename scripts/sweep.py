@@ -73,10 +73,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=1, help="take every n-th volume only")
     parser.add_argument("--scales", type=float, nargs="+", default=[0, 0.25, 0.5, 1.0])
     parser.add_argument(
-        "--intervals", type=interval, nargs="+", default=[[0, 1000], [500, 1000]], help="such as 0:1000"
+        "--intervals", type=interval, nargs="+", default=[[0, 500], [0, 300]], help="such as 0:1000"
     )
     parser.add_argument(
-        "--steps", type=int, nargs="+", default=[5], help="of the sweep, or (guidance) of every setting"
+        "--steps", type=int, nargs="+", default=[4], help="of the sweep, or (guidance) of every setting"
     )
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
