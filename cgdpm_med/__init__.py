@@ -76,6 +76,7 @@ _EXPORTS: dict[str, str] = {
     "save_weights": "engines",
     "Progress": "handlers",
     "guide_from_denoiser": "guidance_training",
+    "guidance_weighting": "guidance_training",
     "load_guide": "guidance_training",
     "ReplayLoader": "guidance_training",
     "examples_prepare_batch": "guidance_training",

@@ -29,7 +29,12 @@ def guide_from_denoiser(network: ConditionalUNet | ClassConditioned, schedule: N
     unet: Any = network.network if isinstance(network, ClassConditioned) else network
     for parameter in unet.head.parameters():
         torch.nn.init.zeros_(parameter)
-    return ScaledGuide(network, schedule)
+    return ScaledGuide(network, schedule, guidance_weighting(schedule))
+
+
+def guidance_weighting(schedule: NoiseSchedule) -> str:
+    """How f is scaled and its loss weighted for a denoiser of this prediction type; see :class:`ScaledGuide`."""
+    return "sample" if schedule.prediction_type == "sample" else "bounded"
 
 
 def load_guide(
@@ -46,7 +51,7 @@ def load_guide(
         InputError: when the file is missing or belongs to another network.
     """
     try:
-        return ScaledGuide(load_weights(network, path), schedule)
+        return ScaledGuide(load_weights(network, path), schedule, guidance_weighting(schedule))
     except InputError as error:
         what = f"{error.what} (guidance network for the denoiser {denoiser})"
         remedy = "Train stage 2 on this denoiser, or set guidance_scale to 0"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,17 @@ def noise(n: int = 4096, seed: int = 0) -> Tensor:
 def final_std(denoiser: Callable[..., Any], **as_trajectory: Any) -> float:
     x_0 = sample(denoiser, noise(), None, SCHEDULE, **{"steps": 1000, **as_trajectory})
     return float(x_0.std(correction=0))
+
+
+class FixedOutput(nn.Module):
+    """A network that answers the same whatever it is asked."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x_t: Tensor, t: Tensor, context: Any = None) -> Tensor:
+        return self.output
 
 
 class SmallGuide(nn.Module):
@@ -320,6 +332,7 @@ def test_target_is_eq_10_times_sqrt_one_minus_alpha_bar() -> None:
     f = (1 - ab).sqrt() * F
     torch.testing.assert_close(f - guidance_target(eps, s_0, x_t, t, SCHEDULE), (1 - ab).sqrt() * bracket)
     weights = {"simple": 1 - ab, "literal": torch.ones_like(ab), "bounded": (1 - ab) * ((1 - ab) / ab).clamp(max=1)}
+    weights["sample"] = (1 - ab) ** 2 / ab
     for weighting, weight in weights.items():
         loss = GuidanceLoss(SCHEDULE, weighting)(lambda *_: f, x_t, t, guidance_target(eps, s_0, x_t, t, SCHEDULE))
         assert float(loss) == pytest.approx(float((weight * bracket**2).mean()), rel=1e-5)
@@ -346,19 +359,43 @@ def test_learned_variance_of_the_guide_is_ignored() -> None:
     assert float(loss) == pytest.approx(float(((x_t - target) ** 2).mean()), rel=1e-5)
 
 
-def test_scaled_guide_with_bounded_weighting_is_plain_mse_of_its_network() -> None:
+SNR_SCALES: dict[str, Callable[[float], float]] = {
+    "simple": lambda snr: 1.0,
+    "literal": lambda snr: 1 / math.sqrt(1 + snr),  # sqrt(1 - alpha_bar): the output is the score F of eq. (10)
+    "bounded": lambda snr: max(1.0, math.sqrt(snr)),
+    "sample": math.sqrt,
+}
+
+
+@pytest.mark.parametrize("weighting", SNR_SCALES)
+def test_scaled_guide_turns_its_weighting_into_the_plain_mse_of_its_network(weighting: str) -> None:
     network = SmallGuide().double().requires_grad_(False)
     x_t, t, target = noise(6), torch.tensor([0, 5, 50, 250, 500, 999]), noise(6, seed=1)
-    scale = torch.tensor([max(1.0, math.exp(lam)) for lam in SCHEDULE.log_snr[t].tolist()], dtype=torch.float64)[
-        :, None
-    ]
-    loss = GuidanceLoss(SCHEDULE, "bounded")(ScaledGuide(network, SCHEDULE), x_t, t, target)
+    snr = [math.exp(2 * lam) for lam in SCHEDULE.log_snr[t].tolist()]
+    scale = torch.tensor([SNR_SCALES[weighting](value) for value in snr], dtype=torch.float64)[:, None]
+    guide = ScaledGuide(network, SCHEDULE, weighting)
+    torch.testing.assert_close(guide(x_t, t), scale * network(x_t, t))
+    loss = GuidanceLoss(SCHEDULE, weighting)(guide, x_t, t, target)
     assert float(loss) == pytest.approx(float(((network(x_t, t) - target / scale) ** 2).mean()), rel=1e-5)
 
 
+@pytest.mark.parametrize("t", [0, 500, 999])
+def test_sample_guide_moves_the_predicted_x_0_by_its_output_even_in_pure_noise(t: int) -> None:
+    """Where f itself is all but invisible: sqrt(SNR) is 5e-5 at t = 999 of the cosine schedule."""
+    schedule = NoiseSchedule(schedule="cosine", prediction_type="sample")
+    x_t, x0, error = noise(4), noise(4, seed=1), noise(4, seed=2)
+    guide = ScaledGuide(FixedOutput(error), schedule, "sample")
+    f = guide(x_t, torch.full((4,), t))
+    eps = schedule.eps_from_x0(x0, x_t, t)
+    eps_hat, x0_hat = shift_prediction(schedule, t, x_t, eps, x0, 0.5 * f)
+    torch.testing.assert_close(x0_hat, x0 + 0.5 * error)
+    torch.testing.assert_close(eps_hat, schedule.eps_from_x0(x0 + 0.5 * error, x_t, t))
+
+
 def test_unknown_weighting_is_named() -> None:
-    with pytest.raises(ValueError, match="simple, literal, bounded"):
-        GuidanceLoss(SCHEDULE, "snr")
+    for maker in (GuidanceLoss, partial(ScaledGuide, SmallGuide())):
+        with pytest.raises(ValueError, match="simple, literal, bounded, sample"):
+            maker(schedule=SCHEDULE, weighting="snr")
 
 
 # ------------------------------------------------------------------------------------------------ trained networks

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .losses import guidance_target
+from .losses import GUIDANCE_WEIGHTINGS, guidance_target
 from .sampling import METHODS, Denoiser, Guided, encode, gaussian, split_variance, trajectory
 from .schedule import NoiseSchedule
 
@@ -101,20 +101,26 @@ def per_member(context: Any, rows: int) -> Any:
 
 
 class ScaledGuide(nn.Module):
-    """Adapter: f = max(1, sqrt(SNR)) times the output of ``network``, with SNR = alpha_bar / (1 - alpha_bar).
+    """Adapter: f = output of ``network`` / sqrt(weight), so that its loss is the mean squared error of the output.
 
-    Under the reverse coupling f is sqrt(SNR) times the error of the predicted x_0, a hundred times that at t = 0. A
-    network inside this adapter has targets of order one at every timestep, and ``GuidanceLoss(weighting="bounded")``
-    is its plain mean squared error.
+    Under the reverse coupling f is sqrt(SNR) times the error of the predicted x_0, SNR = alpha_bar / (1 - alpha_bar): a
+    hundred times that at t = 0, and next to nothing at t = T - 1. A network inside this adapter has targets of order
+    one: "sample" makes it output the error of x_0 itself, which is right for a denoiser that predicts x_0; "bounded"
+    that where SNR >= 1 and f elsewhere, for one that predicts eps or v, whose x_0 is arbitrarily wrong in pure noise.
 
     Args:
         network: ``network(x_t, t, context)``; only its first C channels count.
+        schedule: the denoiser's.
+        weighting: the one of ``GuidanceLoss`` that turns into a plain mean squared error.
     """
 
-    def __init__(self, network: nn.Module, schedule: NoiseSchedule) -> None:
+    def __init__(self, network: nn.Module, schedule: NoiseSchedule, weighting: str = "bounded") -> None:
         super().__init__()
+        if weighting not in GUIDANCE_WEIGHTINGS:
+            raise ValueError(f"weighting must be one of {', '.join(GUIDANCE_WEIGHTINGS)}, not {weighting!r}")
         self.network = network
         self.schedule = schedule
+        self.weighting = weighting
 
     def encode_condition(self, y: Tensor, size: Sequence[int] | None = None) -> Any:
         """The network's own features, or ``y`` when it computes none."""
@@ -124,8 +130,7 @@ class ScaledGuide(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, context: Any = None) -> Tensor:
         """-> f, (B, C, *S)."""
         output, _ = split_variance(self.network(x_t, t, context), x_t)
-        ab = self.schedule.at("alpha_bar", t, x_t)
-        return (ab / (1 - ab)).sqrt().clamp(min=1) * output
+        return output * GUIDANCE_WEIGHTINGS[self.weighting](self.schedule.at("alpha_bar", t, x_t)).rsqrt()
 
 
 class Examples(NamedTuple):

@@ -187,7 +187,9 @@ class GuidanceLoss(nn.Module):
         weighting: "simple" is (1 - alpha_bar) times eq. (10), the mean squared error of f. "literal" is eq. (10) as
             printed, 1 / (1 - alpha_bar) times that: up to 10^4 at t = 0. "bounded" is min(1, 1 / SNR) times the error
             of f, with SNR = alpha_bar / (1 - alpha_bar): it counts the error of f where noise prevails, and of the
-            implied x_0 where signal does, so that no timestep outweighs the others (see ``guidance.ScaledGuide``).
+            implied x_0 where signal does, so that no timestep outweighs the others. "sample" is 1 / SNR times the
+            error of f at every t, the error of the implied x_0: for denoisers that predict x_0 (see
+            ``guidance.ScaledGuide``).
 
     Raises:
         ValueError: for an unknown weighting.
@@ -227,6 +229,7 @@ GUIDANCE_WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "simple": torch.ones_like,
     "literal": lambda ab: 1 / (1 - ab),
     "bounded": lambda ab: ((1 - ab) / ab).clamp(max=1),
+    "sample": lambda ab: (1 - ab) / ab,
 }
 """Weight of the squared error of f, as a function of alpha_bar."""
 
