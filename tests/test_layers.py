@@ -32,6 +32,7 @@ ROOMS = (
     "guidance_training",
     "metrics",
     "generation_metrics",
+    "calibration",
     "handlers",
 )
 # each may import what stands before it; modules of one folder may import each other without a cycle
