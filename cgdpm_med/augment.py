@@ -74,7 +74,7 @@ class SliceAugment:
         self.bias, self.intensity_prob = bias, intensity_prob
 
     def __call__(self, image: Tensor, label: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """image: (B, C, H, W) float; label: (B, 1, H, W) integers -> both cropped to ``size``."""
+        """image: (B, C, H, W) float; label: (B, 1, H, W) integers or (B, C, H, W) floats -> both of ``size``."""
         parameters = self.draw(image.shape[0], generator)
         parameters = AugmentParameters(*(p.to(image.device) for p in parameters))
         image, label = warp(image, label, parameters.matrix, parameters.shift, self.size)
@@ -117,7 +117,7 @@ def warp(image: Tensor, label: Tensor, matrix: Tensor, shift: Tensor, size: Sequ
     """Resample both about the centre: input offset = matrix @ output offset + shift, in pixels (row, column).
 
     The image is interpolated linearly and continues at its border; labels take their nearest neighbour and are
-    background outside.
+    background outside. Floating labels are class probabilities, background first, and are interpolated linearly.
     """
     rows, cols = torch.meshgrid(
         *(torch.arange(n, device=image.device, dtype=torch.float32) - (n - 1) / 2 for n in size), indexing="ij"
@@ -127,6 +127,9 @@ def warp(image: Tensor, label: Tensor, matrix: Tensor, shift: Tensor, size: Sequ
     half = torch.tensor([n / 2 for n in image.shape[2:]], device=image.device)
     grid = (places / half).flip(-1)  # grid_sample wants (x, y) = (column, row)
     warped = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    if label.is_floating_point():
+        labels = F.grid_sample(label.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return warped, torch.cat([1 - labels[:, 1:].sum(dim=1, keepdim=True), labels[:, 1:]], dim=1)
     labels = F.grid_sample(label.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return warped, labels.to(label.dtype)
 

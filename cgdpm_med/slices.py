@@ -36,8 +36,9 @@ class SliceDataset(Dataset):
     """Every slice of a set of preprocessed volumes, held in memory, augmented by key.
 
     Args:
-        volumes: items with ``image`` (1, X, Y, Z) and ``label`` (1, X, Y, Z).
-        augment: a MONAI transform over ``image`` (Cc, X, Y) and ``label`` (1, X, Y), or None.
+        volumes: items with ``image`` (1, X, Y, Z) and ``label``, integers (1, X, Y, Z) or the probabilities of soft
+            labels (C, X, Y, Z).
+        augment: a MONAI transform over ``image`` (Cc, X, Y) and ``label`` (1 or C, X, Y), or None.
         neighbours: see :func:`slice_stack`.
         seed: of the augmentation.
 
@@ -54,7 +55,7 @@ class SliceDataset(Dataset):
         images, labels = [], []
         for volume in volumes:
             images.append(slice_stack(torch.as_tensor(volume["image"]).as_subclass(Tensor), neighbours))
-            labels.append(slice_stack(torch.as_tensor(volume["label"]).as_subclass(Tensor)).to(torch.uint8))
+            labels.append(compact(slice_stack(torch.as_tensor(volume["label"]).as_subclass(Tensor))))
         if not images:
             raise ValueError("no volumes to take slices from")
         self.images = [image for stack in images for image in stack]
@@ -72,6 +73,11 @@ class SliceDataset(Dataset):
         if hasattr(self.augment, "set_random_state"):
             self.augment.set_random_state(seed=key_seed(self.seed, "augment", epoch, i) % 2**32)
         return self.augment(item)
+
+
+def compact(labels: Tensor) -> Tensor:
+    """Labels as they are kept in memory: uint8, or float16 for the probabilities of several channels."""
+    return labels.to(torch.float16 if labels.is_floating_point() and labels.shape[1] > 1 else torch.uint8)
 
 
 class EpochSampler(Sampler):

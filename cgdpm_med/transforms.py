@@ -17,11 +17,21 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Randomizable
+from monai.transforms import InvertibleTransform, MapTransform, Randomizable
+from monai.utils import TraceKeys
 from torch import Tensor
 
 from cgdpm_med.diffusion.ensemble import disagreement, entropy, fuse_majority, fuse_mean, labels_of, mask_probabilities
-from cgdpm_med.volumes import InputError, Spacing, Volume, read_labels, read_volume, write_on_grid
+from cgdpm_med.volumes import (
+    InputError,
+    Spacing,
+    Volume,
+    directions_known,
+    read_labels,
+    read_volume,
+    short_axis_view,
+    write_on_grid,
+)
 
 FUSIONS = ("mean", "majority")
 
@@ -36,8 +46,8 @@ class LoadVolumed(MapTransform):
         spacing: which part of the header to believe; "auto" unless the user knows better.
 
     Each path (or ``Volume`` already read) becomes a float32 MetaTensor (1, X, Y, Z), its affine the RAS+ world affine
-    with the true spacing. Its metadata holds ``filename_or_obj`` and ``key``, the case key of the keyed noise: the
-    item's ``key`` if it has one, else the file name without extensions.
+    with the true spacing. Its metadata holds ``filename_or_obj``; ``directions_known``, for :class:`ShortAxisd`; and
+    ``key``, the case key of the keyed noise: the item's ``key`` if it has one, else the file name without extensions.
 
     Raises:
         InputError: for anything wrong with a file, labels off their image's grid, or a file of several time frames.
@@ -76,25 +86,68 @@ class LoadVolumed(MapTransform):
             out[key] = MetaTensor(
                 torch.from_numpy(np.ascontiguousarray(volume.data, dtype=np.float32))[None],
                 affine=torch.tensor(volume.grid.affine),
-                meta={"filename_or_obj": str(volume.path), "key": str(data.get("key", case_name(volume.path)))},
+                meta={
+                    "filename_or_obj": str(volume.path),
+                    "key": str(data.get("key", case_name(volume.path))),
+                    "directions_known": directions_known(volume.grid),
+                },
             )
+        return out
+
+
+class ShortAxisd(MapTransform, InvertibleTransform):
+    """Volumes in the short-axis view, however their files store them: see :func:`~cgdpm_med.short_axis_view`.
+
+    Each (1, X, Y, Z) MetaTensor is permuted and flipped, and its affine with it; ``Invertd`` brings predictions back.
+    Metadata without ``directions_known`` mean that the affine is to be believed.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            stored = out[key]
+            view = short_axis_view(stored.affine, directions=bool(stored.meta.get("directions_known", True)))
+            order, flips = view.order(4, first=1), view.flipped(first=1)
+            shown = stored.permute(order).flip(flips)
+            self.push_transform(
+                shown,
+                affine=view.stored_from_shown(stored.shape[1:]),
+                extra_info={"order": order, "flips": flips, "affine": stored.affine.tolist()},
+            )
+            out[key] = shown
+        return out
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            done = self.pop_transform(out[key])[TraceKeys.EXTRA_INFO]
+            back = [int(axis) for axis in np.argsort(done["order"])]
+            stored = out[key].flip(done["flips"]).permute(back)
+            stored.affine = torch.tensor(done["affine"], dtype=torch.float64)
+            out[key] = stored
         return out
 
 
 def encode_mask(labels: Tensor, num_classes: int, scale: float = 1.0) -> Tensor:
     """Label map to diffusion target: one-hot channels in {-scale, +scale}; a binary mask is one channel.
 
+    Soft labels, class probabilities such as a label map resampled to a coarser grid has, become channels in
+    [-scale, +scale]: a pixel that is half myocardium says so, and the boundary keeps its place between pixels.
+
     Args:
-        labels: (B, 1, *S) with values 0 … num_classes - 1.
+        labels: (B, 1, *S) with values 0 … num_classes - 1, or floating probabilities (B, num_classes, *S).
         num_classes: C; 2 gives a single channel.
 
     Returns:
         float32, (B, C, *S), or (B, 1, *S) when num_classes = 2.
     """
-    one_hot = F.one_hot(labels[:, 0].long(), num_classes).movedim(-1, 1).float()
+    if labels.is_floating_point() and labels.shape[1] == num_classes:
+        probabilities = labels.float()
+    else:
+        probabilities = F.one_hot(labels[:, 0].long(), num_classes).movedim(-1, 1).float()
     if num_classes == 2:
-        one_hot = one_hot[:, 1:]
-    return scale * (2 * one_hot - 1)
+        probabilities = probabilities[:, 1:]
+    return scale * (2 * probabilities - 1)
 
 
 class EncodeMaskd(MapTransform):

@@ -119,6 +119,19 @@ def test_warp_equals_a_plain_loop(generator: torch.Generator) -> None:
         np.testing.assert_array_equal(labels[b, 0], expected_label)
 
 
+def test_soft_labels_are_warped_like_images_and_are_background_outside(generator: torch.Generator) -> None:
+    image = torch.zeros(2, 1, 13, 18)
+    labels = torch.rand(2, 3, 13, 18, generator=generator).softmax(dim=1)
+    drawn = SliceAugment(shift=12).draw(2, generator)
+    _, warped = warp(image, labels, drawn.matrix, drawn.shift, (9, 12))
+    # against images that continue by zero outside: the same resampling of a field with a wide dark border
+    padded = torch.nn.functional.pad(labels, (20, 20, 20, 20))
+    expected, _ = warp(padded, torch.zeros(2, 1, 53, 58), drawn.matrix, drawn.shift, (9, 12))
+    torch.testing.assert_close(warped[:, 1:], expected[:, 1:])
+    torch.testing.assert_close(warped.sum(dim=1), torch.ones(2, 9, 12))
+    assert (warped[:, 0] > expected[:, 0] + 0.5).any()
+
+
 def test_labels_follow_the_image(generator: torch.Generator) -> None:
     """A label rendered as an image is warped like the label, up to the pixels that interpolation mixes at an edge."""
     rows, cols = torch.meshgrid(torch.arange(48.0) - 20, torch.arange(40.0) - 22, indexing="ij")

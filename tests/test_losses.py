@@ -257,6 +257,34 @@ def test_soft_dice_of_equal_and_of_disjoint_masks() -> None:
     assert soft_dice_loss(torch.zeros_like(truth), torch.zeros_like(truth)).item() == pytest.approx(0)
 
 
+def test_soft_dice_by_hand_and_smallest_at_the_truth() -> None:
+    truth = image([0.5, 1.0], [0.0, 0.25])
+    # |P| = 1.5, |T| = 1.75, |P - T| = .25 + .5 + 0 + 0
+    guess = image([0.75, 0.5], [0.0, 0.25])
+    assert soft_dice_loss(guess, truth).item() == pytest.approx(1 - (1.5 + 1.75 - 0.75 + 1) / (1.5 + 1.75 + 1))
+    assert soft_dice_loss(truth, truth).item() == pytest.approx(0, abs=1e-6)
+    assert soft_dice_loss((truth > 0.3).float(), truth).item() > 0.05
+
+
+def test_mask_loss_reads_soft_labels_by_their_scale() -> None:
+    # probabilities 3/4 1/2, truth 1/2 1 in channel 1
+    a = math.log(3)
+    logits = torch.tensor([[[[0.0, 0.0]], [[a, 0.0]]]])
+    truth = torch.tensor([[[[0.5, 0.0]], [[0.5, 1.0]]]])
+    entropy = (-0.5 * (math.log(0.75) + math.log(0.25)) + math.log(2)) / 2
+    x_0 = 0.1 * (2 * truth - 1)
+    assert mask_loss(MaskLoss(0, scale=0.1), logits, x_0).item() == pytest.approx(entropy, rel=1e-5)
+    dice = 1 - (1.25 + 1.5 - 0.75 + 1) / (1.25 + 1.5 + 1)
+    assert mask_loss(MaskLoss(scale=0.1), logits, x_0).item() == pytest.approx(entropy + dice, rel=1e-5)
+
+
+def test_scale_changes_nothing_for_hard_labels(generator: torch.Generator) -> None:
+    labels = torch.randint(0, 4, (2, 3, 3), generator=generator)
+    x_0 = 0.1 * (2 * torch.nn.functional.one_hot(labels, 4).movedim(-1, 1).float() - 1)
+    logits = torch.randn(2, 4, 3, 3, generator=generator)
+    torch.testing.assert_close(mask_loss(MaskLoss(scale=0.1), logits, x_0), mask_loss(MaskLoss(), logits, x_0))
+
+
 class ConstantLogits(torch.nn.Module):
     """The same trainable logits everywhere: it can only learn the mean mask."""
 

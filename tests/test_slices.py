@@ -64,6 +64,12 @@ def test_data_set_holds_every_slice_of_every_volume() -> None:
     assert type(data[4]["image"]) is Tensor
 
 
+def test_soft_labels_stay_soft() -> None:
+    probabilities = torch.tensor([0.25, 0.75]).reshape(2, 1, 1, 1).expand(2, 3, 2, 2)
+    data = SliceDataset([{"image": torch.zeros(1, 3, 2, 2), "label": probabilities}])
+    assert data[1]["label"].tolist() == probabilities[..., 1].tolist()
+
+
 def test_no_volumes() -> None:
     with pytest.raises(ValueError, match="no volumes"):
         SliceDataset([])

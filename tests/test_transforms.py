@@ -236,6 +236,18 @@ def test_encode_mask_of_a_batch_is_item_by_item(generator: torch.Generator) -> N
         assert torch.equal(batch[:, c] > 0, labels[:, 0] == c)
 
 
+def test_encode_mask_of_soft_labels_by_hand() -> None:
+    probabilities = torch.tensor([0.75, 0.25, 0.0, 0.0]).reshape(1, 4, 1, 1)
+    assert encode_mask(probabilities, 4, scale=0.1).flatten().tolist() == pytest.approx([0.05, -0.05, -0.1, -0.1])
+    assert encode_mask(probabilities[:, :2], 2).flatten().tolist() == [-0.5]
+
+
+def test_encode_mask_of_certain_soft_labels_is_that_of_the_label_map(generator: torch.Generator) -> None:
+    labels = torch.randint(0, 4, (2, 1, 5, 4), generator=generator)
+    one_hot = torch.nn.functional.one_hot(labels[:, 0], 4).movedim(-1, 1).half()
+    assert torch.equal(encode_mask(one_hot, 4, 0.1), encode_mask(labels, 4, 0.1))
+
+
 # --- members to masks -------------------------------------------------------------------------------------------------
 
 # three members, three voxels in a row, classes background / a / b; mean and majority disagree in the first voxel

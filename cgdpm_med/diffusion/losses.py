@@ -143,37 +143,50 @@ class MaskLoss:
             does not dominate it), the same for every example, and leaves out the background.
         class_weights: factors of each pixel's cross-entropy by its true class, or None; the mean over pixels stays
             unweighted. Two values, background and foreground, when C = 1.
+        scale: magnitude of the encoded mask. Given, x_0 / scale is read as probabilities, so that soft labels count as
+            such; by default a class is present where its channel is positive.
     """
 
-    def __init__(self, dice_weight: float = 1.0, class_weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, dice_weight: float = 1.0, class_weights: Sequence[float] | None = None, scale: float | None = None
+    ) -> None:
         self.dice_weight = dice_weight
         self.class_weights = class_weights
+        self.scale = scale
 
     def __call__(
         self, output: Tensor, x_0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule
     ) -> Tensor:
-        """output: logits (B, C, *S); x_0: (B, C, *S), positive where the class is present. -> (B,)."""
+        """output: logits (B, C, *S); x_0: encoded masks (B, C, *S). -> (B,)."""
         _check_shape(output, x_0, "one logit for each channel of the mask")
-        truth = (x_0 > 0).to(output.dtype)
-        labels = truth.argmax(dim=1) if output.shape[1] > 1 else truth[:, 0].long()
+        truth = self.truth(x_0).to(output.dtype)
         if output.shape[1] == 1:
-            probabilities, foreground = output.sigmoid(), slice(0, 1)
+            probabilities, foreground = output.sigmoid(), truth
             output = torch.cat([torch.zeros_like(output), output], dim=1)  # sigmoid(a) = softmax(0, a)
+            truth = torch.cat([1 - truth, truth], dim=1)
         else:
-            probabilities, foreground = output.softmax(dim=1), slice(1, None)
+            probabilities, foreground = output.softmax(dim=1)[:, 1:], truth[:, 1:]
         weights = None if self.class_weights is None else output.new_tensor(self.class_weights)
-        loss = mean_flat(F.cross_entropy(output, labels, weight=weights, reduction="none"))
+        loss = mean_flat(F.cross_entropy(output, truth, weight=weights, reduction="none"))
         if self.dice_weight:
-            loss = loss + self.dice_weight * soft_dice_loss(probabilities[:, foreground], truth[:, foreground])
+            loss = loss + self.dice_weight * soft_dice_loss(probabilities, foreground)
         return loss
+
+    def truth(self, x_0: Tensor) -> Tensor:
+        """Class probabilities of the encoded masks, shaped like ``x_0``."""
+        return (x_0 > 0).float() if self.scale is None else ((x_0 / self.scale + 1) / 2).clamp(0, 1)
 
 
 def soft_dice_loss(probabilities: Tensor, truth: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - 2|P T| / (|P| + |T|), the sums over batch and space, mean over channels; (B, C, *S) -> scalar."""
+    """1 - (|P| + |T| - |P - T|) / (|P| + |T|), sums over batch and space, mean over channels; (B, C, *S) -> scalar.
+
+    For labels in {0, 1} this is the usual 1 - 2 |P T| / (|P| + |T|). For soft labels it is still smallest at P = T,
+    which the usual form is not: at T = 1/2 that one asks for P = 0 or 1.
+    """
     dims = (0, *range(2, truth.ndim))
-    overlap = (probabilities * truth).sum(dims)
     total = probabilities.sum(dims) + truth.sum(dims)
-    return 1 - ((2 * overlap + smooth) / (total + smooth)).mean()
+    difference = (probabilities - truth).abs().sum(dims)
+    return 1 - ((total - difference + smooth) / (total + smooth)).mean()
 
 
 class GuidanceLoss(nn.Module):
