@@ -18,6 +18,7 @@ from rich.console import Console
 from cgdpm_med import acdc_datalist
 from cgdpm_med.apps.sweep import sweep
 
+INTERVALS = [[0, 1000], [0, 500], [500, 1000], [200, 800]]  # all, late steps, early ones, the middle
 PANELS = {
     "dice": "Dice % of the ensemble",
     "member_dice": "Dice % of a member",
@@ -52,7 +53,8 @@ def main() -> None:
         console.print(text, highlight=False)
 
     settings = [{**v, **common} for v in varied]
-    rows = sweep(settings, datalist, arguments.output / f"{arguments.what}.csv", arguments.bundle, report)
+    table = arguments.output / f"{arguments.what}.csv"
+    rows = sweep(settings, datalist, table, arguments.bundle, report, arguments.resume)
     title = f"{arguments.section}, {len(datalist)} volumes, {arguments.members} members, seed {arguments.seed}"
     plot(rows, x, lines, title, arguments.output / f"{arguments.what}.png")
 
@@ -72,14 +74,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--section", default="validation")
     parser.add_argument("--every", type=int, default=1, help="take every n-th volume only")
     parser.add_argument("--scales", type=float, nargs="+", default=[0, 0.25, 0.5, 1.0])
-    parser.add_argument(
-        "--intervals", type=interval, nargs="+", default=[[0, 500], [0, 300]], help="such as 0:1000"
-    )
-    parser.add_argument(
-        "--steps", type=int, nargs="+", default=[4], help="of the sweep, or (guidance) of every setting"
-    )
+    parser.add_argument("--intervals", type=interval, nargs="+", default=INTERVALS, help="such as 0:1000")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4], help="of the sweep, or (guidance) every setting")
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--continue", dest="resume", action="store_true", help="keep the rows of an interrupted sweep")
     return parser.parse_args()
 
 

@@ -55,3 +55,22 @@ def test_the_table_has_a_row_per_setting(
     assert [row["guidance_interval"] for row in table] == ["0:500", "0:1000"]
     assert float(table[1]["dice"]) == pytest.approx(rows[1]["dice"], abs=1e-4)
     assert seen == rows
+
+
+def test_an_interrupted_sweep_keeps_its_rows(
+    datalist: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def from_bundle(bundle: str, members: int, guidance_interval: list[int]) -> Oracle:
+        made.append(members)
+        return Oracle(members)
+
+    monkeypatch.setattr(Segmenter, "from_bundle", from_bundle)
+    settings = [{"members": k, "guidance_interval": [0, 500]} for k in (1, 2, 3)]
+    first = sweep(settings[:2], datalist, tmp_path / "sheet.csv")
+    both = sweep(settings, datalist, tmp_path / "sheet.csv", resume=True)
+    assert made == [1, 2, 3]
+    assert [row["dice"] for row in both[:2]] == pytest.approx([row["dice"] for row in first], abs=1e-4)
+    sweep(settings[:1], datalist, tmp_path / "sheet.csv")
+    assert made == [1, 2, 3, 1]

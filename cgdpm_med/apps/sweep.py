@@ -54,6 +54,7 @@ def sweep(
     table: Path,
     bundle: str | Path = "acdc_segmentation",
     report: Callable[[Mapping[str, Any]], None] = lambda row: None,
+    resume: bool = False,
 ) -> list[dict[str, Any]]:
     """Score every setting (keys of the bundle's inference configuration) and keep the table written as it grows.
 
@@ -61,10 +62,13 @@ def sweep(
         settings: all with the same keys.
         table: CSV, a row per setting: the setting, then :data:`SCORES`.
         report: called with each row.
+        resume: keep the rows that an interrupted sweep, of the same weights and cases, has left in the table.
     """
+    found = read_table(table) if resume else {}
     rows: list[dict[str, Any]] = []
     for setting in settings:
-        scores = score_setting(Segmenter.from_bundle(bundle, **setting), datalist)
+        named = tuple((name, _plain(value)) for name, value in setting.items())
+        scores = found.get(named) or score_setting(Segmenter.from_bundle(bundle, **setting), datalist)
         rows.append({**setting, **scores})
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]))
@@ -74,6 +78,18 @@ def sweep(
             file.write(text.getvalue().encode())
         report(rows[-1])
     return rows
+
+
+def read_table(table: Path) -> dict[tuple[tuple[str, str], ...], dict[str, float]]:
+    """Scores by setting, each as (key, text) pairs in the order of the columns; nothing when there is no table."""
+    if not table.exists():
+        return {}
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        tuple((name, text) for name, text in row.items() if name not in SCORES): {n: float(row[n]) for n in SCORES}
+        for row in rows
+    }
 
 
 def _plain(value: Any) -> str:
