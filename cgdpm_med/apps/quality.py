@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,14 +128,16 @@ def assess_frame(
     header_note: str | None = None,
     limits: QualityLimits | None = None,
 ) -> Quality:
+    slice_numbers: Sequence[int] | None = None,
     """The checks that one frame allows.
 
     Args:
-        mask: (X, Y, Z) fused labels.
+        mask: (X, Y, Z) fused labels, slices last.
         members: (K, X, Y, Z); the agreement is predicted Dice where K is two or more.
         frame: its name in the reasons, for example "ED".
         header_note: of the grid.
     """
+        slice_numbers: what the slices are called in the reasons; 1, 2, … by default.
     limits = limits or QualityLimits()
     where = f"{frame}: " if frame else ""
     predicted = pairwise_dice(members, tuple(ACDC_LABELS)) if len(members) > 1 else {}
@@ -146,7 +148,7 @@ def assess_frame(
         if dice < limit
     ]
     for label, name in ACDC_LABELS.items():
-        findings += _shape_findings(mask == label, where, name, limits)
+        findings += _shape_findings(mask == label, where, name, limits, slice_numbers or range(1, mask.shape[2] + 1))
     if (uncovered := open_cavity_fraction(mask)) > limits.open_cavity:
         reason = f"{where}{100 * uncovered:.1f} % of the LV border is not covered by myocardium"
         findings.append(Finding("LV outside myocardium", reason))
@@ -155,12 +157,14 @@ def assess_frame(
     return Quality(tuple(findings), {frame: predicted} if predicted else {})
 
 
-def _shape_findings(structure: NDArray[np.bool_], where: str, name: str, limits: QualityLimits) -> list[Finding]:
+def _shape_findings(
+    structure: NDArray[np.bool_], where: str, name: str, limits: QualityLimits, slice_numbers: Sequence[int]
+) -> list[Finding]:
     if not structure.any():
         return [Finding("empty structure", f"{where}{name} is empty")]
     findings = []
     if gaps := missing_slices(structure):
-        listed = ", ".join(str(k + 1) for k in gaps)
+        listed = ", ".join(str(slice_numbers[k]) for k in gaps)
         reason = f"{where}{name} is absent from slice {listed} between slices that hold it"
         findings.append(Finding("missing slices", reason))
     if (outside := fragment_fraction(structure)) > limits.fragments:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cgdpm_med.apps.bundles import bundle_path
 from cgdpm_med.apps.console import input_error_behind
 from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.transforms import case_name
-from cgdpm_med.volumes import Grid, InputError, Volume
+from cgdpm_med.volumes import Grid, InputError, Volume, reoriented_grid, view_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,24 @@ class Segmentation:
 
     def millilitres(self, label: int) -> float:
         """Volume of one label in the fused mask."""
+    def in_view(self) -> Segmentation:
+        """The same in the short-axis view, for whatever looks at slices; the arrays are views of these."""
+        view = view_of(self.grid)
+        volume = Volume(view.apply(self.volume.data), reoriented_grid(self.grid, view), self.volume.path)
+        return replace(
+            self,
+            mask=view.apply(self.mask),
+            entropy=view.apply(self.entropy),
+            disagreement=view.apply(self.disagreement),
+            probabilities=view.apply(self.probabilities, first=1),
+            members=view.apply(self.members, first=1),
+            volume=volume,
+        )
+
+    def slice_numbers(self) -> list[int]:
+        """For each slice of :meth:`in_view` its number in the file, from 1."""
+        return view_of(self.grid).slice_numbers(self.grid.spatial_shape)
+
         return float(np.count_nonzero(self.mask == label)) * self.grid.voxel_volume / 1000
 
     def member_millilitres(self, label: int) -> list[float]:

@@ -144,8 +144,16 @@ class Study:
 
     def _quality(self, frames: Mapping[str, Segmentation], findings: Sequence[Finding] = ()) -> Quality:
         assessed = [
-            assess_frame(s.mask, s.members, frame=name, header_note=s.grid.note, limits=self.limits)
-            for name, s in frames.items()
+            assess_frame(
+                seen.mask,
+                seen.members,
+                frame=name,
+                header_note=seen.grid.note,
+                limits=self.limits,
+                slice_numbers=stored.slice_numbers(),
+            )
+            for name, stored in frames.items()
+            for seen in (stored.in_view(),)
         ]
         return combine(assessed, findings)
 

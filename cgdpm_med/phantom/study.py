@@ -169,11 +169,15 @@ def _varied_spec(seed: int, number: int, fixed: dict[str, Any]) -> PhantomSpec:
 
 
 def _affine(spec: PhantomSpec) -> Array:
-    """Voxel to world, in mm; the world's origin lies at the middle of the volume."""
-    turn = np.eye(3)
+    """Voxel to world, in mm; the world's origin lies at the middle of the volume.
+
+    The drawing is ACDC's view: the first axis runs to the patient's left, the second to the back; turned, the slices
+    run to the left and front, as towards an apex.
+    """
+    turn = np.diag([-1.0, -1.0, 1.0])
     if spec.affine == "oblique":
-        degrees = keyed_rng(spec.seed, "affine").uniform((20, -40, 10), (60, -15, 50))
-        turn = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+        degrees = keyed_rng(spec.seed, "affine").uniform((-35, -30, 15), (-20, -15, 40))
+        turn = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() @ turn
     affine = np.eye(4)
     affine[:3, :3] = turn * np.asarray(spec.spacing)
     affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(spec.shape) - 1) / 2)

@@ -5,8 +5,8 @@ affine from indices to world millimetres (RAS+). :class:`Grid` keeps the header 
 derived from it, because the two differ in the wild: every ACDC file holds a unit sform while the true spacing is only
 in ``pixdim``. Resampling and volumes use the derived geometry, output is written with the header as read.
 
-``files`` holds the error for bad input and the safe way to write a file, ``grid`` the geometry, ``refine`` finer grids,
-``nifti`` the format.
+``files`` holds the error for bad input and the safe way to write a file, ``grid`` the geometry, ``orientation`` the way
+to look at it, ``refine`` finer grids, ``nifti`` the format.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from cgdpm_med.volumes.files import InputError, atomic_write, sweep_temporaries
 from cgdpm_med.volumes.grid import VOXEL_LIMIT, Grid, HeaderWarning, Spacing, check_size
 from cgdpm_med.volumes.nifti import Volume, frames, read_labels, read_volume, write_on_grid
+from cgdpm_med.volumes.orientation import ShortAxisView, directions_known, reoriented_grid, short_axis_view, view_of
 from cgdpm_med.volumes.refine import refined_grid
 
 __all__ = [
@@ -21,14 +22,19 @@ __all__ = [
     "Grid",
     "HeaderWarning",
     "InputError",
+    "ShortAxisView",
     "Spacing",
     "Volume",
     "atomic_write",
     "check_size",
+    "directions_known",
     "frames",
     "read_labels",
     "read_volume",
     "refined_grid",
+    "reoriented_grid",
+    "short_axis_view",
     "sweep_temporaries",
+    "view_of",
     "write_on_grid",
 ]

@@ -26,6 +26,7 @@ CONFLICT_TOLERANCE = 0.01
 
 _PLAUSIBLE_SPACING = (1e-4, 200.0)  # mm: finer than microscopy, coarser than any scanner's slice distance
 _UNIT_IN_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units & 7: unknown, metre, millimetre, micrometre
+_MILLIMETRE, _TIME_UNIT = 2, 0x38  # NIFTI_UNITS_MM, and the bits of xyzt_units that hold the unit of time
 _REPAIR = "Repair sform or qform in the header"
 _WARNED: set[str] = set()  # kinds of header conflict already reported by this process
 
@@ -214,6 +215,11 @@ def with_shape(header: nib.Nifti1Header, shape: Sequence[int]) -> nib.Nifti1Head
     changed = header.copy()
     changed["dim"] = [len(shape), *shape] + [1] * (7 - len(shape))
     return changed
+
+
+def mark_millimetres(header: nib.Nifti1Header) -> None:
+    """State millimetres in ``xyzt_units``; the unit of time stays."""
+    header["xyzt_units"] = _MILLIMETRE | (int(header["xyzt_units"]) & _TIME_UNIT)
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cgdpm_med.volumes.grid import Grid, grid_from_header, with_shape
-
-_MILLIMETRE = 2  # NIFTI_UNITS_MM, in the lowest three bits of xyzt_units
-_TIME_UNIT = 0x38
+from cgdpm_med.volumes.grid import Grid, grid_from_header, mark_millimetres, with_shape
 
 
 def refined_grid(grid: Grid, factors: Sequence[int]) -> Grid:
@@ -34,7 +31,7 @@ def refined_grid(grid: Grid, factors: Sequence[int]) -> Grid:
     affine = grid.affine @ old_from_new
     shape = [int(n * k) for n, k in zip(grid.spatial_shape, factors, strict=True)]
     header = with_shape(grid.header, [*shape, *grid.shape[3:]])
-    header["xyzt_units"] = _MILLIMETRE | (int(header["xyzt_units"]) & _TIME_UNIT)
+    mark_millimetres(header)
     if header["qform_code"] > 0:
         header.set_qform(affine, int(header["qform_code"]))  # strips a shear, which a quaternion cannot hold
     # a sform as well where there was none: it alone holds any affine, to the full precision of float32

@@ -189,18 +189,19 @@ def _interval(estimate: Estimate, digits: int = 1) -> str:
 def _tiles(frames: Mapping[str, Segmentation]) -> str:
     if not frames:
         return ""
-    window = heart_window(frames.values())
+    seen = {name: segmentation.in_view() for name, segmentation in frames.items()}
+    window = heart_window(seen.values())
     contours: list[str] = []
     doubts: list[str] = []
-    for name, segmentation in frames.items():
-        tiles = slice_tiles(segmentation, window)
+    for name, segmentation in seen.items():
+        tiles, numbers = slice_tiles(segmentation, window), frames[name].slice_numbers()
         for found, what, sources in (
             (contours, "contours", [t.contours for t in tiles]),
             (doubts, "uncertainty", [t.doubt for t in tiles]),
         ):
             pictures = "".join(
-                f'<figure><img src="{source}" alt="{escape(name)}, slice {t.index + 1}, {what}">'
-                f"<figcaption>slice {t.index + 1}</figcaption></figure>"
+                f'<figure><img src="{source}" alt="{escape(name)}, slice {numbers[t.index]}, {what}">'
+                f"<figcaption>slice {numbers[t.index]}</figcaption></figure>"
                 for t, source in zip(tiles, sources, strict=True)
             )
             found.append(f'<h3>{escape(name)}: {what}</h3>\n<div class="tiles">{pictures}</div>')
