@@ -127,8 +127,8 @@ def assess_frame(
     frame: str = "",
     header_note: str | None = None,
     limits: QualityLimits | None = None,
-) -> Quality:
     slice_numbers: Sequence[int] | None = None,
+) -> Quality:
     """The checks that one frame allows.
 
     Args:
@@ -136,8 +136,8 @@ def assess_frame(
         members: (K, X, Y, Z); the agreement is predicted Dice where K is two or more.
         frame: its name in the reasons, for example "ED".
         header_note: of the grid.
-    """
         slice_numbers: what the slices are called in the reasons; 1, 2, … by default.
+    """
     limits = limits or QualityLimits()
     where = f"{frame}: " if frame else ""
     predicted = pairwise_dice(members, tuple(ACDC_LABELS)) if len(members) > 1 else {}

@@ -47,8 +47,6 @@ class Segmentation:
         """Of the input and of every output."""
         return self.volume.grid
 
-    def millilitres(self, label: int) -> float:
-        """Volume of one label in the fused mask."""
     def in_view(self) -> Segmentation:
         """The same in the short-axis view, for whatever looks at slices; the arrays are views of these."""
         view = view_of(self.grid)
@@ -67,6 +65,8 @@ class Segmentation:
         """For each slice of :meth:`in_view` its number in the file, from 1."""
         return view_of(self.grid).slice_numbers(self.grid.spatial_shape)
 
+    def millilitres(self, label: int) -> float:
+        """Volume of one label in the fused mask."""
         return float(np.count_nonzero(self.mask == label)) * self.grid.voxel_volume / 1000
 
     def member_millilitres(self, label: int) -> list[float]:
