@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from monai.data import MetaTensor
@@ -128,6 +128,13 @@ class RegionInferer(Inferer):
         return tuple(sides)
 
 
+class WindowFeatures(NamedTuple):
+    """Of a condition image: itself, and the features of its first batches of windows."""
+
+    y: Tensor
+    kept: list[Any]
+
+
 class WindowedDenoiser:
     """A denoiser for fields larger than the network's window.
 
@@ -140,6 +147,8 @@ class WindowedDenoiser:
         overlap: fraction of a window shared with the next one.
         window_batch: windows evaluated at once, each for the whole batch of x_t; the result does not depend on it.
         size_factor: size of x_t / size of the condition. Windows begin and end at multiples of it.
+        kept_windows: the condition features of so many windows are computed once and kept; those of further windows
+            anew in every step, so that memory does not grow with the image.
 
     Raises:
         ValueError: for an overlap outside [0, 1), a window that is no multiple of ``size_factor``, or a
@@ -153,6 +162,7 @@ class WindowedDenoiser:
         overlap: float = 0.5,
         window_batch: int = 1,
         size_factor: int = 1,
+        kept_windows: int = 64,
     ) -> None:
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap must be in [0, 1), not {overlap}")
@@ -162,7 +172,7 @@ class WindowedDenoiser:
             raise ValueError(f"window_batch must be at least 1, not {window_batch}")
         self.denoiser = denoiser
         self.window, self.overlap = tuple(window), overlap
-        self.window_batch, self.size_factor = window_batch, size_factor
+        self.window_batch, self.size_factor, self.kept_windows = window_batch, size_factor, kept_windows
 
     def places(self, size: Sequence[int]) -> list[tuple[slice, ...]]:
         """The windows of a field of ``size``; the last of each axis is moved inwards to end at the border."""
@@ -171,26 +181,29 @@ class WindowedDenoiser:
         step = [max(f, int(w * (1 - self.overlap)) // f * f) for w in window]
         return list(dense_patch_slices(list(size), window, step))
 
-    def encode_condition(self, y: Tensor) -> list[Any]:
-        """Features of every window of the condition, computed once; one entry for each ``window_batch`` windows."""
+    def encode_condition(self, y: Tensor) -> WindowFeatures:
+        """What the windows need of the condition: y, and the features of the first ``kept_windows`` windows."""
         f = self.size_factor
-        places = [tuple(slice(s.start // f, s.stop // f) for s in p) for p in self.places([n * f for n in y.shape[2:]])]
-        return [encode(self.denoiser, crops(y, some)) for some in self._batches(places)]
+        batches = self._batches(self.places([n * f for n in y.shape[2:]]))
+        return WindowFeatures(y, [self._encode(y, some) for some in batches[: self.kept_windows // self.window_batch]])
 
-    def __call__(self, x_t: Tensor, t: Tensor, context: list[Any]) -> Tensor | Guided:
+    def _encode(self, y: Tensor, places: Sequence[Place]) -> Any:
+        f = self.size_factor
+        return encode(self.denoiser, crops(y, [tuple(slice(s.start // f, s.stop // f) for s in p) for p in places]))
+
+    def __call__(self, x_t: Tensor, t: Tensor, context: WindowFeatures) -> Tensor | Guided:
         """x_t: (B, C, *S); context: what :meth:`encode_condition` returned -> the blended output, (B, C or 2C, *S)."""
-        places = self.places(x_t.shape[2:])
-        outputs: list[Tensor] = []
-        shifts: list[Tensor] = []
-        for some, features in zip(self._batches(places), context, strict=True):
+        outputs, shifts = Blend(x_t.shape[2:]), Blend(x_t.shape[2:])
+        for index, some in enumerate(self._batches(self.places(x_t.shape[2:]))):
+            features = context.kept[index] if index < len(context.kept) else self._encode(context.y, some)
             windows = crops(x_t, some)
             times = t.expand(len(x_t)).repeat(len(some))
             result = self.denoiser(windows, times, per_member(features, len(windows)))
             output, shift = result if isinstance(result, Guided) else (result, None)
-            outputs += output.chunk(len(some))
-            shifts += [] if shift is None else shift.chunk(len(some))
-        blended = blend(outputs, places, x_t.shape[2:])
-        return Guided(blended, blend(shifts, places, x_t.shape[2:])) if shifts else blended
+            outputs.add(output.chunk(len(some)), some)
+            if shift is not None:
+                shifts.add(shift.chunk(len(some)), some)
+        return outputs.mean() if shifts.empty else Guided(outputs.mean(), shifts.mean())
 
     def _batches(self, places: list[Place]) -> list[list[Place]]:
         return [places[i : i + self.window_batch] for i in range(0, len(places), self.window_batch)]
@@ -201,15 +214,41 @@ def crops(field: Tensor, places: Sequence[Place]) -> Tensor:
     return torch.cat([field[(slice(None), slice(None), *place)] for place in places])
 
 
-def blend(windows: Sequence[Tensor], places: Sequence[Place], size: Sequence[int]) -> Tensor:
-    """Mean of overlapping windows (B, C, *window), weighted by a Gaussian around each centre; (B, C, *size)."""
-    if len(windows) == 1:
-        return windows[0]
-    first = windows[0]
-    weight = compute_importance_map(tuple(first.shape[2:]), mode="gaussian", device=first.device, dtype=first.dtype)
-    total = first.new_zeros((*first.shape[:2], *size))
-    weights = first.new_zeros(tuple(size))
-    for window, place in zip(windows, places, strict=True):
-        total[(slice(None), slice(None), *place)] += weight * window
-        weights[place] += weight
-    return total / weights
+class Blend:
+    """Mean of overlapping windows, weighted by a Gaussian around each centre, summed as the windows come.
+
+    Args:
+        size: of the whole field.
+    """
+
+    def __init__(self, size: Sequence[int]) -> None:
+        self.size = tuple(size)
+        self.alone: Tensor | None = None
+        self.total: Tensor | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether no window came."""
+        return self.total is None and self.alone is None
+
+    def add(self, windows: Sequence[Tensor], places: Sequence[Place]) -> None:
+        """Windows (B, C, *window), each with its place."""
+        for window, place in zip(windows, places, strict=True):
+            if tuple(window.shape[2:]) == self.size:  # the only one: its mean is itself, to the last bit
+                self.alone = window
+                return
+            if self.total is None:
+                shape, device, dtype = window.shape[2:], window.device, window.dtype
+                self.weight = compute_importance_map(tuple(shape), mode="gaussian", device=device, dtype=dtype)
+                self.total = window.new_zeros((*window.shape[:2], *self.size))
+                self.weights = window.new_zeros(self.size)
+            self.total[(slice(None), slice(None), *place)] += self.weight * window
+            self.weights[place] += self.weight
+
+    def mean(self) -> Tensor:
+        """The blended field, (B, C, *size)."""
+        if self.alone is not None:
+            return self.alone
+        if self.total is None:
+            raise ValueError("no windows to blend")
+        return self.total / self.weights

@@ -119,7 +119,8 @@ def large() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("window_batch", [1, 3])
 def test_window_batch_changes_nothing(large: tuple[Tensor, Tensor], window_batch: int) -> None:
     image, expected = large
-    torch.testing.assert_close(windowed(image, window_batch), expected, atol=1e-6, rtol=0)
+    # kernels choose the order of their sums by the size of the batch: some tens of float32's 1.2e-7
+    torch.testing.assert_close(windowed(image, window_batch), expected, atol=4e-6, rtol=0)
 
 
 def test_no_seams(large: tuple[Tensor, Tensor]) -> None:

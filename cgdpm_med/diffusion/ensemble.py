@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .batching import BatchLimit, is_out_of_memory
 from .sampling import Denoiser, encode, sample
 from .schedule import NoiseSchedule
 
@@ -80,7 +81,7 @@ def sample_ensemble(
     seed: int = 0,
     keys: Sequence[Hashable] | None = None,
     member_ids: Sequence[int] | None = None,
-    max_batch: int = 64,
+    max_batch: int | str | BatchLimit = "auto",
     progress: Callable[[int], None] | None = None,
     **as_trajectory: Any,
 ) -> Tensor:
@@ -92,7 +93,8 @@ def sample_ensemble(
         members: K.
         keys: one key per image, by default its index; a member's noise depends on (seed, key, member) alone.
         member_ids: which members to draw, by default 0 … K-1; overrides ``members``.
-        max_batch: most target fields evaluated at once.
+        max_batch: most target fields evaluated at once: a number, "auto", or a :class:`~.batching.BatchLimit` that
+            several calls share. A batch that does not fit into the memory is drawn again in halves.
         progress: called with the number of finished fields after each chunk.
         as_trajectory: steps, method, eta, clip, timesteps.
 
@@ -105,28 +107,53 @@ def sample_ensemble(
     ids = list(range(members)) if member_ids is None else list(member_ids)
     if not ids:
         raise ValueError("an ensemble needs at least one member")
-    if max_batch < 1:
-        raise ValueError(f"max_batch must be at least 1, not {max_batch}")
+    limit = max_batch if isinstance(max_batch, BatchLimit) else BatchLimit(max_batch)
     keys = list(range(context.shape[0])) if keys is None else list(keys)
     if len(keys) != context.shape[0]:
         raise ValueError(f"{len(keys)} keys for {context.shape[0]} images")
-    images = max(1, max_batch // len(ids))
-    per_image = min(len(ids), max_batch)
     out = torch.empty((len(ids), context.shape[0], *shape), dtype=torch.float32, device=context.device)
-    for b in range(0, context.shape[0], images):
-        rows = slice(b, b + images)
-        features = encode(denoiser, context[rows])
-        for k in range(0, len(ids), per_image):
-            chunk = ids[k : k + per_image]
+    todo = [(range(context.shape[0]), range(len(ids)))]
+    encoded: tuple[range, Any] | None = None
+    while todo:
+        rows, columns = todo.pop()
+        fields = len(rows) * len(columns)
+        if fields > limit.of(shape[1:], context.device):
+            todo += reversed(_parts(rows, columns, limit.of(shape[1:], context.device)))
+            continue
+        try:
+            if encoded is None or encoded[0] != rows:
+                encoded = None  # the features before need not be held beside the new ones
+                encoded = rows, encode(denoiser, context[rows.start : rows.stop])
             # members of one image lie beside each other in the batch
-            noise = KeyedNoise(seed, [(key, member) for key in keys[rows] for member in chunk])
-            x_T = noise.randn((len(keys[rows]) * len(chunk), *shape), device=context.device)
-            repeated = _per_member(features, len(chunk))
+            noise = KeyedNoise(seed, [(keys[row], ids[column]) for row in rows for column in columns])
+            x_T = noise.randn((fields, *shape), device=context.device)
+            repeated = _per_member(encoded[1], len(columns))
             x_0 = sample(denoiser, x_T, repeated, schedule, generator=noise, **as_trajectory)
-            out[k : k + per_image, rows] = x_0.unflatten(0, (-1, len(chunk))).transpose(0, 1)
-            if progress is not None:
-                progress(len(x_T))
+        except Exception as error:
+            if fields == 1 or not is_out_of_memory(error):
+                raise
+            x_0 = None
+        if x_0 is None:  # outside the handler, where the exception no longer holds the tensors of the failed attempt
+            encoded = noise = x_T = repeated = None
+            if context.device.type == "cuda":
+                torch.cuda.empty_cache()
+            limit.halve(fields, shape[1:])
+            todo.append((rows, columns))
+            continue
+        out[columns.start : columns.stop, rows.start : rows.stop] = x_0.unflatten(0, (-1, len(columns))).transpose(0, 1)
+        if progress is not None:
+            progress(fields)
     return out
+
+
+def _parts(rows: range, columns: range, fields: int) -> list[tuple[range, range]]:
+    """A block of images x members in blocks of at most ``fields``: whole images first, then parts of the members."""
+    images, per_image = max(1, fields // len(columns)), min(len(columns), fields)
+    return [
+        (range(b, min(b + images, rows.stop)), range(k, min(k + per_image, columns.stop)))
+        for b in range(rows.start, rows.stop, images)
+        for k in range(columns.start, columns.stop, per_image)
+    ]
 
 
 def _per_member(features: Any, members: int) -> Any:
