@@ -152,7 +152,7 @@ class Autocast:
     """
 
     def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        self.network = network.eval().to(memory_format=torch.channels_last)
+        self.network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device, self.dtype = device, dtype
 
     def _context(self) -> torch.autocast:

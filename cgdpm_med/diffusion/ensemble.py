@@ -114,27 +114,31 @@ def sample_ensemble(
     out = torch.empty((len(ids), context.shape[0], *shape), dtype=torch.float32, device=context.device)
     todo = [(range(context.shape[0]), range(len(ids)))]
     encoded: tuple[range, Any] | None = None
+
+    def draw(rows: range, columns: range) -> Tensor:
+        nonlocal encoded
+        if encoded is None or encoded[0] != rows:
+            encoded = None  # the features before need not be held beside the new ones
+            encoded = rows, encode(denoiser, context[rows.start : rows.stop])
+        # members of one image lie beside each other in the batch
+        noise = KeyedNoise(seed, [(keys[row], ids[column]) for row in rows for column in columns])
+        x_T = noise.randn((len(rows) * len(columns), *shape), device=context.device)
+        return sample(denoiser, x_T, _per_member(encoded[1], len(columns)), schedule, generator=noise, **as_trajectory)
+
     while todo:
         rows, columns = todo.pop()
-        fields = len(rows) * len(columns)
-        if fields > limit.of(shape[1:], context.device):
-            todo += reversed(_parts(rows, columns, limit.of(shape[1:], context.device)))
+        fields, most = len(rows) * len(columns), limit.of(shape[1:], context.device)
+        if fields > most:
+            todo += reversed(_parts(rows, columns, most))
             continue
+        x_0 = None
         try:
-            if encoded is None or encoded[0] != rows:
-                encoded = None  # the features before need not be held beside the new ones
-                encoded = rows, encode(denoiser, context[rows.start : rows.stop])
-            # members of one image lie beside each other in the batch
-            noise = KeyedNoise(seed, [(keys[row], ids[column]) for row in rows for column in columns])
-            x_T = noise.randn((fields, *shape), device=context.device)
-            repeated = _per_member(encoded[1], len(columns))
-            x_0 = sample(denoiser, x_T, repeated, schedule, generator=noise, **as_trajectory)
+            x_0 = draw(rows, columns)
         except Exception as error:
             if fields == 1 or not is_out_of_memory(error):
                 raise
-            x_0 = None
         if x_0 is None:  # outside the handler, where the exception no longer holds the tensors of the failed attempt
-            encoded = noise = x_T = repeated = None
+            encoded = None
             if context.device.type == "cuda":
                 torch.cuda.empty_cache()
             limit.halve(fields, shape[1:])
