@@ -46,6 +46,8 @@ _EXPORTS: dict[str, str] = {
     "Replay": "diffusion.guidance",
     "ScaledGuide": "diffusion.guidance",
     "guided": "diffusion.guidance",
+    "ConditionOnly": "diffusion.baselines",
+    "Mirrored": "diffusion.baselines",
     "NoiseLevelConditioned": "diffusion.baselines",
     "Regression": "diffusion.baselines",
     # rooms

@@ -1,10 +1,13 @@
-"""The paper's baselines as denoisers: plain regression, and SR3's conditioning on the noise level.
+"""Baselines as denoisers, so that they train, sample and are scored by the same code as the diffusion model.
 
-Both wrap a network of any ``fusion``, so that a comparison changes one thing at a time.
+The paper's own, plain regression and SR3's conditioning on the noise level, wrap a network of any ``fusion``: the
+comparison changes one thing at a time. :class:`ConditionOnly` takes a network from elsewhere, such as MONAI's U-Nets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -37,6 +40,49 @@ class Regression(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, context: Any = None) -> Tensor:
         """-> x_0, (B, C, *S), the same for every x_t and t."""
         return self.network(torch.zeros_like(x_t), torch.zeros_like(t), context)
+
+
+class ConditionOnly(nn.Module):
+    """Adapter: an ordinary network of the image alone, for a segmentation its class logits; x_t and t are ignored.
+
+    With ``DiffusionLoss(schedule, MaskLoss())`` it learns by cross-entropy and Dice, as a plain U-Net does. Inside a
+    ``MaskDenoiser`` one step of DDIM is the whole inference: the predictor's probabilities are the network's softmax.
+    Every member of an ensemble is the same.
+
+    Args:
+        network: ``network(y) -> logits``, (B, Cc, *S) to (B, C, *S).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """context: the image, (B, Cc, *S) -> the network's output, (B, C, *S)."""
+        return self.network(context)
+
+
+class Mirrored(nn.Module):
+    """Adapter: class probabilities averaged over the mirror images of a slice, at one evaluation for each.
+
+    Args:
+        network: ``network(x_t, t, context) -> logits`` (B, C, H, W), with a plain image as context.
+        axes: the mirrors; all their combinations count, four for the two axes of a slice.
+    """
+
+    def __init__(self, network: nn.Module, axes: Sequence[int] = (-2, -1)) -> None:
+        super().__init__()
+        self.network = network
+        self.flips = [chosen for n in range(len(axes) + 1) for chosen in combinations(axes, n)]
+
+    def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """-> logarithms of the mean probabilities, (B, C, H, W): logits, too."""
+        probabilities = [
+            self.network(x_t.flip(flips), t, context.flip(flips)).float().softmax(dim=1).flip(flips)
+            for flips in self.flips
+        ]
+        mean = torch.stack(probabilities).mean(dim=0)
+        return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
 
 
 class NoiseLevelConditioned(nn.Module):
