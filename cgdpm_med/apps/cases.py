@@ -11,7 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from cgdpm_med.data import acdc_patient_folders, read_acdc_patient
 from cgdpm_med.transforms import case_name
-from cgdpm_med.volumes import InputError
+from cgdpm_med.volumes import InputError, Volume, read_volume
+from cgdpm_med.volumes.dicom import DicomFinding, find_dicom
+from cgdpm_med.volumes.dicom_files import is_dicom_file
+from cgdpm_med.volumes.dicom_stack import DicomStack
 
 OUTPUTS = ("mask", "probabilities", "entropy", "disagreement", "members")
 """What a segmentation can write; the mask is ``<case>.nii.gz``, everything else ``<case>_<output>.nii.gz``."""
@@ -38,10 +41,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """One input file: its key, where below the output folder its results go, and the study it belongs to.
+    """One input: its key, where below the output folder its results go, and the study it belongs to.
 
-    ``error`` says what is wrong when the search already found out; such a case is counted as failed. ``frame`` is the
-    number of the image within its study, counted from 1; a file without a ``subject`` is a study of its own.
+    ``image`` is a NIfTI file, or the folder of a DICOM ``stack``. ``error`` says what is wrong when the search already
+    found out; such a case is counted as failed. ``frame`` is the number of the image within its study, counted from 1;
+    a file without a ``subject`` is a study of its own.
     """
 
     image: Path
@@ -50,6 +54,20 @@ class Case:
     error: InputError | None = None
     subject: Subject | None = None
     frame: int = 1
+    stack: DicomStack | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read: one NIfTI file, or the files of a DICOM stack."""
+        return (self.image,) if self.stack is None else self.stack.files
+
+    def read(self) -> Volume:
+        """The image on its grid.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        return read_volume(self.image) if self.stack is None else self.stack.read()
 
     @property
     def name(self) -> str:
@@ -73,9 +91,10 @@ def group_studies(cases: Iterable[Case]) -> dict[str, list[Case]]:
 def find_cases(source: str | Path, *, exclude: str | Path | None = None) -> list[Case]:
     """The volumes at ``source``: a NIfTI file, an ACDC-layout folder (ED and ES of each patient), or any folder.
 
-    Folders are searched recursively for .nii and .nii.gz; reference masks (``_gt``) and whatever lies below
-    ``exclude`` are left out. Results mirror the folders of the inputs, and nnU-Net's channel ending ``_0000`` is no
-    part of a name.
+    Folders are searched recursively for .nii and .nii.gz, and for DICOM series, which are grouped by
+    :func:`~cgdpm_med.volumes.dicom.find_dicom`; reference masks (``_gt``) and whatever lies below ``exclude`` are left
+    out. Results mirror the folders of the inputs, and nnU-Net's channel ending ``_0000`` is no part of a name. A DICOM
+    volume bears the name of its folder, with its series number where the folder holds several.
 
     Raises:
         InputError: when there is nothing to segment.
@@ -84,25 +103,49 @@ def find_cases(source: str | Path, *, exclude: str | Path | None = None) -> list
     if not source.exists():
         raise InputError("there is no such file or folder", path=source, remedy="Check the path")
     if not source.is_dir():
+        if is_dicom_file(source):
+            raise InputError("is one DICOM file", path=source, remedy="Give the folder of its series")
         return [Case(source, _without_channel(case_name(source)))]
     if _is_acdc(source):
         return _acdc_cases(source)
     files = [path for path in nifti_files(source) if not case_name(path).endswith("_gt")]
-    if exclude is not None and files:
-        files = [path for path in files if not real_path(path).is_relative_to(real_path(Path(exclude)))]
-        if not files:
-            raise InputError("lies inside the output folder", path=source, remedy="Give another output folder")
-    if not files:
-        raise InputError("holds no .nii or .nii.gz file", path=source, remedy="Give a NIfTI file or a folder of them")
-    keys = (_without_channel(relative_key(path, source)) for path in files)
-    return _without_namesakes(
-        Case(path, key, path.relative_to(source).parent) for path, key in zip(files, keys, strict=True)
-    )
+    outside = [path for path in files if exclude is None or not _is_below(path, Path(exclude))]
+    cases = [
+        Case(path, _without_channel(relative_key(path, source)), path.relative_to(source).parent) for path in outside
+    ]
+    cases += _dicom_cases(source, find_dicom(source, exclude=exclude))
+    if not cases and exclude is not None and (files or _is_below(source, Path(exclude))):
+        raise InputError("lies inside the output folder", path=source, remedy="Give another output folder")
+    if not cases:
+        remedy = "Give a NIfTI file, a DICOM series, or a folder of them"
+        raise InputError("holds no .nii or .nii.gz file and no DICOM image", path=source, remedy=remedy)
+    return _without_namesakes(cases)
+
+
+def _dicom_cases(source: Path, findings: list[DicomFinding]) -> list[Case]:
+    """A case for each finding, called like its folder; several in one folder are told apart by their series."""
+    crowd = Counter(found.folder for found in findings)
+    taken: Counter[str] = Counter()
+    cases = []
+    for found in findings:
+        below = found.folder.relative_to(source)
+        key = source.resolve().name if below == Path() else below.as_posix()
+        if crowd[found.folder] > 1:
+            key += f"_series{found.series[0]:03d}" if found.series else "_series"
+        taken[key] += 1
+        key += f"_{taken[key]}" if taken[key] > 1 else ""
+        folder = Path() if below == Path() else below.parent
+        cases.append(Case(found.folder, key, folder, found.error, stack=found.stack))
+    return cases
 
 
 def _without_channel(key: str) -> str:
     shorter = key.removesuffix("_0000")
     return key if shorter in ("", key) or shorter.endswith("/") else shorter
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return real_path(path).is_relative_to(real_path(folder))
 
 
 def real_path(path: Path) -> Path:
@@ -174,13 +217,14 @@ def _without_namesakes(cases: Iterable[Case]) -> list[Case]:
 
 @dataclass(frozen=True)
 class MaskPair:
-    """A predicted mask and its reference; phase and group are empty where the reference is not in ACDC's layout."""
+    """A predicted mask and its reference; the last three are empty where the reference is not in ACDC's layout."""
 
     prediction: Path
     reference: Path
     key: str
     phase: str = ""
     group: str = ""
+    patient: str = ""
 
 
 def pair_masks(predictions: str | Path, references: str | Path) -> tuple[list[MaskPair], dict[str, InputError]]:
@@ -267,4 +311,4 @@ def _pair(prediction: Path, reference: Path, key: str) -> MaskPair:
     except InputError:
         return MaskPair(prediction, reference, key)
     phase = {patient.key(patient.ed): "ED", patient.key(patient.es): "ES"}.get(_base_name(reference), "")
-    return MaskPair(prediction, reference, key, phase, patient.group)
+    return MaskPair(prediction, reference, key, phase, patient.group, patient.patient)

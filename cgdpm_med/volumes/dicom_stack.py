@@ -22,7 +22,7 @@ SAME_PLACE = 0.1
 """Distance in mm below which two images show the same slice."""
 
 EVEN = 0.05
-"""Largest difference of a gap between slices from the others, relative to them."""
+"""Largest difference between gaps of slices, relative to the smallest."""
 
 SIDEWAYS = 0.1
 """Largest distance of an image from its place in the stack within its own plane, in pixels."""
@@ -175,11 +175,12 @@ def _affine(lot: Lot, slices: Sequence[Sequence[DicomImage]]) -> NDArray[np.floa
 
 def _require_even(lot: Lot, places: NDArray[np.float64]) -> None:
     gaps = np.diff(places)
-    usual = float(np.median(gaps))
-    if np.abs(gaps - usual).max() <= EVEN * usual:
-        return
+    usual = float(gaps.min())
     multiples = np.rint(gaps / usual)
-    if (np.abs(gaps - multiples * usual) <= EVEN * usual).all() and multiples.min() == 1:
+    fits = (np.abs(gaps - multiples * usual) <= EVEN * usual).all()
+    if fits and multiples.max() == 1:
+        return
+    if fits:
         after = [int(k) + 1 for k in np.flatnonzero(multiples > 1)]
         raise lot.error(
             f"lacks {int(multiples.sum()) - len(gaps)} of its slices (gaps of more than {usual:.4g} mm"

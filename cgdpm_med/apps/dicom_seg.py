@@ -1,0 +1,213 @@
+"""Masks as DICOM segmentation objects that refer to the images they were made from.
+
+One object for each phase: viewers lay all frames of an object over one stack. Needs highdicom (``pip install
+'cgdpm-med[dicom]'``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cgdpm_med.apps.overlay import COLOURS
+from cgdpm_med.data import ACDC_LABELS
+from cgdpm_med.volumes import InputError, atomic_write
+from cgdpm_med.volumes.dicom_files import DicomImage
+from cgdpm_med.volumes.dicom_stack import DicomStack
+
+Identity = Literal["deidentified", "identified"]
+
+_CODES = {1: "RightVentricle", 2: "LeftVentricleMyocardium", 3: "LeftVentricle"}  # SNOMED CT, by label
+_NO_DATE, _NO_TIME = "19000101", "000000"
+_TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+"""Attributes of patient and study that every object has, if only empty (PS3.3, type 2)."""
+
+
+def check_dicom_seg(identity: str) -> None:
+    """Raises InputError for an unknown ``identity``, or where highdicom is not installed."""
+    if identity not in get_args(Identity):
+        raise InputError(f"a DICOM SEG cannot be {identity!r}", remedy=f"Choose {' or '.join(get_args(Identity))}")
+    if find_spec("highdicom") is None:
+        raise InputError("DICOM SEG needs highdicom", remedy="Install it: pip install 'cgdpm-med[dicom]'")
+
+
+def seg_files(stack: DicomStack, folder: Path, name: str) -> list[Path]:
+    """``<name>_seg.dcm``, or ``<name>_frame<number>_seg.dcm`` for each phase of a cine."""
+    if stack.phases == 1:
+        return [folder / f"{name}_seg.dcm"]
+    return [folder / f"{name}_frame{number:03d}_seg.dcm" for number in range(1, stack.phases + 1)]
+
+
+def write_dicom_seg(
+    mask: NDArray[np.uint8],
+    stack: DicomStack,
+    path: str | Path,
+    *,
+    phase: int = 0,
+    identity: Identity = "deidentified",
+) -> Path:
+    """Write the labels of one phase as a binary segmentation, a segment for each structure.
+
+    A frame is stored for each slice in which a structure occurs, at the place of the image it refers to. Names and
+    colours are those of the label table.
+
+    Args:
+        mask: (columns, rows, slices), labels 0 to 3, on the grid of ``stack``.
+        phase: index of the images that were segmented.
+        identity: "deidentified" copies nothing of patient and study but the UIDs that link the object to its images,
+            and replaces the date of its making, which may be that of the examination, by 1900-01-01; the bytes are then
+            a function of the arguments alone. "identified" copies patient and study, as a PACS needs.
+
+    Raises:
+        ValueError: the mask does not lie on the stack's grid.
+        InputError: highdicom is missing, the images have no frame of reference, or the file cannot be written.
+    """
+    check_dicom_seg(identity)
+    if mask.shape != stack.shape[:3]:
+        raise ValueError(f"a mask of shape {mask.shape} does not lie on a stack of shape {stack.shape}")
+    images = [of_slice[phase] for of_slice in stack.images]
+    if not all(image.frame_of_reference and image.study_uid for image in images):
+        what = "has images without a frame of reference or study, to which no DICOM SEG can refer"
+        raise InputError(what, path=stack.folder, remedy="Leave out --dicom-seg, or export the series again")
+    with warnings.catch_warnings():  # which may quote the header
+        warnings.simplefilter("ignore")
+        seg = _segmentation(mask, stack, images, phase, identity)
+        with atomic_write(path) as file:
+            seg.save_as(file, enforce_file_format=True)
+    return Path(path)
+
+
+def _segmentation(
+    mask: NDArray[np.uint8], stack: DicomStack, images: Sequence[DicomImage], phase: int, identity: Identity
+) -> Any:
+    import highdicom as hd
+    from pydicom.uid import generate_uid
+
+    from cgdpm_med import __version__
+
+    def uid(*parts: str) -> str:
+        """The same for the same images, mask and identity."""
+        return generate_uid(entropy_srcs=["cgdpm_med", identity, *parts])
+
+    first = stack.images[0][0].instance_uid
+    drawn = hashlib.sha256(np.ascontiguousarray(mask)).hexdigest()
+    sources = [_source(image, stack) for image in images]
+    if identity == "identified":
+        sources[0] = _with_patient(sources[0], images[0].path)
+    stamp = {} if identity == "identified" else {"content_date": _NO_DATE, "content_time": _NO_TIME}
+    seg = hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=np.ascontiguousarray(mask.transpose(2, 1, 0)),  # slices, rows, columns
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[_segment(label, __version__) for label in ACDC_LABELS],
+        series_instance_uid=uid("series", first),
+        series_number=1000 + (stack.series[0] if stack.series else 0),
+        sop_instance_uid=uid("object", images[0].instance_uid, drawn),
+        instance_number=phase + 1,
+        manufacturer="cgdpm_med",
+        manufacturer_model_name="cgdpm_med",
+        software_versions=__version__,
+        device_serial_number="0",
+        content_label="CARDIAC_SEG",
+        series_description="Short-axis segmentation, for research",
+        **stamp,
+    )
+    seg.ReferencedSeriesSequence = _references(images)
+    for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
+        item.DimensionOrganizationUID = uid("dimensions", images[0].instance_uid)
+    if identity == "deidentified":
+        del seg.InstanceCreationDate, seg.InstanceCreationTime
+        seg.PatientIdentityRemoved = "YES"
+        seg.DeidentificationMethod = "Nothing of patient and study was copied"
+    return seg
+
+
+def _segment(label: int, version: str) -> Any:
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    return hd.seg.SegmentDescription(
+        segment_number=label,
+        segment_label=ACDC_LABELS[label],
+        segmented_property_category=codes.SCT.AnatomicalStructure,
+        segmented_property_type=getattr(codes.SCT, _CODES[label]),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="cgdpm_med", family=codes.cid7162.ArtificialIntelligence, version=version
+        ),
+        display_color=hd.color.CIELabColor.from_string(COLOURS[label]),
+    )
+
+
+def _source(image: DicomImage, stack: DicomStack) -> Any:
+    """What the library needs to know of an image, and nothing else; all as if of one series, as it demands."""
+    from pydicom import Dataset
+    from pydicom.valuerep import DSfloat
+
+    def decimals(values: Sequence[float] | NDArray[np.float64]) -> list[Any]:
+        return [DSfloat(float(value), auto_format=True) for value in values]  # at most 16 characters
+
+    assert image.spacing is not None
+    assert image.directions is not None
+    assert image.position is not None
+    source = Dataset()
+    for keyword in _TYPE_2:
+        setattr(source, keyword, "")
+    source.SOPClassUID, source.SOPInstanceUID = image.sop_class, image.instance_uid
+    source.StudyInstanceUID, source.SeriesInstanceUID = image.study_uid, stack.images[0][0].series_uid
+    source.FrameOfReferenceUID = image.frame_of_reference
+    source.Modality = "MR"
+    source.Columns, source.Rows = image.size
+    source.PixelSpacing = decimals(image.spacing[::-1])
+    source.ImageOrientationPatient = decimals(image.directions.ravel())
+    source.ImagePositionPatient = decimals(image.position)
+    between = float(np.linalg.norm(stack.affine[:3, 2]))
+    source.SliceThickness = decimals([between if image.thickness is None else image.thickness])[0]
+    source.SpacingBetweenSlices = decimals([between])[0]
+    return source
+
+
+def _with_patient(source: Any, path: Path) -> Any:
+    """The header of a file, with the geometry of ``source``."""
+    from pydicom import dcmread
+
+    header = dcmread(path, stop_before_pixels=True)
+    for element in source:
+        if element.keyword not in _TYPE_2 or element.tag not in header:
+            header.add(element)
+    return header
+
+
+def _references(images: Sequence[DicomImage]) -> list[Any]:
+    """ReferencedSeriesSequence, with the series as they are."""
+    from pydicom import Dataset
+
+    by_series: dict[str, list[Any]] = defaultdict(list)
+    for image in images:
+        instance = Dataset()
+        instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = image.sop_class, image.instance_uid
+        by_series[image.series_uid].append(instance)
+    references = []
+    for series_uid, instances in by_series.items():
+        reference = Dataset()
+        reference.SeriesInstanceUID, reference.ReferencedInstanceSequence = series_uid, instances
+        references.append(reference)
+    return references
