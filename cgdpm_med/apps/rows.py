@@ -1,0 +1,78 @@
+"""Tables whose rows take long to make: every finished row is kept, and a stopped run goes on where it was."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cgdpm_med.volumes import InputError, atomic_write
+
+Row = dict[str, Any]
+
+
+def kept_row(folder: Path, made_with: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> Row:
+    """The row that lies in ``folder``, made now if it does not.
+
+    What it is made with is written down before the work begins, so a folder can hold unfinished work and still not
+    serve another purpose.
+
+    Args:
+        folder: of this row alone, with ``made_with.json`` and, at the end, ``result.json``.
+        made_with: everything the row depends on; plain JSON.
+        make: what makes it; plain JSON.
+
+    Raises:
+        InputError: when the folder holds a row, finished or not, that was made with something else.
+    """
+    file = folder / "made_with.json"
+    wanted = json.loads(json.dumps(made_with))
+    if file.exists():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found != wanted:
+            differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+            raise InputError(
+                f"was made with other settings ({', '.join(differing)})",
+                path=folder,
+                remedy="Delete this folder, or give another output folder",
+            )
+    else:
+        write_text(file, json.dumps(wanted, indent=2))
+    result = folder / "result.json"
+    if not result.exists():
+        write_text(result, json.dumps(make(), indent=2))
+    row: Row = json.loads(result.read_text(encoding="utf-8"))
+    return row
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A column for every key of the first row; an empty field for None, five decimals for other numbers than whole."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows({name: _field(value) for name, value in row.items()} for row in rows)
+    write_text(path, text.getvalue())
+
+
+def _field(value: Any) -> Any:
+    return f"{value:.5f}" if isinstance(value, float) else value
+
+
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lines of a Markdown table, the last without a line break."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def spoken(value: float | None, digits: int = 2, factor: float = 1.0) -> str:
+    """A number for a table, a dash for None and for NaN."""
+    return "–" if value is None or value != value else f"{factor * value:.{digits}f}"
