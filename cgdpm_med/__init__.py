@@ -53,6 +53,7 @@ _EXPORTS: dict[str, str] = {
     # rooms
     "LoadVolumed": "transforms",
     "ShortAxisd": "transforms",
+    "LoneSpacingd": "transforms",
     "EncodeMaskd": "transforms",
     "DecodeMaskd": "transforms",
     "Degraded": "transforms",

@@ -79,6 +79,7 @@ class DiffusionPredictor(nn.Module):
         self.steps, self.method, self.eta = steps, method, eta
         self.members, self.seed, self.precision = members, seed, precision
         self.limit = BatchLimit(max_batch)
+        self.register_load_state_dict_pre_hook(_place_bare_network)
         if compile:
             for network in (denoiser, guide):
                 if network is not None:
@@ -142,6 +143,18 @@ class DiffusionPredictor(nn.Module):
             return denoiser
         guide = Autocast(self.guide, device, dtype)
         return guided(denoiser, guide, self.schedule, scale=self.guidance_scale, interval=self.guidance_interval)
+
+
+def _place_bare_network(predictor: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Weights files hold the network inside the denoiser alone; whoever loads one into the predictor means that."""
+    own = predictor.state_dict().keys()
+    if prefix or own & state_dict.keys():
+        return
+    for place in ("denoiser.", "denoiser.network."):
+        if all(place + name in own for name in state_dict):
+            for name in list(state_dict):
+                state_dict[place + name] = state_dict.pop(name)
+            return
 
 
 class Autocast:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform, Randomizable
+from monai.transforms import InvertibleTransform, MapTransform, Randomizable, Spacingd
 from monai.utils import TraceKeys
 from torch import Tensor
 
@@ -46,8 +46,9 @@ class LoadVolumed(MapTransform):
         spacing: which part of the header to believe; "auto" unless the user knows better.
 
     Each path (or ``Volume`` already read) becomes a float32 MetaTensor (1, X, Y, Z), its affine the RAS+ world affine
-    with the true spacing. Its metadata holds ``filename_or_obj``; ``directions_known``, for :class:`ShortAxisd`; and
-    ``key``, the case key of the keyed noise: the item's ``key`` if it has one, else the file name without extensions.
+    with the true spacing. Its metadata holds ``filename_or_obj``; ``spatial_shape`` and ``original_affine`` as the
+    header states them; ``directions_known``, for :class:`ShortAxisd`; and ``key``, the case key of the keyed noise: the
+    item's ``key`` if it has one, else the file name without extensions.
 
     Raises:
         InputError: for anything wrong with a file, labels off their image's grid, or a file of several time frames.
@@ -89,6 +90,8 @@ class LoadVolumed(MapTransform):
                 meta={
                     "filename_or_obj": str(volume.path),
                     "key": str(data.get("key", case_name(volume.path))),
+                    "spatial_shape": np.array(volume.grid.spatial_shape),
+                    "original_affine": np.array(volume.grid.header_affine),
                     "directions_known": directions_known(volume.grid),
                 },
             )
@@ -126,6 +129,18 @@ class ShortAxisd(MapTransform, InvertibleTransform):
             stored.affine = torch.tensor(done["affine"], dtype=torch.float64)
             out[key] = stored
         return out
+
+
+class LoneSpacingd(Spacingd):
+    """MONAI's ``Spacingd``, shown its own keys alone.
+
+    MONAI 1.6.1 takes every other key that begins with ``<key>_`` for a dictionary of metadata, and fails where one is
+    not: MONAI Label's items hold a path under ``image_path``.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        alone = {key: data[key] for key in self.key_iterator(dict(data))}
+        return {**data, **super().__call__(alone, lazy=lazy)}
 
 
 def encode_mask(labels: Tensor, num_classes: int, scale: float = 1.0) -> Tensor:

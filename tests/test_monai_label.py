@@ -1,0 +1,93 @@
+"""What MONAI Label 0.8.5 does with the segmentation bundle, step by step as its BundleInferTask does it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import REPO
+from monai.bundle import ConfigParser
+from monai.transforms import Spacingd
+from small_networks import small_mask_denoiser, small_network
+
+from cgdpm_med import DiffusionPredictor, LoadVolumed, LoneSpacingd, Segmenter, read_volume
+from cgdpm_med.phantom import PhantomSpec, make_phantom
+
+BUNDLE = REPO / "bundles" / "acdc_segmentation"
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """A phantom whose file holds the slices first, as the app may be given it."""
+    drawn = make_phantom(PhantomSpec.small(seed=1))
+    affine = np.zeros((4, 4))
+    affine[2, 0], affine[0, 1], affine[1, 2], affine[3, 3] = 22.0, -2.8, -2.8, 1
+    nib.Nifti1Image(drawn.images[1].transpose(2, 0, 1), affine).to_filename(tmp_path / "scan.nii.gz")
+    return tmp_path / "scan.nii.gz"
+
+
+def test_the_app_gets_the_masks_of_the_command(scan: Path, tmp_path: Path) -> None:
+    config = ConfigParser()
+    config.read_config(str(BUNDLE / "configs" / "inference.yaml"))
+    config.config.update({"bundle_root": str(BUNDLE), "output_dir": str(tmp_path / "out")})
+    config.config.update({"members": 2, "steps": 1, "precision": "float32"})
+    metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    formats = metadata["network_data_format"]
+    assert (next(iter(formats["inputs"])), next(iter(formats["outputs"]))) == ("image", "pred")
+    assert formats["outputs"]["pred"]["channel_def"]["3"] == "left-ventricular cavity"
+
+    network = config.get_parsed_content("network_def", instantiate=True)
+    network.load_state_dict(torch.load(BUNDLE / "models" / "model.pt", map_location="cpu"), strict=True)
+    item: dict[str, Any] = {
+        "image": str(scan),
+        "image_path": str(scan),
+        "model": "m",
+        "device": "cpu",
+        "model_filename": [],
+    }
+    for transform in config.get_parsed_content("preprocessing").transforms:
+        item = transform(item)
+    with torch.no_grad():
+        item["pred"] = config.get_parsed_content("inferer")(item["image"][None], network.eval())[0]
+    for transform in config.get_parsed_content("postprocessing").transforms:
+        item = transform(item)
+
+    expected = Segmenter.from_bundle(BUNDLE, members=2, steps=1, device="cpu", precision="float32")(read_volume(scan))
+    assert expected.mask.any()
+    np.testing.assert_array_equal(item["pred"][0], expected.mask)
+    # from these the app takes size and place of the file it writes
+    np.testing.assert_array_equal(item["image"].meta["spatial_shape"], nib.load(scan).shape)
+    np.testing.assert_array_equal(item["image"].meta["original_affine"], nib.load(scan).affine)
+
+
+def test_weights_of_the_bare_network_go_where_they_belong() -> None:
+    bare = small_network(seed=5).state_dict()
+    predictor = DiffusionPredictor(small_mask_denoiser(seed=1))
+    predictor.load_state_dict(bare)
+    assert all(torch.equal(value, bare[name]) for name, value in predictor.denoiser.network.state_dict().items())
+    again = DiffusionPredictor(small_network(seed=2))
+    again.load_state_dict(bare)
+    assert all(torch.equal(value, bare[name]) for name, value in again.denoiser.state_dict().items())
+    predictor.load_state_dict(DiffusionPredictor(small_mask_denoiser(seed=3)).state_dict())
+    assert torch.equal(predictor.denoiser.network.head.weight, small_network(seed=3).head.weight)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        predictor.load_state_dict({name: value for name, value in bare.items() if "head" not in name})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        predictor.load_state_dict({**bare, "other": torch.zeros(1)})
+
+
+def test_the_lone_spacing_is_monais(scan: Path) -> None:
+    item = LoadVolumed("image")({"image": scan})
+    settings: dict[str, Any] = {"keys": "image", "pixdim": (10.0, 1.5, -1), "mode": "bilinear"}
+    expected = Spacingd(**settings)(item)["image"]
+    found = LoneSpacingd(**settings)({**item, "image_path": str(scan)})
+    assert torch.equal(found["image"], expected)
+    assert torch.equal(found["image"].affine, expected.affine)
+    assert found["image_path"] == str(scan)
+    back = LoneSpacingd(**settings)
+    assert back.inverse(back(item))["image"].shape == item["image"].shape
