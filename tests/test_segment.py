@@ -14,6 +14,7 @@ from stubs import Thresholder, segmentation_of
 from cgdpm_med import (
     InputError,
     Options,
+    autocast_dtype,
     find_cases,
     read_volume,
     save_segmentation,
@@ -128,7 +129,33 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
             choose_device(unknown)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("auto") == torch.device("cuda")
     assert choose_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(InputError, match="2 of them"):
         choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "rank", "expected"),
+    [
+        (2, False, None, "cuda"),
+        (2, True, None, "cuda"),
+        (2, True, "1", "cuda:1"),
+        (2, False, "3", "cuda:1"),
+        (0, True, None, "mps"),
+        (0, True, "1", "mps"),
+        (0, False, "1", "cpu"),
+    ],
+)
+def test_auto_takes_cuda_then_mps_then_the_cpu(
+    cuda: int, mps: bool, rank: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert choose_device("auto") == torch.device(expected)
+    if not cuda and mps:
+        assert choose_device("mps") == torch.device("mps")
+        assert autocast_dtype(torch.device("mps"), "auto") == torch.float32  # bfloat16 is emulated on older chips

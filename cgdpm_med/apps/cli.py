@@ -55,7 +55,7 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Reverse steps of each ma
 Seed = Annotated[
     int | None, typer.Option(min=0, help="The same seed gives the same masks.", show_default="the bundle's")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[str, typer.Option(help="auto (the first there is of CUDA, MPS, CPU), cpu, cuda, cuda:1 or mps.")]
 Weights = Annotated[Path | None, typer.Option(help="Weights to use.", show_default="the bundle's")]
 Bundle = Annotated[str, typer.Option(help="Name of a bundle (see info), or its folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, for machines.")]

@@ -67,7 +67,7 @@ def _installed_version(distribution: str) -> str | None:
 def _device() -> str:
     if torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name()}"
-    return "cpu"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _describe_bundle(folder: Path) -> dict[str, Any]:

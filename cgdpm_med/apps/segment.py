@@ -205,16 +205,16 @@ def _as_fraction(progress: Callable[[float], None], of: int) -> Callable[[int], 
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device called ``name``: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
+    """The device called ``name``: "auto" (the first there is of CUDA, MPS, CPU), "cpu", "cuda", "cuda:1" or "mps".
 
-    Where torchrun started several processes on one machine, "auto" gives each the device of its LOCAL_RANK.
+    Where torchrun started several processes on one machine, "auto" gives each the CUDA device of its LOCAL_RANK.
 
     Raises:
         InputError: for an unknown name, or a device that this machine or this build of PyTorch does not have.
     """
     if name == "auto":
         if not torch.cuda.is_available():
-            return torch.device("cpu")
+            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
         rank = os.environ.get("LOCAL_RANK", "")
         return torch.device(f"cuda:{int(rank) % torch.cuda.device_count()}" if rank.isdigit() else "cuda")
     kind, _, index = name.partition(":")
