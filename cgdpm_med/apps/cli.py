@@ -42,6 +42,13 @@ class Fusion(str, Enum):
     staple = "staple"
 
 
+class Identity(str, Enum):
+    """Of the patient in DICOM segmentations."""
+
+    deidentified = "deidentified"
+    identified = "identified"
+
+
 class Precision(str, Enum):
     """Of the network's arithmetic."""
 
@@ -175,7 +182,9 @@ def _timesteps(text: str) -> list[int]:
 
 @app.command()
 def segment(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A NIfTI file, a folder of them, or ACDC's layout.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A NIfTI file, a DICOM series, a folder of them, or ACDC's layout.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; made if absent.")],
     members: Members = None,
     steps: Steps = None,
@@ -208,6 +217,10 @@ def segment(
     label_table: Annotated[
         bool, typer.Option("--label-table", help="Write names and colours for 3D Slicer and ITK-SNAP.")
     ] = False,
+    dicom_seg: Annotated[
+        Identity | None,
+        typer.Option(help="Write DICOM SEG of DICOM inputs, without or with what identifies the patient."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--continue", help="Leave out studies that are complete and made the same way.")
     ] = False,
@@ -235,6 +248,7 @@ def segment(
         height=height,
         weight=weight,
         pages=pages,
+        dicom_seg=None if dicom_seg is None else dicom_seg.value,
     )
     result = run(
         source,

@@ -108,11 +108,11 @@ def _segmentation(
         return generate_uid(entropy_srcs=["cgdpm_med", identity, *parts])
 
     first = stack.images[0][0].instance_uid
-    drawn = hashlib.sha256(np.ascontiguousarray(mask)).hexdigest()
+    drawn = hashlib.sha256(mask.tobytes()).hexdigest()
     sources = [_source(image, stack) for image in images]
     if identity == "identified":
         sources[0] = _with_patient(sources[0], images[0].path)
-    stamp = {} if identity == "identified" else {"content_date": _NO_DATE, "content_time": _NO_TIME}
+    stamp: dict[str, Any] = {} if identity == "identified" else {"content_date": _NO_DATE, "content_time": _NO_TIME}
     seg = hd.seg.Segmentation(
         source_images=sources,
         pixel_array=np.ascontiguousarray(mask.transpose(2, 1, 0)),  # slices, rows, columns
@@ -135,6 +135,8 @@ def _segmentation(
         item.DimensionOrganizationUID = uid("dimensions", images[0].instance_uid)
     if identity == "deidentified":
         del seg.InstanceCreationDate, seg.InstanceCreationTime
+        for equipment in seg.ContributingEquipmentSequence:
+            del equipment.ContributionDateTime
         seg.PatientIdentityRemoved = "YES"
         seg.DeidentificationMethod = "Nothing of patient and study was copied"
     return seg

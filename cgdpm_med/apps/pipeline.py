@@ -18,6 +18,7 @@ import torch
 from cgdpm_med.apps.cases import Case, Subject, find_cases, group_studies, real_path
 from cgdpm_med.apps.components import keep_largest
 from cgdpm_med.apps.console import CaseBar, complain
+from cgdpm_med.apps.dicom_seg import Identity, check_dicom_seg, seg_files, write_dicom_seg
 from cgdpm_med.apps.evaluate import settings
 from cgdpm_med.apps.outputs import (
     WRITTEN,
@@ -36,7 +37,7 @@ from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device
 from cgdpm_med.apps.staple import fuse_staple
 from cgdpm_med.apps.study import Study, StudyResult
 from cgdpm_med.predictor import autocast_dtype
-from cgdpm_med.volumes import InputError, Volume, frames, read_volume, sweep_temporaries
+from cgdpm_med.volumes import InputError, Volume, frames, sweep_temporaries
 
 Progress = Callable[[str, float], None]
 Segments = Callable[[Volume, str, Callable[[float], None]], Segmentation]
@@ -53,6 +54,7 @@ class Options:
         ed, es: frame numbers of a cine, from 1; by default the largest and the smallest left ventricle.
         height, weight: in cm and kg, of a single patient.
         pages: whether each study gets an HTML page.
+        dicom_seg: whether DICOM inputs get DICOM segmentations, "deidentified" or "identified"; None writes none.
     """
 
     write: Sequence[str] = WRITTEN
@@ -63,6 +65,7 @@ class Options:
     height: float | None = None
     weight: float | None = None
     pages: bool = True
+    dicom_seg: Identity | None = None
 
     def on_top_of(self, origin: Provenance | None) -> Provenance:
         """How a mask was made, given how its ensemble was."""
@@ -140,6 +143,10 @@ def segment(
 
 def check_options(options: Options, cases: Sequence[Case]) -> None:
     """Raises InputError for options that do not fit together, or not to these cases."""
+    if options.dicom_seg is not None:
+        check_dicom_seg(options.dicom_seg)
+        if all(case.stack is None and case.error is None for case in cases):
+            raise InputError("there is no DICOM series to make a DICOM SEG of", remedy="Leave out --dicom-seg")
     studies = group_studies(cases)
     for name, number in (("--ed", options.ed), ("--es", options.es)):
         if number is not None and any(case.subject is not None for case in cases):
@@ -244,7 +251,7 @@ def segment_cases(
     options = options or Options()
     check_outputs(options.write)
     run = _Run(segmenter, Path(output), options, options.on_top_of(origin), report, progress)
-    run.inputs = {real_path(case.image) for case in cases}
+    run.inputs = {real_path(path) for case in cases for path in case.files}
     for of_study in group_studies(cases).values():
         run.study(of_study, resume)
     return run.outcome
@@ -267,7 +274,7 @@ class _Run:
         subject = self.options.subject(cases[0].study)
         record = folder / f"{PurePosixPath(subject.key).name}.json"
         about = self._about(subject)
-        if resume and (past := finished(record, about, [case.image for case in cases])) is not None:
+        if resume and (past := finished(record, about, cases)) is not None:
             self._skip(record, past, cases)
             return
         study = Study(subject.key, ed=subject.ed, es=subject.es, height=subject.height, weight=subject.weight)
@@ -295,7 +302,11 @@ class _Run:
         return {
             "subject": asdict(subject),
             "made_with": made_with,
-            "wanted": {"write": sorted(self.options.write), "pages": self.options.pages},
+            "wanted": {
+                "write": sorted(self.options.write),
+                "pages": self.options.pages,
+                "dicom_seg": self.options.dicom_seg,
+            },
         }
 
     def _skip(self, record: Path, done: Mapping[str, Any], cases: Sequence[Case]) -> None:
@@ -317,7 +328,7 @@ class _Run:
         if case.folder == Path() and case.name == COHORT:
             raise InputError("has the name of the cohort's files", path=case.image, remedy="Rename it")
         self._clear(case, folder, record)
-        volume = read_volume(case.image)
+        volume = case.read()
         series = volume.data.ndim == 4
         described, files = (self._cine if series else self._volume)(case, volume, folder, study)
         described["files"] = [path.name for path in files]
@@ -332,7 +343,8 @@ class _Run:
             raise InputError("would be overwritten by its mask", path=case.image, remedy="Give another output folder")
         if record.is_file():
             record.unlink()
-        for path in (*targets, record, record.with_suffix(".html"), folder / f"{case.name}.json"):
+        objects = [] if case.stack is None else seg_files(case.stack, folder, case.name)
+        for path in (*targets, *objects, record, record.with_suffix(".html"), folder / f"{case.name}.json"):
             sweep_temporaries(path)
 
     def _volume(self, case: Case, volume: Volume, folder: Path, study: Study) -> tuple[dict[str, Any], list[Path]]:
@@ -341,7 +353,8 @@ class _Run:
             raise InputError("is a single volume and has no frames to name", path=case.image, remedy=remedy)
         result, said = self._ensemble(volume, case.key, lambda fraction: self.progress(case.key, fraction))
         study.add(case.frame, result)
-        return {**describe(result), **said}, save_maps(result, folder, case.name, self.options.write)
+        files = save_maps(result, folder, case.name, self.options.write)
+        return {**describe(result), **said}, [*files, *self._seg(case, folder, 1, result)]
 
     def _cine(self, case: Case, volume: Volume, folder: Path, study: Study) -> tuple[dict[str, Any], list[Path]]:
         total = volume.data.shape[3]
@@ -350,6 +363,7 @@ class _Run:
                 what = f"has {total} frames, so {name} cannot be frame {number}"
                 raise InputError(what, path=case.image, remedy="Frames count from 1")
         maps, by_frame = CineMaps(volume, folder, case.name, self.options.write), {}
+        objects: list[Path] = []
         for number, frame in enumerate(frames(volume), start=1):
             if frame.data.min() == frame.data.max():
                 raise InputError(f"is constant in frame {number}", path=case.image, remedy="Export the series again")
@@ -357,9 +371,17 @@ class _Run:
             result, said = self._ensemble(frame, f"{case.key}/frame{number:03d}", progress)
             study.add(number, result)
             maps.add(number, result)
+            objects += self._seg(case, folder, number, result)
             by_frame[str(number)] = {**describe(result), **said}
         described = {"case": case.key, "shape": list(volume.data.shape), "frames": by_frame}
-        return described, maps.save()
+        return described, [*maps.save(), *objects]
+
+    def _seg(self, case: Case, folder: Path, frame: int, result: Segmentation) -> list[Path]:
+        """The DICOM segmentation of one frame, where it is wanted and there are images to refer to."""
+        if self.options.dicom_seg is None or case.stack is None:
+            return []
+        path = seg_files(case.stack, folder, case.name)[frame - 1]
+        return [write_dicom_seg(result.mask, case.stack, path, phase=frame - 1, identity=self.options.dicom_seg)]
 
     def _part_done(self, key: str, before: int, total: int, fraction: float) -> None:
         self.progress(key, (before + fraction) / total)
@@ -402,7 +424,7 @@ class _Run:
             "study": study_record(result),
             **about,
             "device": self.origin.settings.get("device"),
-            "inputs": input_hashes([case.image for case in cases]),
+            "inputs": input_hashes(cases),
             "files": files,
         }
         write_json({**(done[0] if alone else {}), **summary}, record)

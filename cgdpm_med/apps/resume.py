@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from cgdpm_med.apps.cases import Case
 from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.records import read_record
 from cgdpm_med.volumes import InputError
@@ -62,12 +63,17 @@ def find_shard(text: str | None, environment: Mapping[str, str] = os.environ) ->
 # --- what is finished -------------------------------------------------------------------------------------------------
 
 
-def input_hashes(paths: list[Path]) -> dict[str, str]:
-    """SHA-256 of each input by its file name."""
-    return {path.name: sha256_of(path) for path in paths}
+def input_hashes(cases: Sequence[Case]) -> dict[str, str]:
+    """SHA-256 of each input by its name; of a DICOM stack that of its files' hashes, since file names may be UIDs."""
+    return {case.image.name: _input_hash(case.files) for case in cases}
 
 
-def finished(path: Path, about: Mapping[str, Any], inputs: list[Path]) -> dict[str, Any] | None:
+def _input_hash(files: Sequence[Path]) -> str:
+    hashes = [sha256_of(path) for path in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def finished(path: Path, about: Mapping[str, Any], inputs: Sequence[Case]) -> dict[str, Any] | None:
     """The record at ``path`` when the study is complete: every file there and readable, made alike from equal inputs.
 
     Args:
