@@ -28,7 +28,7 @@ class SliceEnsembleInferer(Inferer):
         neighbours: neighbouring slices on each side, as condition channels.
         window: sides of the network's window; larger slices are denoised jointly (:class:`WindowedDenoiser`).
             None evaluates whole slices.
-        overlap: of the windows.
+        overlap, window_batch: of the windows.
         progress: called with the number of finished slice fields.
     """
 
@@ -38,8 +38,10 @@ class SliceEnsembleInferer(Inferer):
         window: Sequence[int] | None = None,
         overlap: float = 0.5,
         progress: Callable[[int], None] | None = None,
+        window_batch: int = 1,
     ) -> None:
         self.neighbours, self.overlap, self.progress = neighbours, overlap, progress
+        self.window_batch = window_batch
         self.window = None if window is None else tuple(window)
 
     def __call__(
@@ -64,13 +66,14 @@ class SliceEnsembleInferer(Inferer):
             members = network.ensemble(stack, keys=keys, progress=progress or self.progress, wrap=wrap)
             volumes.append(members.movedim(1, -1).flatten(0, 1))
         # MONAI's Invertd passes plain tensors through untouched, with no more than a warning
-        return convert_to_dst_type(torch.stack(volumes), inputs)[0]
+        together = volumes[0][None] if len(volumes) == 1 else torch.stack(volumes)
+        return convert_to_dst_type(together, inputs)[0]
 
     def _windowed(self, size: Sequence[int], size_factor: int) -> Callable[[Any], Any] | None:
         if self.window is None or all(size_factor * n <= w for n, w in zip(size, self.window, strict=True)):
             return None
-        window, overlap = self.window, self.overlap
-        return lambda denoiser: WindowedDenoiser(denoiser, window, overlap, size_factor=size_factor)
+        window, overlap, at_once = self.window, self.overlap, self.window_batch
+        return lambda denoiser: WindowedDenoiser(denoiser, window, overlap, at_once, size_factor)
 
 
 class RegionInferer(Inferer):

@@ -134,7 +134,11 @@ class DiffusionPredictor(nn.Module):
             eta=self.eta,
             clip=(-self.scale, self.scale) if self.target == "mask" else (-1.0, 1.0),
         )
-        return mask_probabilities(x_0, self.scale, channel_dim=2) if self.target == "mask" else x_0.clamp(-1, 1)
+        if self.target == "image":
+            return x_0.clamp_(-1, 1)
+        for member in x_0:  # one by one and in place: many members are large
+            member.copy_(mask_probabilities(member, self.scale, channel_dim=1))
+        return x_0
 
     def _sampling_denoiser(self, device: torch.device) -> Any:
         dtype = autocast_dtype(device, self.precision)
