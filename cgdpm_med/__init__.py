@@ -160,6 +160,7 @@ _EXPORTS: dict[str, str] = {
     "require_success": "apps.console",
     "Segmentation": "apps.segment",
     "Segmenter": "apps.segment",
+    "KeepingSegmenter": "apps.keep",
     "segment": "apps.pipeline",
     "segment_all": "apps.pipeline",
     "segment_cases": "apps.pipeline",
