@@ -90,6 +90,8 @@ _EXPORTS: dict[str, str] = {
     "Volume": "volumes",
     "read_labels": "volumes",
     "read_volume": "volumes",
+    "find_dicom": "volumes",
+    "read_dicom": "volumes",
     "refined_grid": "volumes",
     "ShortAxisView": "volumes",
     "short_axis_view": "volumes",

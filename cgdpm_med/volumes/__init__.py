@@ -6,11 +6,14 @@ derived from it, because the two differ in the wild: every ACDC file holds a uni
 in ``pixdim``. Resampling and volumes use the derived geometry, output is written with the header as read.
 
 ``files`` holds the error for bad input and the safe way to write a file, ``grid`` the geometry, ``orientation`` the way
-to look at it, ``refine`` finer grids, ``nifti`` the format.
+to look at it, ``refine`` finer grids, ``nifti`` the format. DICOM has three modules: ``dicom_files`` reads one file,
+``dicom_stack`` puts images in the order of space and time, ``dicom`` finds what belongs together.
 """
 
 from __future__ import annotations
 
+from cgdpm_med.volumes.dicom import DicomFinding, DicomWarning, find_dicom, read_dicom
+from cgdpm_med.volumes.dicom_stack import DicomStack
 from cgdpm_med.volumes.files import InputError, atomic_write, sweep_temporaries
 from cgdpm_med.volumes.grid import VOXEL_LIMIT, Grid, HeaderWarning, Spacing, check_size
 from cgdpm_med.volumes.nifti import Volume, frames, read_labels, read_volume, write_on_grid
@@ -19,6 +22,9 @@ from cgdpm_med.volumes.refine import refined_grid
 
 __all__ = [
     "VOXEL_LIMIT",
+    "DicomFinding",
+    "DicomStack",
+    "DicomWarning",
     "Grid",
     "HeaderWarning",
     "InputError",
@@ -28,7 +34,9 @@ __all__ = [
     "atomic_write",
     "check_size",
     "directions_known",
+    "find_dicom",
     "frames",
+    "read_dicom",
     "read_labels",
     "read_volume",
     "refined_grid",
