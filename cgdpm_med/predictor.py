@@ -117,31 +117,33 @@ class DiffusionPredictor(nn.Module):
             progress: called with the number of finished fields.
             wrap: applied to the (guided) denoiser before sampling, for example a windowed one.
         """
-        denoiser = self._sampling_denoiser(image.device)
-        x_0 = sample_ensemble(
-            wrap(denoiser) if wrap else denoiser,
-            image,
-            self.schedule,
-            shape=(self.out_channels, *self._target_size(image)),
-            members=self.members,
-            seed=self.seed,
-            keys=keys,
-            member_ids=member_ids,
-            max_batch=self.limit,
-            progress=progress,
-            steps=self.steps,
-            method=self.method,
-            eta=self.eta,
-            clip=(-self.scale, self.scale) if self.target == "mask" else (-1.0, 1.0),
-        )
+        dtype = autocast_dtype(image.device, self.precision)
+        denoiser = self._sampling_denoiser(image.device, dtype)
+        # around the whole sampling too: weights are cast when first used and kept until the outermost context ends
+        with lower_precision(image.device, dtype):
+            x_0 = sample_ensemble(
+                wrap(denoiser) if wrap else denoiser,
+                image,
+                self.schedule,
+                shape=(self.out_channels, *self._target_size(image)),
+                members=self.members,
+                seed=self.seed,
+                keys=keys,
+                member_ids=member_ids,
+                max_batch=self.limit,
+                progress=progress,
+                steps=self.steps,
+                method=self.method,
+                eta=self.eta,
+                clip=(-self.scale, self.scale) if self.target == "mask" else (-1.0, 1.0),
+            )
         if self.target == "image":
             return x_0.clamp_(-1, 1)
         for member in x_0:  # one by one and in place: many members are large
             member.copy_(mask_probabilities(member, self.scale, channel_dim=1))
         return x_0
 
-    def _sampling_denoiser(self, device: torch.device) -> Any:
-        dtype = autocast_dtype(device, self.precision)
+    def _sampling_denoiser(self, device: torch.device, dtype: torch.dtype) -> Any:
         denoiser: Any = Autocast(self.denoiser, device, dtype)
         if self.guide is None:
             return denoiser
@@ -173,7 +175,7 @@ class Autocast:
         self.device, self.dtype = device, dtype
 
     def _context(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        return lower_precision(self.device, self.dtype)
 
     def encode_condition(self, y: Tensor) -> Any:
         with self._context():
@@ -182,6 +184,11 @@ class Autocast:
     def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
         with self._context():
             return self.network(x_t, t, context).to(x_t.dtype)
+
+
+def lower_precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Matrix products and convolutions in ``dtype``; without effect for float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def check_precision(precision: str) -> str:

@@ -147,7 +147,9 @@ def encode(denoiser: Denoiser, context: Any) -> Any:
 
 def denoise(denoiser: Denoiser, x_t: Tensor, t: int, context: Any) -> Guided:
     """Evaluate the denoiser at one timestep for the whole batch, guided or not."""
-    output = denoiser(x_t, torch.full((x_t.shape[0],), t, dtype=torch.int64, device=x_t.device), context)
+    # expanded, not filled: a network can tell from the stride that one timestep serves the batch
+    times = torch.tensor([t], device=x_t.device).expand(len(x_t))
+    output = denoiser(x_t, times, context)
     return output if isinstance(output, Guided) else Guided(output, None)
 
 

@@ -348,7 +348,8 @@ class ConditionalUNet(nn.Module):
         Args:
             x: x_t, shape (B, C, *S). B may be K times the images in ``context``; the K members of an image lie
                 beside each other.
-            timesteps: int or float, (B,) or (1,).
+            timesteps: int or float, (B,) or (1,). One timestep for the whole batch is cheaper, given as (1,) or as that
+                expanded to (B,), which is what the samplers do.
             context: the condition image (B, Cc, *S / cond_scale), or what ``encode_condition`` returned.
             class_labels: int64 (B,) when the network has classes.
 
@@ -370,7 +371,7 @@ class ConditionalUNet(nn.Module):
         skips = self.encoder(h, emb, context.encoder)
         h = self.mid2(self.mid_attention(self.mid1(skips[-1], emb, context.bottleneck)), emb)
         h = self.decoder(h, skips, emb, context.decoder)
-        return self.head(F.silu(self.norm_out(h)))
+        return self.head(F.silu(self.norm_out(h), inplace=True))
 
     def encode_condition(self, y: Tensor | None, size: Sequence[int] | None = None) -> ConditionFeatures:
         """Everything the network needs of the condition image; independent of t and x_t.
@@ -405,6 +406,8 @@ class ConditionalUNet(nn.Module):
         return ConditionFeatures(stem, encoder, bottleneck, decoder)
 
     def _embed(self, timesteps: Tensor, class_labels: Tensor | None, x: Tensor) -> Tensor:
+        if timesteps.stride(0) == 0:
+            timesteps = timesteps[:1]
         sinusoids = timestep_embedding(timesteps.to(x.device), self.model_channels)
         emb = self.time_embed(sinusoids.to(next(self.time_embed.parameters()).dtype))
         if (class_labels is None) != (self.class_embed is None):
