@@ -44,6 +44,7 @@ def main() -> None:
         x, lines = "guidance_scale", "guidance_interval"
     else:
         varied = [{"method": m, "steps": n} for m in ("ddim", "ddpm", "dpmpp_2m") for n in arguments.steps]
+        varied += [{"method": method, "steps": steps} for method, steps in arguments.also]
         x, lines = "steps", "method"
     console = Console()
     console.print(f"{len(varied)} settings on {len(datalist)} volumes of the {arguments.section} patients")
@@ -64,6 +65,10 @@ def parse_arguments() -> argparse.Namespace:
         low, high = text.split(":")
         return [int(low), int(high)]
 
+    def sampler(text: str) -> tuple[str, int]:
+        method, steps = text.split(":")
+        return method, int(steps)
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("guidance", "steps"))
     parser.add_argument("--dataset-dir", type=Path, required=True)
@@ -76,6 +81,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scales", type=float, nargs="+", default=[0, 0.25, 0.5, 1.0])
     parser.add_argument("--intervals", type=interval, nargs="+", default=INTERVALS, help="such as 0:1000")
     parser.add_argument("--steps", type=int, nargs="+", default=[4], help="of the sweep, or (guidance) every setting")
+    parser.add_argument(
+        "--also", type=sampler, nargs="+", default=[], help="further settings of the steps, such as ddpm:1000"
+    )
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--continue", dest="resume", action="store_true", help="keep the rows of an interrupted sweep")
@@ -96,6 +104,8 @@ def plot(rows: Sequence[Mapping[str, Any]], x: str, lines: str, title: str, path
             points = sorted((r[x], r[score]) for r in rows if str(r[lines]) == value or r.get("guidance_scale") == 0)
             axis.plot(*zip(*points, strict=True), marker="o", label=value)
         axis.set(xlabel=x.replace("_", " "), ylabel=label)
+        if x == "steps":
+            axis.set_xscale("log")
         axis.grid(alpha=0.3)
     axes.flat[0].legend(title=lines.replace("_", " "))
     figure.suptitle(title)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from cgdpm_med import autocast_dtype
 from cgdpm_med.diffusion.batching import BatchLimit
 
 from .contestants import CLASSES, condition, flops, shipped
-from .harness import Claim, Result, Table, console, median, timed
+from .harness import Claim, Result, Table, alternate, console, median, timed
 
 TARGETS = {"cpu": 0.7, "cuda": 0.5}
 DOMINANT = 0.8  # the shapes that make this share of the convolutions' FLOPs
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> Result:
                 layers[shape].append(best_time(shape, dtype, device))
             console.print(f"  {repeat + 1}/{arguments.repeats}  {work / sampling[-1] / 1e9:.0f} GFLOP/s")
         profile = profiled(predictor, y)
+        batches = by_batch(arguments)
     rates = {shape: one_flops(shape) / median(times) for shape, times in layers.items()}
     weighted = covered / sum(shapes[shape] / rates[shape] for shape in dominant)
     single = max(rates.values())
@@ -83,12 +85,30 @@ def run(arguments: argparse.Namespace) -> Result:
                 ["the fastest of them", f"{single / 1e9:.0f}"],
             ],
         ),
+        Table("GFLOP/s by max_batch", ["fields in one evaluation", "GFLOP/s"], batches),
         Table(f"Dominant convolutions, batch {batch}", ["shape", "of the FLOPs", "GFLOP/s"], rows),
         Table("Where the time of sampling goes", ["operation", "share"], profile),
     ]
     settings = {name: getattr(arguments, name) for name in ("members", "slices", "size", "steps")}
     raw = {"sampling": sampling, "flops": work, "layers": {str(k): v for k, v in layers.items()}}
     return Result({**settings, "dtype": str(dtype), "batch": batch}, claims, tables, raw)
+
+
+def by_batch(arguments: argparse.Namespace) -> list[list[Any]]:
+    """Rates of sampling by the number of fields in one evaluation, in both precisions."""
+    size, device = arguments.size, arguments.device
+    work: dict[str, Callable[[], Any]] = {}
+    counted = {}
+    y = condition(max(1, 32 // arguments.members), size, 3, device)
+    for precision in ("bfloat16", "float32"):
+        for fields in (2, 4) if arguments.quick else (2, 4, 8, 16, 32):
+            common = {"members": arguments.members, "steps": 1, "precision": precision, "max_batch": fields}
+            predictor = shipped(**common).to(device)
+            name = f"{fields}, {precision}"
+            work[name] = lambda predictor=predictor: predictor.ensemble(y)
+            counted[name] = flops(work[name])
+    times = alternate(work, arguments.repeats, device)
+    return [[name, f"{counted[name] / median(seconds) / 1e9:.0f}"] for name, seconds in times.items()]
 
 
 def scaled(spread: tuple[float, float], by: float) -> tuple[float, float]:
