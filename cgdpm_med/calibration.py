@@ -5,8 +5,8 @@ keeps the order of a voxel's classes, a conformal factor moves the ends of an in
 
 Temperature: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
 Conformal prediction: J. Lei, M. G'Sell, A. Rinaldo, R. J. Tibshirani, L. Wasserman, "Distribution-Free Predictive
-Inference for Regression", JASA 113, 2018; the law of the coverage given the fitted cases: V. Vovk, "Conditional Validity
-of Inductive Conformal Predictors", ACML 2012.
+Inference for Regression", JASA 113, 2018; the law of the coverage given the fitted cases: V. Vovk, "Conditional
+Validity of Inductive Conformal Predictors", ACML 2012.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def interval_score(value: float, lower: float, upper: float, truth: float, margi
 
 
 def conformal_rank(cases: int, level: float) -> int | None:
-    """Which of the ordered scores of ``cases`` cases is the factor: ceil(level (cases + 1)), or None beyond the last."""
+    """Which of ``cases`` ordered scores is the factor: number ceil(level (cases + 1)), or None beyond the last."""
     rank = math.ceil(level * (cases + 1) - 1e-9)
     return rank if rank <= cases else None
 

@@ -40,6 +40,7 @@ class Stub:
         self.predictor = SimpleNamespace(**(sampling | settings))
         self.device = torch.device("cpu")
         self.weights: tuple[Path, ...] = ()
+        self.fusion = "mean"
         self.seen: list[str] = []
 
 

@@ -148,7 +148,7 @@ def test_the_factor_is_an_order_statistic() -> None:
     assert conformal_factor(scores, 0.9) == 18
     assert conformal_factor([*scores[:-1], math.inf], 0.5) == pytest.approx(np.sort([*scores[:-1], np.inf])[9])
     assert conformal_factor([1.0] * 9 + [math.inf]) == math.inf
-    with pytest.raises(InputError, match="8 cases cannot support intervals of 90 %.*9 or more"):
+    with pytest.raises(InputError, match=r"8 cases cannot support intervals of 90 %.*9 or more"):
         conformal_factor(scores[:8], 0.9)
     with pytest.raises(ValueError, match="level"):
         conformal_factor(scores, 1.0)

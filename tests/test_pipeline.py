@@ -263,7 +263,9 @@ def test_a_study_with_a_bad_image_is_not_finished(acdc: Path, tmp_path: Path) ->
 def example_result() -> StudyResult:
     rng = np.random.default_rng(0)
     volumes = {n: frame_volumes(rng.integers(0, 4, (3, 4)), rng.integers(0, 4, (5, 3, 4)), 7.3) for n in (1, 4)}
-    function = cardiac_function(volumes[1], volumes[4], height=171, weight=66, widening={"lv_ef": 1.7})
+    function = cardiac_function(
+        volumes[1], volumes[4], height=171, weight=66, widening={"lv_ef": 1.7}, margin={"rv_ef": 2}
+    )
     quality = Quality((Finding("a", "b", review=False), Finding("c", "d")), {"ED": {1: 0.9, 3: 1.0}})
     return StudyResult("x/y", volumes, quality, 1, 4, function)
 

@@ -142,13 +142,16 @@ def test_the_numbers_are_the_studys(html: str, study: Study, drawn: Phantom) -> 
     assert "Body surface 2.00 m²" in text
 
 
-def test_fitted_factors_are_stated(study: Study) -> None:
+def test_calibrated_intervals_are_called_so(study: Study) -> None:
     result = study.result()
     assert result.function is not None
     widened = replace(result.function, widening={**result.function.widening, "lv_ef": 1.8})
     text = Page(case_report(replace(result, function=widened), {}, ORIGIN)).text
-    assert "multiplied by fitted factors: LV ejection fraction 1.80." in text
-    assert "fitted factors" not in Page(case_report(result, {}, ORIGIN)).text
+    assert "calibrated 90 % interval" in text
+    assert "widened so as to cover the truth" in text
+    text = Page(case_report(result, {}, ORIGIN)).text
+    assert "calibrated 90 % interval" not in text
+    assert "they are not calibrated" in text
 
 
 def test_the_origin_is_stated(html: str) -> None:

@@ -11,7 +11,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,7 @@ def interval_estimate(
     *,
     level: float = 0.9,
     widening: float = 1.0,
+    margin: float = 0.0,
     floor: float = -math.inf,
     ceiling: float = math.inf,
 ) -> Estimate:
@@ -136,17 +137,20 @@ def interval_estimate(
 
     The ends are the members' quantiles at (1 - level) / 2 and (1 + level) / 2, linear between order statistics; where
     the value lies outside them, the interval reaches to the value. ``widening`` multiplies the distance of both ends
-    from the value: a factor fitted by conformal prediction makes the coverage hold on exchangeable cases, 1 leaves
-    the ensemble's own spread. The ends are cut at ``floor`` and ``ceiling``.
+    from the value, and ``margin`` is added to it: fitted by conformal prediction (:mod:`cgdpm_med.apps.calibrate`) they
+    make the coverage hold on exchangeable cases, 1 and 0 leave the ensemble's own spread. The ends are cut at ``floor``
+    and ``ceiling``.
 
     Members that are not finite (an ejection fraction where nothing was found) are left out; with fewer than two
     others there is no interval, and a value that is not finite gives no estimate.
 
     Raises:
-        ValueError: for a level outside (0, 1) or a negative factor.
+        ValueError: for a level outside (0, 1), or a negative factor or margin.
     """
     if not 0 < level < 1 or not 0 <= widening < math.inf:
         raise ValueError(f"level must lie in (0, 1) and widening be at least 0, not {level} and {widening}")
+    if not 0 <= margin < math.inf:
+        raise ValueError(f"a margin must be at least 0, not {margin}")
     if not math.isfinite(value):
         return Estimate(None)
     finite = np.asarray(members, dtype=np.float64)
@@ -154,8 +158,8 @@ def interval_estimate(
     if finite.size < 2:
         return Estimate(float(value))
     low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-    lower = value - widening * max(value - float(low), 0.0)
-    upper = value + widening * max(float(high) - value, 0.0)
+    lower = value - widening * max(value - float(low), 0.0) - margin
+    upper = value + widening * max(float(high) - value, 0.0) + margin
     return Estimate(float(value), max(lower, floor), min(upper, ceiling))
 
 
@@ -223,7 +227,7 @@ class CardiacFunction:
         measures: an estimate for every name of :data:`MEASURES`.
         members: how many members the intervals come from.
         level: nominal coverage of the intervals.
-        widening: the factor of each measure's interval.
+        widening, margin: the factor of each measure's interval, and what was added at each end, in its unit.
         body_surface: in m^2, or None.
     """
 
@@ -232,6 +236,12 @@ class CardiacFunction:
     level: float
     widening: Mapping[str, float]
     body_surface: float | None = None
+    margin: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether any interval is more than the members' own spread."""
+        return any(factor != 1 for factor in self.widening.values()) or any(self.margin.values())
 
     def indexed(self) -> dict[str, Estimate]:
         """Volumes and mass per m^2 of body surface; empty where that is unknown."""
@@ -249,6 +259,7 @@ def cardiac_function(
     weight: float | None = None,
     level: float = 0.9,
     widening: float | Mapping[str, float] = 1.0,
+    margin: Mapping[str, float] | None = None,
 ) -> CardiacFunction:
     """Function from the volumes at end-diastole and end-systole.
 
@@ -260,6 +271,7 @@ def cardiac_function(
         height, weight: in cm and kg; both are needed for indexing.
         level: nominal coverage of the intervals.
         widening: one factor, or one by the name of a measure (1 where not named).
+        margin: added at each end, by the name of a measure (0 where not named).
 
     Raises:
         InputError: for unequal numbers of members, or a height or weight that is not positive.
@@ -270,9 +282,11 @@ def cardiac_function(
         )
     values, members = _measures(ed.fused, es.fused), _measures(ed.members, es.members)
     given = widening if isinstance(widening, Mapping) else dict.fromkeys(MEASURES, widening)
-    if unknown := set(given) - set(MEASURES):
+    margin = margin or {}
+    if unknown := {*given, *margin} - set(MEASURES):
         raise InputError(f"there is no measure {min(unknown)!r}", remedy=f"Measures: {', '.join(MEASURES)}")
     factors = {name: given.get(name, 1.0) for name in MEASURES}
+    margins = {name: margin.get(name, 0.0) for name in MEASURES}
     return CardiacFunction(
         measures={
             name: interval_estimate(
@@ -280,6 +294,7 @@ def cardiac_function(
                 members[name],
                 level=level,
                 widening=factors[name],
+                margin=margins[name],
                 floor=measure.floor,
                 ceiling=measure.ceiling,
             )
@@ -288,6 +303,7 @@ def cardiac_function(
         members=len(ed.members),
         level=level,
         widening=factors,
+        margin=margins,
         body_surface=None if height is None or weight is None else body_surface_area(height, weight),
     )
 
@@ -336,9 +352,9 @@ def cohort_csv(
     further = list(dict.fromkeys(column for row in extra.values() for column in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "members", "level", "body_surface_m2", *_columns(), *further])
+    writer.writerow(["case", "members", "level", "calibrated", "body_surface_m2", *_columns(), *further])
     for key, function in functions.items():
-        known = ["", "", ""] if function is None else [function.members, function.level, _text(function.body_surface)]
+        known = [""] * 4 if function is None else _known(function)
         more = [extra.get(key, {}).get(column, "") for column in further]
         writer.writerow([key, *known, *_fields(function), *more])
     return text.getvalue()
@@ -361,6 +377,11 @@ def _columns() -> list[str]:
         columns += [column, f"{column}_lower", f"{column}_upper"]
         columns += [f"{column}_per_m2"] if measure.indexed else []
     return columns
+
+
+def _known(function: CardiacFunction) -> list[Any]:
+    calibrated = "yes" if function.calibrated else "no"
+    return [function.members, function.level, calibrated, _text(function.body_surface)]
 
 
 def _fields(function: CardiacFunction | None) -> list[str]:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cgdpm_med.apps.cases import OUTPUTS
 from cgdpm_med.apps.overlay import COLOURS
 from cgdpm_med.apps.segment import Segmentation
 from cgdpm_med.data import ACDC_LABELS
+from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.transforms import case_name
-from cgdpm_med.volumes import Grid, InputError, Volume, atomic_write, write_on_grid
+from cgdpm_med.volumes import Grid, InputError, Volume, atomic_write, read_labels, read_volume, write_on_grid
 
 WRITTEN = ("mask", "entropy", "disagreement")
 """What is written unless asked otherwise."""
@@ -57,6 +59,43 @@ def save_segmentation(segmentation: Segmentation, folder: Path, write: Sequence[
     return [*maps, write_json(describe(segmentation), folder / f"{name}.json")]
 
 
+def read_ensemble(mask: Volume) -> Segmentation | None:
+    """The ensemble of a mask that :func:`save_maps` wrote, or None where its probabilities or members are not there.
+
+    Raises:
+        InputError: for files that are damaged, or of another shape.
+    """
+    folder, name = mask.path.parent, case_name(mask.path)
+    files = {output: map_file(folder, name, output) for output in ("probabilities", "members")}
+    if mask.data.ndim != 3 or not all(path.is_file() for path in files.values()):
+        return None
+    probabilities = np.moveaxis(read_volume(files["probabilities"]).data, -1, 0)
+    members = read_labels(files["members"]).data
+    members = members[None] if members.ndim == 3 else np.moveaxis(members, -1, 0)
+    for array, path in ((probabilities, files["probabilities"]), (members, files["members"])):
+        if array.shape[1:] != mask.data.shape:
+            what = f"has the shape {array.shape[1:]}, its mask {mask.data.shape}"
+            raise InputError(what, path=path, remedy="Segment the image again")
+    votes = np.stack([np.count_nonzero(members == label, axis=0) for label in range(len(probabilities))])
+    return Segmentation(
+        key=name,
+        mask=mask.data,
+        probabilities=probabilities,
+        entropy=entropy(torch.from_numpy(np.ascontiguousarray(probabilities))).numpy(),
+        disagreement=(1 - votes.max(axis=0) / len(members)).astype(np.float32),
+        members=members,
+        volume=mask,
+        temperature=_recorded_temperature(folder / f"{name}.json"),
+    )
+
+
+def _recorded_temperature(path: Path) -> float | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("temperature")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def write_json(value: Mapping[str, Any], path: Path) -> Path:
     """Write JSON, whole or not at all."""
     with atomic_write(path) as file:
@@ -80,6 +119,8 @@ def describe(segmentation: Segmentation) -> dict[str, Any]:
             str(label): [round(ml, 3) for ml in segmentation.member_millilitres(label)] for label in labels
         },
         "mean_entropy_in_foreground": None if doubt is None else round(doubt, 6),
+        "calibrated": segmentation.temperature is not None,
+        "temperature": segmentation.temperature,
     }
 
 

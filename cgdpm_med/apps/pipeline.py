@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from cgdpm_med.apps.calibration_file import Calibration, find_calibration
 from cgdpm_med.apps.cases import Case, Subject, find_cases, group_studies, real_path
 from cgdpm_med.apps.components import keep_largest
 from cgdpm_med.apps.console import CaseBar, complain
@@ -55,6 +56,8 @@ class Options:
         height, weight: in cm and kg, of a single patient.
         pages: whether each study gets an HTML page.
         dicom_seg: whether DICOM inputs get DICOM segmentations, "deidentified" or "identified"; None writes none.
+        calibrate: whether the calibration beside the weights is applied, where there is one that fits.
+        calibration: a file to use in its place.
     """
 
     write: Sequence[str] = WRITTEN
@@ -66,6 +69,8 @@ class Options:
     weight: float | None = None
     pages: bool = True
     dicom_seg: Identity | None = None
+    calibrate: bool = True
+    calibration: Path | None = None
 
     def on_top_of(self, origin: Provenance | None) -> Provenance:
         """How a mask was made, given how its ensemble was."""
@@ -141,6 +146,16 @@ def segment(
     return result
 
 
+def _calibration(
+    segmenter: Segmenter, made: Mapping[str, Any], options: Options
+) -> tuple[Calibration | None, str | None]:
+    """See :func:`~cgdpm_med.apps.calibration_file.find_calibration`."""
+    if not options.calibrate:
+        return None, None
+    fusing = {"fusion": segmenter.fusion, "staple": options.staple, "keep_largest": options.keep_largest}
+    return find_calibration(segmenter.weights, {**made, **fusing}, options.calibration)
+
+
 def check_options(options: Options, cases: Sequence[Case]) -> None:
     """Raises InputError for options that do not fit together, or not to these cases."""
     if options.dicom_seg is not None:
@@ -198,17 +213,22 @@ def segment_all(
     output = Path(output)
     arithmetic = str(autocast_dtype(segmenter.device, segmenter.predictor.precision)).removeprefix("torch.")
     made = {**settings(segmenter.predictor, segmenter.device), "precision": arithmetic}  # "auto" depends on the device
+    calibration, ignored = _calibration(segmenter, made, options)
+    made |= {"fusion": segmenter.fusion, "calibration": "none" if calibration is None else calibration.digest}
     origin = provenance(made, *segmenter.weights)
     mine = [case for case in cases if shard is None or shard.takes(case.study.key)]
     with CaseBar("segmenting", [case.key for case in mine]) as bar:
         if shard is not None:
             bar.line(f"part {shard}: {len(group_studies(mine))} of {len(group_studies(cases))} studies")
+        if ignored is not None:
+            bar.line(ignored)
         outcome = segment_cases(
             segmenter,
             mine,
             output,
             options=options,
             origin=origin,
+            calibration=calibration,
             resume=resume,
             report=lambda key, error: complain(error, bar) if error else bar.note(f"segmented {key}"),
             progress=bar.update,
@@ -234,6 +254,7 @@ def segment_cases(
     *,
     options: Options | None = None,
     origin: Provenance | None = None,
+    calibration: Calibration | None = None,
     resume: bool = False,
     report: Callable[[str, InputError | None], None] = lambda key, error: None,
     progress: Progress = lambda key, fraction: None,
@@ -242,6 +263,7 @@ def segment_cases(
 
     Args:
         origin: recorded beside the results; with ``resume`` a study made otherwise is made again.
+        calibration: of these ensembles.
         report: called after each case with its key and its error, if any.
         progress: called with the key of the case in work and the fraction of it that is done.
 
@@ -250,7 +272,7 @@ def segment_cases(
     """
     options = options or Options()
     check_outputs(options.write)
-    run = _Run(segmenter, Path(output), options, options.on_top_of(origin), report, progress)
+    run = _Run(segmenter, Path(output), options, options.on_top_of(origin), report, progress, calibration)
     run.inputs = {real_path(path) for case in cases for path in case.files}
     for of_study in group_studies(cases).values():
         run.study(of_study, resume)
@@ -265,6 +287,7 @@ class _Run:
     origin: Provenance
     report: Callable[[str, InputError | None], None]
     progress: Progress
+    calibration: Calibration | None = None
     inputs: set[Path] = field(default_factory=set)
     outcome: Outcome = field(default_factory=Outcome)
 
@@ -277,7 +300,14 @@ class _Run:
         if resume and (past := finished(record, about, cases)) is not None:
             self._skip(record, past, cases)
             return
-        study = Study(subject.key, ed=subject.ed, es=subject.es, height=subject.height, weight=subject.weight)
+        study = Study(
+            subject.key,
+            ed=subject.ed,
+            es=subject.es,
+            height=subject.height,
+            weight=subject.weight,
+            **({} if self.calibration is None else self.calibration.intervals()),
+        )
         done: list[dict[str, Any]] = []
         for case in cases:
             self.progress(case.key, 0.0)
@@ -395,6 +425,8 @@ class _Run:
         except (torch.OutOfMemoryError, MemoryError) as error:
             remedy = "Use another device, or a smaller max_batch in the bundle's configuration"
             raise InputError("does not fit into the device's memory", path=volume.path, remedy=remedy) from error
+        if self.calibration is not None:
+            result = self.calibration.apply(result)
         said: dict[str, Any] = {}
         if self.options.staple:
             result, said["fusion"] = fuse_staple(result), "staple"

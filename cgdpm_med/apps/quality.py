@@ -28,7 +28,8 @@ class QualityLimits:
 
     Attributes:
         predicted_dice: least predicted Dice of a structure. Default, to be fitted.
-        ef_width: longest interval of an ejection fraction, in percentage points. Default, to be fitted.
+        ef_width: longest interval of an ejection fraction's members, in percentage points, before any calibration.
+            Default, to be fitted.
         fragments: largest fraction of a structure outside its largest piece. References: at most .039.
         open_cavity: largest fraction of the left ventricle's in-plane border that no myocardium covers. References:
             at most .0038.
@@ -164,8 +165,8 @@ def _shape_findings(
         return [Finding("empty structure", f"{where}{name} is empty")]
     findings = []
     if gaps := missing_slices(structure):
-        listed = ", ".join(str(slice_numbers[k]) for k in gaps)
-        reason = f"{where}{name} is absent from slice {listed} between slices that hold it"
+        listed = ("slice " if len(gaps) == 1 else "slices ") + ", ".join(str(slice_numbers[k]) for k in gaps)
+        reason = f"{where}{name} is absent from {listed} between slices that hold it"
         findings.append(Finding("missing slices", reason))
     if (outside := fragment_fraction(structure)) > limits.fragments:
         reason = f"{where}{100 * outside:.1f} % of {name} lies apart from its largest piece"
@@ -187,7 +188,7 @@ def assess_function(function: CardiacFunction, limits: QualityLimits | None = No
             reason = f"{title} of {ef.value:.1f} % lies outside {low:g} to {high:g} %"
             findings.append(Finding("ejection fraction", reason))
         if ef.width is not None and ef.width > limits.ef_width:
-            reason = f"{title} is uncertain: its interval is {ef.width:.1f} points long, more than {limits.ef_width:g}"
+            reason = f"{title} is uncertain: members differ by {ef.width:.1f} points, more than {limits.ef_width:g}"
             findings.append(Finding("uncertain function", reason))
     return tuple(findings)
 

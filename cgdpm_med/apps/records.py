@@ -53,6 +53,8 @@ def _function_record(function: CardiacFunction) -> dict[str, Any]:
         "members": function.members,
         "level": function.level,
         "widening": dict(function.widening),
+        "margin": dict(function.margin),
+        "calibrated": function.calibrated,
         "body_surface_m2": function.body_surface,
     }
 
@@ -86,6 +88,7 @@ def read_study_record(record: Mapping[str, Any]) -> StudyResult:
             members=function["members"],
             level=function["level"],
             widening=function["widening"],
+            margin=function["margin"],
             body_surface=function["body_surface_m2"],
         ),
     )
@@ -99,6 +102,12 @@ def read_record(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def read_study(path: Path) -> StudyResult | None:
+    """The study of :func:`read_record`."""
+    record = read_record(path)
+    return None if record is None else read_study_record(record["study"])
 
 
 # --- cohorts ----------------------------------------------------------------------------------------------------------

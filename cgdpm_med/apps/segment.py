@@ -32,6 +32,7 @@ class Segmentation:
         disagreement: (X, Y, Z) float32, fraction of members outside the majority.
         members: (K, X, Y, Z) uint8, each member's own labels.
         volume: the input.
+        temperature: of the calibration that made ``probabilities`` and ``entropy`` from the ensemble's own, or None.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Segmentation:
     disagreement: NDArray[np.float32]
     members: NDArray[np.uint8]
     volume: Volume
+    temperature: float | None = None
 
     @property
     def grid(self) -> Grid:
@@ -99,6 +101,8 @@ class Segmenter:
         self.predictor = predictor.to(self.device)
         self.weights: tuple[Path, ...] = ()
         """Files the networks were read from, where they are known."""
+        self.fusion: str | None = None
+        """How ``postprocessing`` fuses the members, where it is known."""
 
     @classmethod
     def from_bundle(cls, bundle: str | Path = "acdc_segmentation", **overrides: Any) -> Segmenter:
@@ -133,6 +137,7 @@ class Segmenter:
             segmenter: Segmenter = parser.get_parsed_content("segmenter")
             names = ["weights", "guidance_weights"] if segmenter.predictor.guide is not None else ["weights"]
             segmenter.weights = tuple(Path(parser.get_parsed_content(name)) for name in names if name in parser)
+            segmenter.fusion = parser.get_parsed_content("fusion") if "fusion" in parser else None
         except Exception as error:  # MONAI wraps whatever a configuration raises
             raise input_error_behind(error) or _unusable(config, error) from error
         return segmenter

@@ -48,7 +48,8 @@ class Study:
         key: of the study in tables and reports; choose one that names nobody.
         ed, es: frame numbers where they are known; otherwise the largest and the smallest left ventricle.
         height, weight: in cm and kg, for indexing.
-        level, widening: of the intervals, see :func:`~cgdpm_med.cardiac_function`.
+        level, widening, margin: of the intervals, see :func:`~cgdpm_med.cardiac_function`. The checks judge the
+            members' own spread whatever these are.
         limits: of the checks.
     """
 
@@ -62,10 +63,12 @@ class Study:
         weight: float | None = None,
         level: float = 0.9,
         widening: float | Mapping[str, float] = 1.0,
+        margin: Mapping[str, float] | None = None,
         limits: QualityLimits | None = None,
     ) -> None:
         self.key, self.ed, self.es = key, ed, es
-        self.height, self.weight, self.level, self.widening = height, weight, level, widening
+        self.height, self.weight = height, weight
+        self.level, self.widening, self.margin = level, widening, margin
         self.limits = limits or QualityLimits()
         self._volumes: dict[int, FrameVolumes] = {}
         self._kept: dict[int, Segmentation] = {}
@@ -120,8 +123,10 @@ class Study:
             weight=self.weight,
             level=self.level,
             widening=self.widening,
+            margin=self.margin,
         )
-        quality = self._quality(self.key_frames(), assess_function(function, self.limits))
+        spread = cardiac_function(volumes[ed], volumes[es], level=self.level)
+        quality = self._quality(self.key_frames(), assess_function(spread, self.limits))
         return StudyResult(self.key, volumes, quality, ed, es, function)
 
     def _ed_es(self, numbers: list[int]) -> tuple[int, int]:

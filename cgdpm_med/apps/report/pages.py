@@ -134,8 +134,9 @@ def _function(result: StudyResult) -> str:
         volumes = [table_ for number, v in result.volumes.items() if (table_ := _frame_table(number, v))]
         return section("Volumes", *volumes) if len(volumes) == 1 else ""
     function, indexed = result.function, result.function.indexed()
-    head = ["Measure", "Value", f"{100 * function.level:g} % interval"]
-    head += ["per m² body surface", f"{100 * function.level:g} % interval"] if indexed else []
+    interval = f"{'calibrated ' if function.calibrated else ''}{100 * function.level:g} % interval"
+    head = ["Measure", "Value", interval]
+    head += ["per m² body surface", interval] if indexed else []
     rows = []
     for name, measure in MEASURES.items():
         row = [escape(measure.title), *_cells(function.measures[name], measure.unit)]
@@ -148,22 +149,20 @@ def _function(result: StudyResult) -> str:
     )
     note = (
         f"End-diastole is frame {result.ed}, end-systole frame {result.es}. Values are those of the fused mask. "
-        f"{_interval_note(function.members)}{_widening_note(function)} "
+        f"{_interval_note(function.members, function.calibrated)} "
         f"Mass is {MYOCARDIAL_DENSITY} g/ml times the myocardium at end-diastole; "
         f"papillary muscles count as cavity.{surface}"
     )
     return section("Cardiac function", table(head, rows), f'<p class="note">{escape(note)}</p>')
 
 
-def _interval_note(members: int) -> str:
+def _interval_note(members: int, calibrated: bool = False) -> str:
     if members < 2:
         return "One member gives no intervals."
-    return f"Intervals come from the {members} members, each measured by itself."
-
-
-def _widening_note(function: CardiacFunction) -> str:
-    fitted = [f"{MEASURES[name].title} {factor:.2f}" for name, factor in function.widening.items() if factor != 1]
-    return f" Their lengths are multiplied by fitted factors: {', '.join(fitted)}." if fitted else ""
+    origin = f"Intervals come from the {members} members, each measured by itself"
+    if not calibrated:
+        return f"{origin}; they are not calibrated, and usually too short."
+    return f"{origin}, widened so as to cover the truth that often in patients who were measured by hand."
 
 
 def _frame_table(number: int, volumes: FrameVolumes) -> str:

@@ -1,0 +1,99 @@
+"""What a cohort of known truth says of an ensemble, in Markdown: accuracy, function, calibration, checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cgdpm_med.apps.cardiac import MEASURES
+
+_MISSING = "-"
+
+
+def statistics_page(title: str, facts: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Markdown of a summary.
+
+    Args:
+        facts: what the numbers depend on, one line each.
+        summary: of :func:`~cgdpm_med.apps.evaluate.evaluate_pairs`, or its ``function`` and ``quality`` alone.
+    """
+    parts = [f"# {title}", "\n".join(f"- {name}: {value}" for name, value in facts.items())]
+    if "structures" in summary:
+        parts += ["## Masks", _masks(summary)]
+    if summary.get("function") is not None:
+        parts += [f"## Function, {summary['function']['patients']} patients", function_table(summary["function"])]
+    if summary.get("ensemble"):
+        parts += ["## Probabilities", _probabilities(summary["ensemble"])]
+    if summary.get("quality") is not None:
+        parts += ["## Checks", _checks(summary["quality"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _masks(summary: Mapping[str, Any]) -> str:
+    rows = [(name, *_distances(s), s["missed"] + s["invented"]) for name, s in summary["structures"].items()]
+    rows.append(("average", *_distances(summary["average"]), ""))
+    counted = f"{summary['volumes']} volumes, {len(summary['failed'])} failed."
+    return _table(("", "Dice %", "HD95 mm", "ASSD mm", "missed or invented"), rows) + f"\n\n{counted}"
+
+
+def _distances(s: Mapping[str, Any]) -> tuple[str, str, str]:
+    return _number(s["dice"], 2, 100), _number(s["hd95"], 2), _number(s["assd"], 2)
+
+
+def function_table(function: Mapping[str, Any]) -> str:
+    """Error (value less truth) and intervals of every measure; the members' own spread, and calibrated where it is.
+
+    Args:
+        function: of :func:`~cgdpm_med.apps.function_scores.compare_function`.
+    """
+    head = ["", "error, mean ± sd", "correlation", "90 % interval covers", "its mean length"]
+    if function["calibrated"] is not None:
+        head += ["calibrated covers", "its mean length"]
+    rows = []
+    for name, measure in MEASURES.items():
+        scores = [function["measures"][name]]
+        scores += [] if function["calibrated"] is None else [function["calibrated"][name]]
+        error = f"{_number(scores[0]['error_mean'], 1)} ± {_number(scores[0]['error_sd'], 1)} {measure.unit}"
+        intervals = [text for s in scores for text in (_percent(s["coverage"]), _number(s["width"], 1))]
+        rows.append((measure.title, error, _number(scores[0]["correlation"], 3), *intervals))
+    return _table(head, rows)
+
+
+def _probabilities(ensemble: Mapping[str, Any]) -> str:
+    rows = [
+        (label, _number(ensemble.get(name), 4), _number(ensemble.get(f"{name}_calibrated"), 4))
+        for name, label in (
+            ("ece", "expected calibration error"),
+            ("brier", "Brier score"),
+            ("auroc", "AUROC of the entropy for wrong voxels"),
+        )
+        if name in ensemble
+    ]
+    tables = [_table(("inside the heart's box", "ensemble", "calibrated"), rows)] if rows else []
+    lines = []
+    if (correlation := ensemble.get("predicted_true_dice")) is not None:
+        pearson, spearman = (_number(correlation[kind], 3) for kind in ("pearson", "spearman"))
+        lines.append(f"Predicted and true Dice of the volumes: Pearson {pearson}, Spearman {spearman}.")
+    if "worst_decile_auroc" in ensemble:
+        auroc = _number(ensemble["worst_decile_auroc"], 3)
+        lines.append(f"Predicted Dice finds the worst tenth of the volumes with AUROC {auroc}.")
+    return "\n\n".join([*tables, *lines])
+
+
+def _checks(quality: Mapping[str, Any]) -> str:
+    text = f"{quality['review']} of {quality['studies']} studies go to review."
+    rows = [(check, count) for check, count in quality["reasons"].items()]
+    return f"{text}\n\n{_table(('reason', 'studies'), rows)}" if rows else text
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
+    return _MISSING if value is None else f"{factor * value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return _MISSING if value is None else f"{100 * value:.0f} %"

@@ -1,0 +1,484 @@
+"""Calibration from end to end: fitted to phantoms, kept beside the weights, applied to what it fits and no more."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from segmentations import wobbly
+from stubs import Stub, segmentation_of
+
+from cgdpm_med import (
+    InputError,
+    Options,
+    Segmentation,
+    acdc_datalist,
+    evaluate_folders,
+    evaluate_segmenter,
+    expected_calibration_error,
+    find_cases,
+    foreground_region,
+    format_summary,
+    load_split,
+    read_labels,
+    read_volume,
+    segment_all,
+)
+from cgdpm_med.apps.calibrate import MARGINS, calibrate, calibration_items, fit_intervals, format_calibration
+from cgdpm_med.apps.calibration_file import (
+    CALIBRATION,
+    SETTINGS,
+    Calibration,
+    find_calibration,
+    read_calibration,
+    write_calibration,
+)
+from cgdpm_med.apps.cardiac import MEASURES, FrameVolumes, cardiac_function
+from cgdpm_med.apps.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
+from cgdpm_med.apps.info import sha256_of
+from cgdpm_med.apps.segment import Segmenter
+from cgdpm_med.calibration import fit_temperature, temper
+from cgdpm_med.phantom import write_phantom_dataset
+from cgdpm_med.volumes import Volume
+
+SMALL = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
+NUMBERS = range(901, 912)
+SPLIT = {
+    "train": [],
+    "validation": [f"patient{n}" for n in NUMBERS[:-1]],
+    "test": [f"patient{n}" for n in NUMBERS[-1:]],
+}
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantom_dataset(folder, patients=list(NUMBERS), **SMALL)
+    return folder
+
+
+class Overconfident(Stub):
+    """Sees the truth shifted: members by up to a voxel, and all of them by one more for every third case.
+
+    The probabilities are the members' votes with some doubt everywhere, sharpened by squaring.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(members=5, steps=4)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.pt").write_bytes(b"weights")
+        self.weights = (folder / "model.pt",)
+
+    def __call__(self, volume: Volume, key: str, progress: Callable[[float], None] | None = None) -> Segmentation:
+        truth = read_labels(volume.path.with_name(volume.path.name.replace(".nii", "_gt.nii"))).data
+        shift = 2 if int(key[7:10]) % 3 == 0 else 1
+        members = wobbly(np.roll(truth, shift, axis=0))
+        members[members == 3] = np.where(np.arange(np.count_nonzero(members == 3)) % 9, 3, 2)  # too small a cavity
+        found = segmentation_of(volume, key, members)
+        doubt = np.random.default_rng(int(key[7:10])).uniform(0.02, 0.04, found.probabilities.shape)
+        votes = (found.probabilities + doubt) ** 2
+        probabilities = (votes / votes.sum(axis=0)).astype(np.float32)
+        entropy = -(probabilities * np.log(probabilities)).sum(axis=0) / np.log(4)
+        mask = probabilities.argmax(axis=0).astype(np.uint8)
+        return replace(found, mask=mask, probabilities=probabilities, entropy=entropy.astype(np.float32))
+
+
+@pytest.fixture
+def segmenter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Overconfident:
+    stub = Overconfident(tmp_path / "models")
+    monkeypatch.setattr(Segmenter, "from_bundle", lambda *bundle, **settings: stub)
+    return stub
+
+
+@pytest.fixture(scope="module")
+def fit_once(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    stub = Overconfident(tmp_path_factory.mktemp("fit"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Segmenter, "from_bundle", lambda *bundle, **settings: stub)
+        return calibrate(phantoms, split=SPLIT, device="cpu"), stub.weights[0].with_name(CALIBRATION)
+
+
+@pytest.fixture
+def fitted(segmenter: Overconfident, fit_once: tuple[dict[str, Any], Path]) -> dict[str, Any]:
+    """What the fit said; its file lies beside the segmenter's weights."""
+    result, file = fit_once
+    shutil.copy(file, segmenter.weights[0].parent)
+    return result
+
+
+# --- the fit ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_fitted(segmenter: Overconfident, phantoms: Path, fitted: dict[str, Any]) -> None:
+    """Temperature and factors again from the definition: voxels of the regions together, the largest of ten scores."""
+    probabilities, labels, volumes = [], [], {}
+    for item in acdc_datalist(phantoms, "validation", split=SPLIT):
+        reference = read_labels(item["label"])
+        found = segmenter(read_volume(item["image"]), item["key"])
+        region = foreground_region(reference.data)
+        probabilities.append(found.probabilities[:, region])
+        labels.append(reference.data[region])
+        count = [np.bincount(m.ravel(), minlength=4) for m in (found.mask, *found.members, reference.data)]
+        volumes[item["patient"], item["frame"]] = np.array(count) * reference.grid.voxel_volume / 1000
+    p, y = np.concatenate(probabilities, axis=1), np.concatenate(labels)
+    assert fitted["temperature"] == fit_temperature(p, y)
+    assert fitted["temperature"] > 1.2
+    assert fitted["before"]["ece"] == pytest.approx(expected_calibration_error(p, y))
+    assert fitted["after"]["ece"] == pytest.approx(expected_calibration_error(temper(p, fitted["temperature"]), y))
+    assert fitted["after"]["nll"] < fitted["before"]["nll"]
+
+    scores = []
+    for patient in SPLIT["validation"]:
+        ed, es = volumes[patient, "ED"], volumes[patient, "ES"]
+        ef = 100 * (1 - es[:, 3] / ed[:, 3])
+        value, members, truth = ef[0], ef[1:-1], ef[-1]
+        low, high = np.minimum(np.quantile(members, 0.05), value), np.maximum(np.quantile(members, 0.95), value)
+        scores.append(abs(truth - value) / ((value - low if truth < value else high - value) + MARGINS["%"]))
+    assert fitted["widening"]["lv_ef"] == pytest.approx(max(scores))
+    assert fitted["margin"]["lv_ef"] == pytest.approx(max(scores) * MARGINS["%"])
+    assert fitted["after"]["function"]["lv_ef"]["coverage"] == 1.0
+    assert fitted["guarantee"]["coverage_on_average_over_fits"] == pytest.approx(10 / 11)
+    assert fitted["data"] == {"section": "validation", "seed": 0, "device": "cpu", "patients": 10, "volumes": 20}
+
+
+def test_the_file_lies_beside_the_weights_and_can_be_read(segmenter: Overconfident, fitted: dict[str, Any]) -> None:
+    path = segmenter.weights[0].with_name(CALIBRATION)
+    assert Path(fitted["file"]).parent.joinpath("model.pt").is_file()
+    calibration = read_calibration(path)
+    assert calibration.temperature == fitted["temperature"]
+    assert calibration.weights == {"model.pt": sha256_of(segmenter.weights[0])}
+    assert calibration.settings["members"] == 5
+    assert calibration.settings["fusion"] == "mean"
+    assert calibration.digest == sha256_of(path)
+    text = format_calibration(fitted)
+    assert "fitted to 10 validation patients, 20 volumes" in text
+    assert "90.9% on average over fits to 10 patients; by this one fit with more than 74%" in text
+
+
+def test_test_patients_are_refused(phantoms: Path, tmp_path: Path) -> None:
+    for section in ("test", "all"):
+        with pytest.raises(InputError, match=f"not fitted to section '{section}'"):
+            calibration_items(phantoms, section, SPLIT)
+    # a split of one's own cannot make test patients of ACDC anything else
+    name = load_split()["test"][3]
+    write_phantom_dataset(tmp_path, patients=[int(name[7:])], **SMALL)
+    with pytest.raises(InputError, match=f"{name} is a test patient"):
+        calibration_items(tmp_path, "validation", {"train": [], "validation": [name], "test": []})
+
+
+def test_too_few_patients_are_refused_before_any_work(phantoms: Path, segmenter: Overconfident) -> None:
+    few = {"train": SPLIT["validation"][8:], "validation": SPLIT["validation"][:8], "test": SPLIT["test"]}
+    with pytest.raises(InputError, match=r"section validation has 8 patients. Give nine or more"):
+        calibrate(phantoms, split=few, device="cpu")
+    with pytest.raises(InputError, match="cannot be written"):
+        calibrate(phantoms, split=SPLIT, device="cpu", output=phantoms)
+    assert segmenter.seen == []
+
+
+def test_the_largest_of_nine_scores_is_the_factor_of_each_measure() -> None:
+    # cavities of 100 ml whose members reach from 91 to 109, nine truths at 99, 98, … 91 and in one case 130
+    studies = [study(str(k), 100, 50, 100 - k, 50) for k in range(1, 9)] + [study("9", 100, 50, 130, 50)]
+    factors, margins = fit_intervals(studies)
+    assert factors["lv_edv"] == pytest.approx(30 / (9 + 5))
+    assert margins["lv_edv"] == pytest.approx(5 * 30 / (9 + 5))
+    assert factors["lv_esv"] == 0  # right every time
+    assert factors["rv_edv"] == 0
+
+
+def test_a_measure_without_intervals_cannot_be_fitted() -> None:
+    studies = [study(str(k), 100, 50, 100, 50) for k in range(8)] + [study("8", 0, 0, 100, 50)]
+    with pytest.raises(InputError, match="LV ejection fraction has no interval in 1 of 9 patients"):
+        fit_intervals(studies)
+
+
+# --- which ensembles it fits ------------------------------------------------------------------------------------------
+
+MADE = {
+    "members": 5,
+    "steps": 4,
+    "method": "ddim",
+    "guidance_scale": 0.0,
+    "guidance_interval": None,
+    "fusion": "mean",
+    "staple": False,
+    "keep_largest": False,
+}
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> tuple[Path, ...]:
+    """Weights with a calibration of theirs."""
+    weights = (tmp_path / "model.pt",)
+    weights[0].write_bytes(b"weights")
+    write_calibration(example(weights[0]), tmp_path / CALIBRATION)
+    return weights
+
+
+def example(weights: Path, **changes: Any) -> Calibration:
+    ones, tenths = dict.fromkeys(MEASURES, 2.0), dict.fromkeys(MEASURES, 0.5)
+    about: dict[str, Any] = {"weights": {"model.pt": sha256_of(weights)}, "settings": MADE, "data": {}, "numbers": {}}
+    return Calibration(temperature=1.5, level=0.9, widening=ones, margin=tenths, **{**about, **changes})
+
+
+def test_a_calibration_of_the_same_ensemble_is_found(kept: tuple[Path, ...]) -> None:
+    calibration, ignored = find_calibration(kept, {**MADE, "seed": 7, "device": "cuda"})
+    assert ignored is None
+    assert calibration is not None
+    assert replace(calibration, digest="") == example(kept[0])
+
+
+def test_other_weights_leave_one_line(kept: tuple[Path, ...]) -> None:
+    kept[0].write_bytes(b"retrained")
+    calibration, ignored = find_calibration(kept, MADE)
+    assert calibration is None
+    assert ignored is not None
+    assert ignored.startswith("note: calibration.json was fitted to other weights and is ignored")
+    with pytest.raises(InputError, match="was fitted to other weights"):  # asked for by name, it must fit
+        find_calibration(kept, MADE, kept[0].with_name(CALIBRATION))
+
+
+def test_a_guidance_network_makes_other_weights(kept: tuple[Path, ...]) -> None:
+    guide = kept[0].with_name("guidance.pt")
+    guide.write_bytes(b"guide")
+    assert find_calibration((*kept, guide), MADE)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"members": 16}, "members 5"),
+        ({"staple": True, "steps": 2}, "steps 4, staple False"),
+        ({"guidance_scale": 0.5, "guidance_interval": (0, 500)}, "guidance scale 0.0, guidance interval None"),
+    ],
+)
+def test_other_settings_leave_one_line(kept: tuple[Path, ...], change: dict[str, Any], said: str) -> None:
+    calibration, ignored = find_calibration(kept, {**MADE, **change})
+    assert calibration is None
+    assert ignored is not None
+    assert f"was fitted to {said} and is ignored" in ignored
+
+
+def test_no_file_is_no_calibration_and_no_complaint(tmp_path: Path) -> None:
+    assert find_calibration((tmp_path / "model.pt",), MADE) == (None, None)
+    assert find_calibration((), MADE) == (None, None)
+    with pytest.raises(InputError, match="is no calibration"):
+        find_calibration((), MADE, tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda c: c.pop("temperature"),
+        lambda c: c.update(temperature=-1),
+        lambda c: c.update(temperature="hot"),
+        lambda c: c.update(unknown=1),
+        lambda c: c["widening"].pop("lv_ef"),
+        lambda c: c["margin"].update(lv_ef=-1),
+        lambda c: c.update(weights={}),
+        lambda c: c["settings"].pop("members"),
+        lambda c: c.update(level=1.0),
+    ],
+)
+def test_a_damaged_file_is_one_error(kept: tuple[Path, ...], break_it: Callable[[dict[str, Any]], Any]) -> None:
+    path = kept[0].with_name(CALIBRATION)
+    content = json.loads(path.read_text())
+    break_it(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"calibration.json: is no calibration .*--no-calibration"):
+        find_calibration(kept, MADE)
+
+
+def test_settings_of_a_calibration_are_all_there() -> None:
+    assert set(MADE) == set(SETTINGS)
+
+
+# --- what it changes --------------------------------------------------------------------------------------------------
+
+
+def image_of(folder: Path, number: int) -> Path:
+    return folder / f"patient{number}" / f"patient{number}_frame01.nii.gz"
+
+
+def test_probabilities_change_and_the_mask_does_not(segmenter: Overconfident, phantoms: Path) -> None:
+    found = segmenter(read_volume(image_of(phantoms, 903)), "patient903_frame01")
+    calibrated = example(segmenter.weights[0]).apply(found)
+    assert calibrated.mask is found.mask
+    assert calibrated.members is found.members
+    np.testing.assert_array_equal(calibrated.probabilities.argmax(axis=0), found.mask)
+    np.testing.assert_array_equal(calibrated.probabilities, temper(found.probabilities, 1.5))
+    p = calibrated.probabilities.astype(np.float64)
+    np.testing.assert_allclose(calibrated.entropy, -(p * np.log(p)).sum(axis=0) / np.log(4), atol=1e-6)
+    assert (calibrated.temperature, found.temperature) == (1.5, None)
+
+
+PLAIN = Options(write=("mask", "probabilities", "members"), pages=False)
+
+
+def run(segmenter: Overconfident, phantoms: Path, out: Path, **options: Any) -> dict[str, Any]:
+    cases = [case for case in find_cases(phantoms) if case.study.key in ("patient901", "patient911")]
+    return segment_all(segmenter, cases, out, options=replace(PLAIN, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("fitted")
+def test_a_run_is_calibrated_unless_told_otherwise(
+    segmenter: Overconfident, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration = read_calibration(segmenter.weights[0].with_name(CALIBRATION))
+    with_it = run(segmenter, phantoms, tmp_path / "with")
+    without = run(segmenter, phantoms, tmp_path / "without", calibrate=False)
+    assert "ignored" not in capsys.readouterr().err
+    for one, other in zip(with_it["studies"], without["studies"], strict=True):
+        assert (one["function"]["calibrated"], other["function"]["calibrated"]) == (True, False)
+        assert one["quality"] == other["quality"]
+        for name, measure in MEASURES.items():
+            new, old = one["function"]["measures"][name], other["function"]["measures"][name]
+            assert new["value"] == old["value"]
+            reach = calibration.widening[name] * (old["value"] - old["lower"]) + calibration.margin[name]
+            assert new["lower"] == pytest.approx(max(old["value"] - reach, measure.floor))
+    for case, described in zip(("patient901_frame01", "patient901_frame03"), with_it["cases"][:2], strict=True):
+        assert described["calibrated"] is True
+        assert described["temperature"] == calibration.temperature
+        files = [tmp_path / kind / "patient901" / f"{case}.nii.gz" for kind in ("with", "without")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+        tempered, plain = (nib.load(f.with_name(f"{case}_probabilities.nii.gz")).get_fdata() for f in files)
+        expected = temper(np.moveaxis(plain, -1, 0), calibration.temperature)
+        np.testing.assert_allclose(np.moveaxis(tempered, -1, 0), expected, atol=1e-6)
+    assert without["cases"][0]["calibrated"] is False
+    assert without["cases"][0]["temperature"] is None
+    record = json.loads((tmp_path / "with" / "patient901" / "patient901.json").read_text())
+    assert record["made_with"]["settings"]["calibration"] == calibration.digest
+    assert ",0.9,yes," in (tmp_path / "with" / "cohort.csv").read_text()
+    assert ",0.9,no," in (tmp_path / "without" / "cohort.csv").read_text()
+
+
+@pytest.mark.usefixtures("fitted")
+def test_a_misfit_is_said_once_and_leaves_the_ensemble_alone(
+    segmenter: Overconfident, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run(segmenter, phantoms, tmp_path / "out", keep_largest=True)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "calibration" in line]
+    assert lines == [
+        "note: calibration.json was fitted to keep largest False and is ignored: nothing is calibrated. "
+        "Fit it again with cgdpm-med calibrate."
+    ]
+    assert [study["function"]["calibrated"] for study in result["studies"]] == [False, False]
+    with pytest.raises(InputError, match="was fitted to keep largest False"):
+        run(segmenter, phantoms, tmp_path, keep_largest=True, calibration=segmenter.weights[0].with_name(CALIBRATION))
+
+
+@pytest.mark.usefixtures("fitted")
+def test_continue_makes_again_what_another_calibration_made(
+    segmenter: Overconfident, phantoms: Path, tmp_path: Path
+) -> None:
+    cases = [case for case in find_cases(phantoms) if case.study.key == "patient901"]
+    segment_all(segmenter, cases, tmp_path / "out", options=PLAIN)
+    assert segment_all(segmenter, cases, tmp_path / "out", options=PLAIN, resume=True)["skipped"] == ["patient901"]
+    path = segmenter.weights[0].with_name(CALIBRATION)
+    write_calibration(replace(read_calibration(path), temperature=1.01), path)
+    again = segment_all(segmenter, cases, tmp_path / "out", options=PLAIN, resume=True)
+    assert (again["skipped"], again["cases"][0]["temperature"]) == ([], 1.01)
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("fitted")
+def test_evaluation_reports_before_and_after_from_memory_and_from_files_alike(
+    segmenter: Overconfident, phantoms: Path, tmp_path: Path
+) -> None:
+    calibration = read_calibration(segmenter.weights[0].with_name(CALIBRATION))
+    names = ("patient901", "patient911")
+    items = [item for item in acdc_datalist(phantoms, "all") if item["patient"] in names]
+    summary = evaluate_segmenter(segmenter, items, tmp_path / "scores")
+    assert summary["calibration"]["temperature"] == calibration.temperature
+    before, after = summary["function"]["measures"]["lv_ef"], summary["function"]["calibrated"]["lv_ef"]
+    assert (before["n"], before["error_mean"]) == (after["n"], after["error_mean"]) == (2, before["error_mean"])
+    assert after["width"] > before["width"]
+    assert summary["ensemble"]["ece_calibrated"] != summary["ensemble"]["ece"]
+    assert "calibrated cover" in format_summary(summary)
+
+    run(segmenter, phantoms, tmp_path / "out")
+    for name in names:  # references of these two patients only
+        shutil.copytree(phantoms / name, tmp_path / "ref" / name)
+    from_files = evaluate_folders(tmp_path / "out", tmp_path / "ref")
+    assert from_files["failed"] == {}
+    for name, value in summary["ensemble"].items():
+        assert from_files["ensemble"][name] == pytest.approx(value, rel=1e-3, abs=1e-5)
+    for kind in ("measures", "calibrated"):
+        for name in MEASURES:
+            assert from_files["function"][kind][name] == pytest.approx(summary["function"][kind][name], nan_ok=True)
+    assert from_files["quality"]["studies"] == 2
+
+
+def test_a_record_of_other_masks_does_not_count(segmenter: Overconfident, phantoms: Path, tmp_path: Path) -> None:
+    run(segmenter, phantoms, tmp_path / "out")
+    for path in (tmp_path / "out" / "patient901").glob("*_frame0?.nii.gz"):
+        mask = nib.load(path)
+        labels = np.asarray(mask.dataobj).copy()
+        labels[:3] = 3
+        nib.Nifti1Image(labels, mask.affine, mask.header).to_filename(path)
+    summary = evaluate_folders(tmp_path / "out" / "patient901", phantoms / "patient901")
+    assert summary["quality"] is None
+    assert summary["function"]["measures"]["lv_edv"]["error_mean"] > 0
+
+
+# --- errors of function, by hand --------------------------------------------------------------------------------------
+
+
+def volumes(lv: float, members: tuple[float, ...] = (), rv: float = 100.0) -> FrameVolumes:
+    rows = [[0.0, rv, 80.0, m] for m in members]
+    return FrameVolumes(np.array([0.0, rv, 80.0, lv]), np.array(rows).reshape(len(rows), 4))
+
+
+def study(name: str, ed: float, es: float, true_ed: float, true_es: float) -> KnownStudy:
+    frames = {
+        "ED": FrameTruth(name, "ED", volumes(ed, (ed - 10, ed + 10)), volumes(true_ed)),
+        "ES": FrameTruth(name, "ES", volumes(es, (es, es)), volumes(true_es)),
+    }
+    return KnownStudy(name, frames["ED"], frames["ES"])
+
+
+def test_errors_and_coverage_by_hand() -> None:
+    studies = [study("a", 100, 50, 105, 50), study("b", 120, 60, 100, 50), study("c", 200, 100, 203, 120)]
+    truths = [s.truth() for s in studies]
+    scores = score_function(truths, [s.found() for s in studies])
+    edv, esv = scores["lv_edv"], scores["lv_esv"]
+    # errors -5, 20, -3; intervals +-9 around the values (two members: .05 and .95 of the way between them)
+    assert edv["error_mean"] == pytest.approx(4)
+    assert edv["error_sd"] == pytest.approx(np.sqrt((81 + 256 + 49) / 2))
+    assert edv["error_absolute"] == pytest.approx(28 / 3)
+    assert edv["coverage"] == pytest.approx(2 / 3)
+    assert edv["width"] == pytest.approx(18)
+    assert esv["coverage"] == pytest.approx(1 / 3)
+    assert esv["correlation"] == pytest.approx(np.corrcoef([50, 60, 100], [50, 50, 120])[0, 1])
+    wide = score_function(truths, [s.found(2.0, {"lv_edv": 3.0}) for s in studies])
+    assert wide["lv_edv"]["coverage"] == 1.0
+    assert wide["lv_edv"]["width"] == pytest.approx(2 * (2 * 9 + 3))
+    assert scores["rv_edv"]["correlation"] is None  # the truth does not vary
+
+
+def test_an_absent_ventricle_is_counted() -> None:
+    empty = study("a", 0, 0, 100, 50)
+    scores = score_function([empty.truth()], [empty.found()])["lv_ef"]
+    assert (scores["n"], scores["undefined"], scores["coverage"]) == (0, 1, None)
+
+
+def test_studies_need_both_phases() -> None:
+    whole = study("b", 1, 1, 1, 1)
+    lonely = replace(whole.ed, patient="a")
+    (found,) = known_studies([lonely, whole.es, whole.ed, replace(whole.ed, patient="")])
+    assert (found.patient, found.ed.phase, found.es.phase) == ("b", "ED", "ES")
+
+
+def test_a_true_mask_has_volumes_and_no_members() -> None:
+    found = true_volumes(np.array([[[0, 3, 3]]]), 500.0)
+    assert found.fused.tolist() == [0.5, 0, 0, 1]
+    assert found.members.shape == (0, 4)
+    assert cardiac_function(found, found).measures["lv_edv"].lower is None
