@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,14 @@ from cgdpm_med import (
     Replay,
     ReplayLoader,
     examples_prepare_batch,
+    guidance_weighting,
     guide_from_denoiser,
     load_guide,
     sample,
     save_weights,
 )
-from cgdpm_med.diffusion.guidance import guided
+from cgdpm_med.diffusion.guidance import ScaledGuide, guided
+from cgdpm_med.diffusion.sampling import shift_prediction
 
 SCHEDULE = NoiseSchedule(100, "cosine", "sample")
 
@@ -134,3 +137,19 @@ def test_guidance_weights_go_with_their_denoiser(tmp_path: Path) -> None:
     save_weights(network(3), tmp_path / "guidance.pt")
     loaded = load_guide(network(), tmp_path / "guidance.pt", SCHEDULE, "model.pt")
     assert torch.equal(loaded.network.head.weight, network(3).head.weight)
+
+
+class Ones(torch.nn.Module):
+    def forward(self, x_t: Tensor, t: Tensor, context: None = None) -> Tensor:
+        return torch.ones_like(x_t)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_guide_is_scaled_for_what_the_denoiser_predicts(prediction_type: str) -> None:
+    """The shift that an output of one makes to the predicted x_0 in pure noise: 1, but for eps, where x_0 is unknown."""
+    schedule = NoiseSchedule(schedule="cosine", prediction_type=prediction_type)
+    guide = ScaledGuide(Ones(), schedule, guidance_weighting(schedule))
+    x_t = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    _, x0_hat = shift_prediction(schedule, 999, x_t, x_t, x_t, guide(x_t, torch.tensor([999])))
+    expected = math.exp(-float(schedule.log_snr[999])) if prediction_type == "epsilon" else 1.0
+    torch.testing.assert_close(x0_hat, torch.full_like(x_t, expected))

@@ -201,7 +201,7 @@ class GuidanceLoss(nn.Module):
             printed, 1 / (1 - alpha_bar) times that: up to 10^4 at t = 0. "bounded" is min(1, 1 / SNR) times the error
             of f, with SNR = alpha_bar / (1 - alpha_bar): it counts the error of f where noise prevails, and of the
             implied x_0 where signal does, so that no timestep outweighs the others. "sample" is 1 / SNR times the
-            error of f at every t, the error of the implied x_0: for denoisers that predict x_0 (see
+            error of f at every t, the error of the implied x_0: for denoisers that predict x_0 or v (see
             ``guidance.ScaledGuide``).
 
     Raises:
