@@ -35,8 +35,8 @@ def guide_from_denoiser(network: ConditionalUNet | ClassConditioned, schedule: N
 def guidance_weighting(schedule: NoiseSchedule) -> str:
     """How f is scaled and its loss weighted for a denoiser of this prediction type; see :class:`ScaledGuide`.
 
-    The x_0 of a network that predicts x_0 or v is wrong by a bounded amount at every t. That of one that predicts eps is
-    arbitrarily wrong in pure noise.
+    The x_0 of a network that predicts x_0 or v is wrong by a bounded amount at every t. That of one that predicts eps
+    is arbitrarily wrong in pure noise.
     """
     return "bounded" if schedule.prediction_type == "epsilon" else "sample"
 

@@ -146,7 +146,7 @@ class Ones(torch.nn.Module):
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_guide_is_scaled_for_what_the_denoiser_predicts(prediction_type: str) -> None:
-    """The shift that an output of one makes to the predicted x_0 in pure noise: 1, but for eps, where x_0 is unknown."""
+    """What an output of one adds to the predicted x_0 in pure noise: 1, but more for eps, where x_0 is unknown."""
     schedule = NoiseSchedule(schedule="cosine", prediction_type=prediction_type)
     guide = ScaledGuide(Ones(), schedule, guidance_weighting(schedule))
     x_t = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
