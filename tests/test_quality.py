@@ -120,6 +120,15 @@ def test_each_defect_is_named(what: str, reason: str) -> None:
     assert next(f.reason for f in quality.findings if f.check == what) == reason
 
 
+def test_reasons_name_the_slices_of_the_file() -> None:
+    labels = np.concatenate([ring(), ring()], axis=2)
+    labels[..., 1:-1] = 0
+    numbers = range(labels.shape[2], 0, -1)  # stored from the apex to the base
+    quality = assess_frame(labels, labels[None], slice_numbers=list(numbers))
+    inner = ", ".join(str(n) for n in list(numbers)[1:-1])
+    assert f"RV is absent from slices {inner} between slices that hold it" in quality.reasons
+
+
 def test_disagreeing_members_lower_the_predicted_dice() -> None:
     labels = ring()
     other = labels.copy()

@@ -77,7 +77,10 @@ def ejection_chart(estimates: Sequence[tuple[str, Estimate]]) -> str:
     for index, (name, e, value) in enumerate(known):
         y = top + row * (index + 0.5)
         short = name if len(name) <= 26 else f"{name[:25]}…"
-        parts.append(f'<text class="name" x="{left - 14}" y="{y + 4:.1f}" text-anchor="end">{escape(short)}</text>')
+        full = "" if short == name else f"<title>{escape(name)}</title>"
+        parts.append(
+            f'<text class="name" x="{left - 14}" y="{y + 4:.1f}" text-anchor="end">{full}{escape(short)}</text>'
+        )
         if e.lower is not None and e.upper is not None:
             ends = f'x1="{x(e.lower):.1f}" x2="{x(e.upper):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
             parts.append(f'<line class="whisker lv" {ends}/>')

@@ -64,6 +64,9 @@ figcaption { color: var(--muted); font-size: 12.5px; }
   vertical-align: middle; }
 .key i.bar { width: 110px; height: 9px; margin-left: 7px; }
 ul { margin: 0; padding-left: 20px; }
+td ul, td details { font-size: 13.5px; }
+details { margin-top: 2px; }
+summary { cursor: pointer; color: var(--muted); }
 ul.notes { color: var(--muted); margin-top: 8px; font-size: 14px; }
 .note, footer { color: var(--muted); font-size: 13.5px; }
 .note { margin: 12px 0 0; }
@@ -79,6 +82,16 @@ svg .band.lv, svg .dot.lv { fill: var(--lv); } svg .band.rv, svg .dot.rv { fill:
 svg .mark { stroke: var(--muted); stroke-dasharray: 3 4; }
 svg .whisker { stroke-width: 3; stroke-linecap: round; opacity: .35; }
 svg .name { fill: var(--text); }
+@media (max-width: 560px) {
+  main { padding: 20px 12px 32px; }
+  section { padding: 16px 14px; }
+  .figures { grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 10px; }
+  .tiles { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); }
+  table { font-size: 13.5px; }
+  th, td { padding-right: 10px; }
+  .plain tbody th { width: auto; min-width: 7em; }
+  .plain td.words:last-child { min-width: 0; }
+}
 @media print {
   :root { color-scheme: light; --ground: #fff; --card: #fff; --line: #ccd3da; --text: #000; --muted: #48535e;
     --good: #12643a; --good-ground: #e6f6ec; --alert: #8a4b00; --alert-ground: #fff1d8;
@@ -156,3 +169,11 @@ def bullets(texts: Sequence[str], kind: str = "") -> str:
         return ""
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f'<ul class="{kind}">{items}</ul>' if kind else f"<ul>{items}</ul>"
+
+
+def folded(texts: Sequence[str], shown: int = 2) -> str:
+    """The first of a list of sentences, and the others behind a word to click on where there are more than one."""
+    if len(texts) <= shown + 1:
+        return bullets(texts)
+    rest = f"<details><summary>and {len(texts) - shown} more</summary>{bullets(texts[shown:])}</details>"
+    return bullets(texts[:shown]) + rest

@@ -24,7 +24,7 @@ from cgdpm_med.apps.cardiac import (
 from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.quality import Quality
 from cgdpm_med.apps.report.charts import ejection_chart, volume_chart
-from cgdpm_med.apps.report.page import bullets, figures, page, pill, section, table
+from cgdpm_med.apps.report.page import bullets, figures, folded, page, pill, section, table
 from cgdpm_med.apps.report.pictures import contour_key, doubt_key, heart_window, slice_tiles
 from cgdpm_med.apps.segment import Segmentation
 from cgdpm_med.apps.study import StudyResult
@@ -209,12 +209,20 @@ def _tiles(frames: Mapping[str, Segmentation]) -> str:
 
 def _origin(origin: Provenance) -> str:
     rows = [[escape(name), escape(text)] for name, text in origin.versions.items()]
-    rows += [[escape(name.replace("_", " ")), escape(str(value))] for name, value in origin.settings.items()]
+    rows += [[escape(name.replace("_", " ")), escape(_spoken(value))] for name, value in origin.settings.items()]
     rows += [
         [f"weights {escape(name)}", f'<span class="hash">sha256 {escape(digest)}</span>']
         for name, digest in origin.weights.items()
     ]
     return table(["What", "Value"], rows, words=(1,), plain=True)
+
+
+def _spoken(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " to ".join(str(part) for part in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 # --- a cohort ---------------------------------------------------------------------------------------------------------
@@ -264,8 +272,7 @@ def _cohort_table(results: Sequence[StudyResult], links: Mapping[str, str]) -> s
         name = escape(result.key)
         linked = f'<a href="{escape(links[result.key])}">{name}</a>' if result.key in links else name
         numbers = [_compact(None if result.function is None else result.function.measures[m]) for m in HEADLINES]
-        reasons = bullets(result.quality.reasons)
-        rows.append([linked, pill(result.quality.status), *numbers, reasons])
+        rows.append([linked, pill(result.quality.status), *numbers, folded(result.quality.reasons)])
     return table(head, rows, words=(1, len(head) - 1))
 
 
