@@ -152,14 +152,18 @@ class DiffusionPredictor(nn.Module):
 
 
 def _place_bare_network(predictor: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Weights files hold the network inside the denoiser alone; whoever loads one into the predictor means that."""
-    own = predictor.state_dict().keys()
-    if prefix or own & state_dict.keys():
+    """Weights files hold the network inside the denoiser alone; whoever loads one into the predictor means that.
+
+    A guide keeps the weights it has.
+    """
+    own = predictor.state_dict()
+    if prefix or own.keys() & state_dict.keys():
         return
     for place in ("denoiser.", "denoiser.network."):
         if all(place + name in own for name in state_dict):
             for name in list(state_dict):
                 state_dict[place + name] = state_dict.pop(name)
+            state_dict.update({name: value for name, value in own.items() if name.startswith("guide.")})
             return
 
 

@@ -73,6 +73,10 @@ def test_weights_of_the_bare_network_go_where_they_belong() -> None:
     again = DiffusionPredictor(small_network(seed=2))
     again.load_state_dict(bare)
     assert all(torch.equal(value, bare[name]) for name, value in again.denoiser.state_dict().items())
+    guided = DiffusionPredictor(small_mask_denoiser(seed=1), small_network(seed=7))
+    guided.load_state_dict(bare)
+    assert torch.equal(guided.denoiser.network.head.weight, bare["head.weight"])
+    assert torch.equal(guided.guide.head.weight, small_network(seed=7).head.weight)
     predictor.load_state_dict(DiffusionPredictor(small_mask_denoiser(seed=3)).state_dict())
     assert torch.equal(predictor.denoiser.network.head.weight, small_network(seed=3).head.weight)
     with pytest.raises(RuntimeError, match="Missing key"):
