@@ -110,8 +110,8 @@ def windowed(image: Tensor, window_batch: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def large() -> tuple[Tensor, Tensor]:
-    """A smooth image of 20 x 30 pixels, and it at 80 x 120 through windows of 32."""
-    rows, columns = torch.linspace(0, 3, 20)[:, None], torch.linspace(0, 4, 30)
+    """A smooth image of 50 x 75 pixels, and it at 200 x 300 through windows of 32."""
+    rows, columns = torch.linspace(0, 3, 50)[:, None], torch.linspace(0, 4, 75)
     image = torch.stack([(rows + columns).sin(), (rows * columns).cos(), (rows - columns).cos()])[None] * 0.8
     return image, windowed(image, window_batch=8)
 
@@ -125,8 +125,8 @@ def test_window_batch_changes_nothing(large: tuple[Tensor, Tensor], window_batch
 
 def test_no_seams(large: tuple[Tensor, Tensor]) -> None:
     _, out = large
-    assert out.shape == (1, 1, 3, 80, 120)
-    for axis, size in ((3, 80), (4, 120)):
+    assert out.shape == (1, 1, 3, 200, 300)
+    for axis, size in ((3, 200), (4, 300)):
         gradient = out.diff(dim=axis).abs().mean(dim=[d for d in range(5) if d != axis])
         borders = range(16, size - 8, 16)  # windows of 32 begin and end at multiples of 16
         at = gradient[[b - 1 for b in borders]].mean()
