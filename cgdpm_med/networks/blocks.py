@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .normalisation import GroupNorm
+
 Join = tuple[Tensor, Tensor]
 """The part of a residual block that depends on the condition alone: (hidden path, skip path)."""
 
@@ -27,24 +29,6 @@ def conv_transpose(spatial_dims: int, in_channels: int, out_channels: int, facto
     """Transposed convolution without overlap: each position becomes a patch of side ``factor``."""
     layer = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
     return layer(in_channels, out_channels, factor, stride=factor)
-
-
-class GroupNorm(nn.GroupNorm):
-    """``nn.GroupNorm``, spared from a slow path of PyTorch's CPU kernel.
-
-    In bfloat16 and channels last it took twenty times as long on maps of 16 x 16 as in the ordinary layout (PyTorch 2.13,
-    AVX-512), so small maps are copied there and back.
-    """
-
-    def forward(self, x: Tensor, film: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Normalise (B, C, *S); ``film`` is a further scale and shift of the channels, (C,) each."""
-        weight: Tensor = self.weight if film is None else self.weight * film[0]
-        bias: Tensor = self.bias if film is None else self.bias * film[0] + film[1]
-        small = x.ndim == 4 and x.shape[2] * x.shape[3] <= 256
-        if small and x.device.type == "cpu" and x.dtype == torch.bfloat16 and not x.is_contiguous():
-            h = F.group_norm(x.contiguous(), self.num_groups, weight, bias, self.eps)
-            return h.contiguous(memory_format=torch.channels_last)
-        return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 
 def group_norm(channels: int) -> GroupNorm:

@@ -42,7 +42,8 @@ def run(arguments: argparse.Namespace) -> Result:
     batches = examples(arguments)
     trainers = {
         "MONAI": monai_trainer(copy.deepcopy(network), batches, arguments),
-        "ours": our_trainer(copy.deepcopy(network), batches, arguments),
+        "ours": our_trainer(copy.deepcopy(network), batches, arguments, torch.channels_last),
+        "ours, ordinary layout": our_trainer(copy.deepcopy(network), batches, arguments, torch.contiguous_format),
     }
     times: dict[str, list[float]] = {name: [] for name in trainers}
     for block in range(arguments.repeats + 1):
@@ -143,15 +144,16 @@ def monai_trainer(network: nn.Module, batches: list[dict[str, Tensor]], argument
     return trainer, recorded(trainer)
 
 
-def our_trainer(network: nn.Module, batches: list[dict[str, Tensor]], arguments: argparse.Namespace) -> Any:
+def our_trainer(
+    network: nn.Module, batches: list[dict[str, Tensor]], arguments: argparse.Namespace, layout: torch.memory_format
+) -> Any:
     """The same trainer with our iteration, and the list its losses go to."""
     from monai.engines import SupervisedTrainer
 
     def prepare(batch: dict[str, Tensor], device: Any, non_blocking: bool, **kwargs: Any) -> Any:
         return one_hot(batch["label"].to(device)), batch["image"].to(device)
 
-    channels_last: Any = {"memory_format": torch.channels_last}
-    network = network.to(arguments.device).to(**channels_last)
+    network = network.to(arguments.device).to(memory_format=layout)  # type: ignore[call-overload]
     trainer = SupervisedTrainer(
         device=torch.device(arguments.device),
         max_epochs=1,

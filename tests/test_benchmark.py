@@ -1,0 +1,184 @@
+"""The benchmark program: claims, the page, and a quick run of the parts that take seconds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO
+
+sys.path.insert(0, str(REPO / "scripts"))
+
+import benchmark
+from benchmarks import contestants, distributed, efficiency, peer
+from benchmarks.harness import Claim, Journal, alternate, ratio
+from benchmarks.render import render
+from benchmarks.scale import fit
+from benchmarks.validation import difference
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("claim", "passed"),
+    [
+        (Claim("a", 3.0, 3.0), True),
+        (Claim("a", 2.99, 3.0), False),
+        (Claim("a", 0.3, 0.3, at_most=True), True),
+        (Claim("a", 0.31, 0.3, at_most=True), False),
+        (Claim("a", float("nan"), 0.3, at_most=True), False),
+        (Claim("a", 1.0), None),
+    ],
+)
+def test_a_claim_is_held_against_its_target(claim: Claim, passed: bool | None) -> None:
+    assert claim.passed is passed
+
+
+def test_a_ratio_is_the_median_of_the_repeats() -> None:
+    claim = ratio("a", [2.0, 9.0, 8.0], [1.0, 3.0, 2.0])
+    assert (claim.value, claim.spread) == (3.0, (2.0, 4.0))
+
+
+def test_contestants_take_turns() -> None:
+    order: list[str] = []
+    times = alternate({name: lambda name=name: order.append(name) for name in "ab"}, repeats=2)
+    assert order == list("ababab")
+    assert [len(t) for t in times.values()] == [2, 2]
+
+
+def test_a_straight_line_is_found() -> None:
+    slope, offset, r2 = fit([1, 2, 4], [5, 7, 11])
+    assert (slope, offset, r2) == pytest.approx((2, 3, 1))
+    assert fit([0, 1, 2, 3], [0, 1, 0, 1])[2] == pytest.approx(0.2)
+
+
+def test_the_networks_are_of_one_size() -> None:
+    ours, theirs = contestants.shipped_unet(), contestants.monai_unet(3)
+    cost = peer.costs(ours, theirs, torch.zeros(1, 3, 128, 128))
+    assert cost["largest difference"] < 0.1
+    assert cost["flops once"] < cost["flops"][0]
+
+
+def test_a_network_of_another_size_is_refused() -> None:
+    other = contestants.monai_unet(3)
+    other.register_parameter("ballast", torch.nn.Parameter(torch.zeros(2_000_000)))
+    with pytest.raises(RuntimeError, match="differ"):
+        peer.costs(contestants.shipped_unet(), other, torch.zeros(1, 3, 128, 128))
+
+
+def test_flops_of_the_convolutions_are_nearly_all() -> None:
+    network = contestants.shipped_unet()
+    y = torch.zeros(1, 3, 64, 64)
+    features = network.encode_condition(y)
+    counted = contestants.flops(lambda: network(torch.zeros(2, 4, 64, 64), torch.zeros(1), features))
+    assert 0.95 * counted < sum(efficiency.convolutions(network, 2, 64).values()) < counted
+
+
+def test_the_rungs_of_the_ladder_give_one_result() -> None:
+    network = contestants.shipped_unet()
+    y = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x, t = torch.randn(6, 4, 32, 32, generator=torch.Generator().manual_seed(1)), torch.tensor([7])
+    once, nothing = peer.BranchOnce(network), peer.NothingOnce(network)
+    with torch.no_grad():
+        expected = network(x, t, network.encode_condition(y))
+        torch.testing.assert_close(once(x, t, once.encode_condition(y)), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(nothing(x, t, y.repeat_interleave(3, dim=0)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_journal_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "journal.json"
+    assert Journal(path, {"steps": 4}).get("a", lambda: 1) == 1
+    assert Journal(path, {"steps": 4}).get("a", lambda: 2) == 1
+    assert Journal(path, {"steps": 5}).get("a", lambda: 2) == 2
+
+
+def test_paired_differences() -> None:
+    a, b = ([{"dice": value} for value in values] for values in ([90.0, 80.0, 85.0], [89.0, 80.0, 83.0]))
+    mean, error = difference(a, b)
+    assert (mean, error) == pytest.approx((1.0, 1 / 3**0.5))
+
+
+PAGE = """Before.
+
+<!-- summary -->
+stale
+<!-- end -->
+
+Between.
+
+<!-- speed -->
+<!-- end -->
+
+<!-- unknown -->
+<!-- end -->
+"""
+
+
+def written(folder: Path) -> None:
+    claims = [
+        {
+            "name": "fast",
+            "value": 3.456,
+            "target": 3.0,
+            "spread": [3.1, 3.9],
+            "at_most": False,
+            "unit": "x",
+            "passed": True,
+        },
+        {"name": "small", "value": 0.4, "target": 0.3, "spread": None, "at_most": True, "unit": "", "passed": False},
+        {"name": "told", "value": None, "target": None, "spread": None, "at_most": False, "unit": "", "passed": None},
+    ]
+    place = {"processor": "A CPU", "threads": 2, "gpu": None, "versions": {"torch": "2.9"}}
+    table = {"title": "Times", "columns": ["what", "seconds"], "rows": [["ours", "1.5"]]}
+    document = {"claims": claims, "tables": [table], "environment": place, "settings": {"steps": 4}, "repeats": 5}
+    (folder / "speed.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+def test_the_page_is_filled_from_the_files(tmp_path: Path) -> None:
+    folder, page = tmp_path / "benchmarks", tmp_path / "page.md"
+    folder.mkdir()
+    written(folder)
+    page.write_text(PAGE, encoding="utf-8")
+    text = render(folder, page)
+    assert "| `speed` | fast | 3.46x (3.1 … 3.9) | at least 3x | met |" in text
+    assert "| small | 0.4 | at most 0.3 | **failed** |" in text
+    assert "- speed: small: **no reason given yet**" in text
+    assert "| told | never |  |  |" in text
+    assert "| ours | 1.5 |" in text
+    assert "A CPU, 2 thread(s); torch 2.9. Settings: steps 4. Median of 5 alternating repeats." in text
+    assert "Not measured yet." in text
+    assert "stale" not in text
+    assert all(prose in text for prose in ("Before.", "Between."))
+    (folder / "reasons.json").write_text('{"speed: small": "It is large."}', encoding="utf-8")
+    again = render(folder, page)
+    assert again == page.read_text(encoding="utf-8")
+    assert again == text.replace("**no reason given yet**", "It is large.")
+
+
+@pytest.mark.parametrize("name", ["recipe", "training", "precision"])
+def test_a_quick_run_leaves_its_numbers(name: str, tmp_path: Path) -> None:
+    assert benchmark.main([name, "--quick", "--threads", "1", "--output", str(tmp_path)]) == 0
+    document = json.loads((tmp_path / "quick" / f"{name}.json").read_text(encoding="utf-8"))
+    assert document["quick"] is True
+    assert document["environment"]["threads"] == 1
+    assert document["claims"]
+    for claim in document["claims"]:
+        assert claim["value"] is not None
+    seconds = document["raw"]["seconds"]
+    assert all(len(times) == 1 and times[0] > 0 for times in seconds.values())
+
+
+def test_two_processes_train_as_one() -> None:
+    alone, together = distributed.both(iterations=2, batch=4)
+    moved = distributed.difference(distributed.fresh().state_dict(), alone)
+    assert moved > 1e-3
+    assert distributed.difference(alone, together) < 1e-4 * moved
