@@ -51,9 +51,9 @@ class ShortAxisView:
         """The permutation of all axes of an array of ``ndim``; it comes before the flips."""
         return [*range(first), *(first + axis for axis in self.axes), *range(first + 3, ndim)]
 
-    def flipped(self, first: int = 0) -> list[int]:
+    def flipped(self, first: int = 0) -> tuple[int, ...]:
         """The shown axes to flip, in an array whose spatial axes begin at ``first``."""
-        return [first + axis for axis, flip in enumerate(self.flips) if flip]
+        return tuple(first + axis for axis, flip in enumerate(self.flips) if flip)
 
     def stored_from_shown(self, shape: Sequence[int]) -> NDArray[np.float64]:
         """(4, 4): shown indices to stored indices, for a stored ``shape``."""
