@@ -455,6 +455,33 @@ def test_an_interrupt_ends_cleanly_and_continue_does_the_rest(
     assert contents(out) == contents(undisturbed)
 
 
+@pytest.mark.parametrize("how", ["torchrun", "--shard"])
+def test_processes_at_once_on_one_folder_do_each_study_once(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out, whole = tmp_path / "in", tmp_path / "out", tmp_path / "whole"
+    for n in range(9):
+        scan(source / f"s{n}.nii.gz", n)
+    segment_all(Thresholder(), find_cases(source), whole, options=PLAIN)
+    monkeypatch.setattr(Segmenter, "from_bundle", lambda *_, **__: Slow())
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    children, count = [], 3
+    for rank in range(count):
+        if how == "torchrun":
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("WORLD_SIZE", str(count))
+        shard = () if how == "torchrun" else ("--shard", f"{rank + 1}/{count}")
+        children.append(start(tmp_path / f"log{rank}", str(source), str(out), *shard))
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    logs = [(tmp_path / f"log{rank}").read_text() for rank in range(count)]
+    assert codes == [0] * count, logs
+    done = Counter(line.split()[1] for log in logs for line in log.splitlines() if line.startswith("segmented "))
+    assert done == Counter(f"s{n}" for n in range(9))
+    assert [log.splitlines()[0].split(":")[0] for log in logs] == [f"part {rank + 1}/3" for rank in range(count)]
+    assert collect_cohort(out)["studies"] == [f"s{n}" for n in range(9)]
+    assert contents(out) == contents(whole)
+
+
 def test_killed_at_any_moment_continue_gives_what_an_undisturbed_run_gives(tmp_path: Path) -> None:
     source, undisturbed = tmp_path / "in", tmp_path / "undisturbed"
     for n in range(4):
