@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> Result:
     if arguments.dataset_dir is None:
         console.print("  no --dataset-dir: Dice is left out")
     else:
-        common = {"members": arguments.dice_members}
+        common = {"members": arguments.dice_members, "guidance_scale": 0.0}
         settings = {"ours": {**OURS, **common}, "DDPM": {"method": "ddpm", "steps": LITERAL, **common}}
         found = validation.paired_dice(settings, arguments, "recipe")
         lost, error = validation.difference(found["DDPM"], found["ours"])
