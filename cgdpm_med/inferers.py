@@ -165,7 +165,7 @@ class WindowedDenoiser:
         overlap: float = 0.5,
         window_batch: int = 1,
         size_factor: int = 1,
-        kept_windows: int = 64,
+        kept_windows: int = 48,
     ) -> None:
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap must be in [0, 1), not {overlap}")

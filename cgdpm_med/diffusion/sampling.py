@@ -128,6 +128,7 @@ def _walk(
                 before = x0_hat
         yield Step(t, x_t, eps, x0, x_prev)
         x_t = x_prev
+        del output, shift, variance, x0, eps, x_prev  # large images: hold nothing of this step during the next
 
 
 def sample(denoiser: Denoiser, x_T: Tensor, context: Any, schedule: NoiseSchedule, **as_trajectory: Any) -> Tensor:
@@ -135,6 +136,7 @@ def sample(denoiser: Denoiser, x_T: Tensor, context: Any, schedule: NoiseSchedul
     x_0 = x_T
     for step in trajectory(denoiser, x_T, context, schedule, **as_trajectory):
         x_0 = step.x_prev
+        del step  # its other tensors need not be held during the next one
     return x_0
 
 
