@@ -41,6 +41,7 @@ from cgdpm_med.apps.calibration_file import (
     write_calibration,
 )
 from cgdpm_med.apps.cardiac import MEASURES, FrameVolumes, cardiac_function
+from cgdpm_med.apps.evaluate import settings
 from cgdpm_med.apps.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
 from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.segment import Segmenter
@@ -482,3 +483,17 @@ def test_a_true_mask_has_volumes_and_no_members() -> None:
     assert found.fused.tolist() == [0.5, 0, 0, 1]
     assert found.members.shape == (0, 4)
     assert cardiac_function(found, found).measures["lv_edv"].lower is None
+
+
+# --- what is shipped --------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_calibration_fits_the_shipped_bundle() -> None:
+    """After a training, `cgdpm-med calibrate` has to be run again."""
+    segmenter = Segmenter.from_bundle("acdc_segmentation", device="cpu")
+    made_with = {**settings(segmenter.predictor, segmenter.device), "fusion": segmenter.fusion}
+    calibration, ignored = find_calibration(segmenter.weights, {**made_with, "staple": False, "keep_largest": False})
+    assert ignored is None
+    assert calibration is not None
+    assert calibration.data["section"] == "validation"
+    assert calibration.data["patients"] == len(load_split()["validation"])

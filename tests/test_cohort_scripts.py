@@ -89,8 +89,8 @@ def test_phantoms_are_their_numbers_and_seeds() -> None:
 def test_coverage_of_phantoms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Segmenter, "from_bundle", lambda *bundle, **settings: Oracle(members=2))
     script = load("phantom_coverage")
-    monkeypatch.setattr(script, "SHAPE", (56, 56, 3))
-    monkeypatch.setattr(script, "SPACING", (3.0, 3.0, 24.0))
+    monkeypatch.setattr(script, "SIDE", 56)
+    monkeypatch.setattr(script, "PIXEL", 3.0)
     monkeypatch.setattr("sys.argv", ["coverage", str(tmp_path), "--count", "2", "--device", "cpu"])
     script.main()
     result = json.loads((tmp_path / "statistics.json").read_text())
