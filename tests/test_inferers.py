@@ -231,6 +231,19 @@ def test_windows_are_blended_with_gaussian_weights(field: tuple[Tensor, Tensor, 
         assert (out - network(x_t, t, y)).abs().max() > 1e-3  # windows matter to this network
 
 
+@pytest.mark.parametrize("kept", [0, 2, 100])
+def test_features_that_are_not_kept_are_made_again(field: tuple[Tensor, Tensor, Tensor], kept: int) -> None:
+    x_t, t, y = field
+    network = small_network()
+    expected = WindowedDenoiser(network, (8, 8), window_batch=2)
+    few = WindowedDenoiser(network, (8, 8), window_batch=2, kept_windows=kept)
+    with torch.no_grad():
+        features = few.encode_condition(y)
+        out = few(x_t, t, features)
+        assert torch.equal(out, expected(x_t, t, expected.encode_condition(y)))
+    assert len(features.kept) == min(kept // 2, len(few.places(x_t.shape[2:])) // 2)
+
+
 @pytest.mark.parametrize("window_batch", [1, 3])
 def test_guidance_is_blended_beside_the_output(field: tuple[Tensor, Tensor, Tensor], window_batch: int) -> None:
     x_t, t, y = field
