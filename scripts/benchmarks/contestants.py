@@ -20,8 +20,8 @@ MONAI_CHANNELS = (32, 32, 64, 96, 192, 192)
 
 
 def shipped(**settings: Any) -> DiffusionPredictor:
-    """The predictor of the cardiac bundle with its weights and these settings of inference.yaml."""
-    return Segmenter.from_bundle("acdc_segmentation", **settings).predictor
+    """The predictor of the cardiac bundle with its weights, unguided, with these settings of inference.yaml."""
+    return Segmenter.from_bundle("acdc_segmentation", **{"guidance_scale": 0.0, **settings}).predictor
 
 
 def shipped_unet() -> ConditionalUNet:

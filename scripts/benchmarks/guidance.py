@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cgdpm_med import Autocast, GuidanceLoss, Replay, autocast_dtype, guide_from_denoiser, sample
 from cgdpm_med.diffusion.losses import guidance_target
+from cgdpm_med.diffusion.sampling import encode
 
 from .contestants import CLASSES, SCALE, condition, mask_denoiser, schedule, shipped, shipped_unet
 from .harness import Claim, Result, Table, alternate, median, ratio
@@ -40,6 +41,8 @@ def run(arguments: argparse.Namespace) -> Result:
     work: dict[str, Callable[[], Any]] = {"replay": training.replay, "training step alone": training.one_step}
     for steps in arguments.literal_steps:
         work[f"literal, {steps} steps"] = lambda steps=steps: training.literal(steps)
+    few = min(arguments.literal_steps)
+    work[f"plain, {few} steps"] = lambda: training.literal(few, training.plain)
     times = alternate(work, arguments.repeats, arguments.device)
     replayed = [t / (arguments.iterations * arguments.batch) for t in times["replay"]]
     # a uniform t in 0 … T-1 takes T - 1 - t steps to reach x_t, and one evaluation there: (T + 1) / 2 on average
@@ -50,10 +53,16 @@ def run(arguments: argparse.Namespace) -> Result:
         slope, offset, r2 = fit(arguments.literal_steps, seconds)
         literal.append((slope * evaluations + offset) / arguments.batch)
         r2s.append(r2)
+    alone = times["training step alone"]
+    plain = [
+        ((t - one) / few * evaluations + one) / arguments.batch
+        for t, one in zip(times[f"plain, {few} steps"], alone, strict=True)
+    ]
     each = training.source.evaluations / training.source.examples
     claims = [
         Claim("frozen evaluations an example, literal / replay", evaluations / each, 400.0, unit="x"),
         ratio("examples a second with the training step, replay / literal", literal, replayed, 100.0),
+        ratio("the same, literal in float32 with the condition at every step", plain, replayed),
         Claim("R2 of the literal time against its steps", median(r2s), 0.99),
     ]
     sampling, raw_sampling = sampling_cost(arguments)
@@ -80,6 +89,8 @@ class Training:
         self.arguments, self.schedule, self.device = arguments, schedule(), device
         self.dtype = autocast_dtype(device)
         self.frozen = Autocast(mask_denoiser(shipped_unet()).to(device).requires_grad_(False), device, self.dtype)
+        network = mask_denoiser(shipped_unet()).to(device).requires_grad_(False)
+        self.plain = lambda x_t, t, y: network(x_t, t, y)  # nothing computed ahead, float32
         channels_last: Any = {"memory_format": torch.channels_last}
         self.guide = guide_from_denoiser(shipped_unet(), self.schedule).to(device).train().to(**channels_last)
         self.loss = GuidanceLoss(self.schedule, "bounded")
@@ -120,12 +131,13 @@ class Training:
         t = torch.full((self.arguments.batch,), 300, device=self.device)
         self.step(torch.randn_like(self.s_0), t, torch.randn_like(self.s_0), self.y)
 
-    def literal(self, evaluations: int) -> None:
+    def literal(self, evaluations: int, frozen: Any = None) -> None:
         """One batch of the literal algorithm with so many frozen evaluations: down the DDPM chain, then a step."""
+        frozen = self.frozen if frozen is None else frozen
         visited = range(T - evaluations + 1, T)
         with torch.no_grad():
             x_t = sample(
-                self.frozen,
+                frozen,
                 torch.randn_like(self.s_0),
                 self.y,
                 self.schedule,
@@ -134,7 +146,7 @@ class Training:
                 clip=(-SCALE, SCALE),
             )
             t = torch.full((len(x_t),), T - evaluations, device=self.device)
-            eps = self.schedule.to_eps(self.frozen(x_t, t, self.frozen.encode_condition(self.y)), x_t, t)
+            eps = self.schedule.to_eps(frozen(x_t, t, encode(frozen, self.y)), x_t, t)
             target = guidance_target(eps, self.s_0, x_t, t, self.schedule)
         self.step(x_t, t, target, self.y)
 

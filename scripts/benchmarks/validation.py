@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Mapping
@@ -38,12 +39,13 @@ def paired_dice(
         raise InputError("holds no validation patients", path=arguments.dataset_dir, remedy="Give ACDC's own folder")
     chosen = [datalist[int(i)] for i in np.linspace(0, len(datalist) - 1, min(arguments.volumes, len(datalist)))]
     weights = {} if arguments.weights is None else {"weights": str(arguments.weights)}
-    journal = Journal(arguments.output / f".{name}.journal.json", {"settings": settings, **weights})
+    journal = Journal(arguments.output / f".{name}.journal.json", weights)
     found: dict[str, list[dict[str, float]]] = {setting: [] for setting in settings}
     segmenters = {setting: Segmenter.from_bundle(**{**weights, **keys}) for setting, keys in settings.items()}
     for number, item in enumerate(chosen, start=1):
         for setting, segmenter in segmenters.items():
-            row = journal.get(f"{item['key']} {setting}", lambda s=segmenter, i=item: score(s, i))
+            entry = f"{item['key']} {json.dumps(settings[setting], sort_keys=True)}"
+            row = journal.get(entry, lambda s=segmenter, i=item: score(s, i))
             found[setting].append(row)
             console.print(f"  {number}/{len(chosen)}  {setting}: Dice {row['dice']:.2f}, {row['seconds']:.1f} s")
     return found
