@@ -38,6 +38,7 @@ _EXPORTS: dict[str, str] = {
     "trajectory": "diffusion.sampling",
     "DiffusionLoss": "diffusion.losses",
     "MaskLoss": "diffusion.losses",
+    "NoisyTimesteps": "diffusion.losses",
     "hybrid_loss": "diffusion.losses",
     "sample_ensemble": "diffusion.ensemble",
     "MaskDenoiser": "diffusion.ensemble",

@@ -14,6 +14,7 @@ from cgdpm_med.diffusion.ensemble import MaskDenoiser
 from cgdpm_med.diffusion.losses import (
     DiffusionLoss,
     MaskLoss,
+    NoisyTimesteps,
     discretised_gaussian_log_likelihood,
     gaussian_kl,
     hybrid_loss,
@@ -60,6 +61,33 @@ def test_loss_of_the_optimal_denoiser_is_the_posterior_variance() -> None:
     expected = (ab * 0.09 / (ab * 0.09 + 1 - ab)).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=0.02)
     assert loss.dtype == torch.float64
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
+def test_noisy_timesteps_follow_their_distribution(power: float) -> None:
+    # P(t < c T) = P(u^power > 1 - c) = 1 - (1 - c)^(1/power)
+    n, T = 100_000, 1000
+    t = NoisyTimesteps(power)(T, n, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert t.dtype == torch.int64
+    assert 0 <= t.min() and t.max() == T - 1
+    for c in (0.2, 1 / 3, 0.8):
+        assert (t < c * T).double().mean().item() == pytest.approx(1 - (1 - c) ** (1 / power), abs=0.005)
+
+
+def test_noisy_timesteps_weigh_the_loss_and_refuse_no_power() -> None:
+    seen = []
+
+    def objective(output: Tensor, x_0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+        seen.append(t)
+        return t.double()
+
+    x_0 = torch.zeros(50_000, 1)
+    loss = DiffusionLoss(SCHEDULE, objective, NoisyTimesteps(2.0))
+    value = loss(lambda x_t, t, context: x_t, x_0, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(value, seen[0].double().mean())
+    assert value.item() == pytest.approx(1000 * (1 - 1 / 3), rel=0.01)  # E[u^2] = 1/3
+    with pytest.raises(ValueError, match="positive"):
+        NoisyTimesteps(0)
 
 
 def test_diffusion_loss_passes_on_what_it_drew() -> None:

@@ -18,20 +18,52 @@ from .sampling import gaussian, learned_log_variance, split_variance
 from .schedule import NoiseSchedule
 
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, NoiseSchedule], Tensor]
+TimestepDraw = Callable[..., Tensor]
+"""``draw(T, batch, generator, device) -> t``, int64 (B,)."""
+
+
+def uniform_timesteps(T: int, batch: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """t uniform over 0 … T-1, as in the training algorithm of Ho et al. (2020)."""
+    return torch.randint(T, (batch,), generator=generator, device=device)
+
+
+class NoisyTimesteps:
+    """t drawn more often where noise prevails: t = floor(T (1 - u^power)), u uniform on [0, 1).
+
+    The density grows like (1 - t/T)^(1/power - 1). At power 2, 45 % of the draws are at or above 0.8 T, where a mask
+    must be found in the image alone, and 18 % below T/3, where x_t shows it. Power 1 is uniform.
+
+    Raises:
+        ValueError: for a power that is not positive.
+    """
+
+    def __init__(self, power: float = 2.0) -> None:
+        if power <= 0:
+            raise ValueError(f"power must be positive, not {power}")
+        self.power = power
+
+    def __call__(self, T: int, batch: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+        u = torch.rand(batch, generator=generator, device=device, dtype=torch.float64)
+        return (T * (1 - u**self.power)).long().clamp(max=T - 1)  # u = 0 would be T
 
 
 class DiffusionLoss(nn.Module):
-    """Draw t uniformly and eps, form x_t by eq. (3), and score the network's output there.
+    """Draw t and eps, form x_t by eq. (3), and score the network's output there.
 
     Args:
         schedule: the training schedule.
         objective: a function of this module, by default :func:`simple_loss`.
+        timesteps: how t is drawn, by default :func:`uniform_timesteps`. Another draw weighs the timesteps differently;
+            what is best at each of them stays the same.
     """
 
-    def __init__(self, schedule: NoiseSchedule, objective: Objective | None = None) -> None:
+    def __init__(
+        self, schedule: NoiseSchedule, objective: Objective | None = None, timesteps: TimestepDraw = uniform_timesteps
+    ) -> None:
         super().__init__()
         self.schedule = schedule
         self.objective = objective or simple_loss
+        self.timesteps = timesteps
 
     def forward(
         self,
@@ -50,7 +82,7 @@ class DiffusionLoss(nn.Module):
             generator: of t and eps; the global one by default.
         """
         device = x_0.device if generator is None else generator.device
-        t = torch.randint(self.schedule.T, (x_0.shape[0],), generator=generator, device=device).to(x_0.device)
+        t = self.timesteps(self.schedule.T, x_0.shape[0], generator, device).to(x_0.device)
         eps = gaussian(x_0, generator)
         x_t = self.schedule.q_sample(x_0, t, eps)
         output = network(x_t, t, context, **network_arguments)
