@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 from segmentations import wobbly
 from stubs import Stub, segmentation_of
 
@@ -20,6 +21,7 @@ from cgdpm_med import (
     Options,
     Segmentation,
     acdc_datalist,
+    bundle_path,
     evaluate_folders,
     evaluate_segmenter,
     expected_calibration_error,
@@ -497,3 +499,23 @@ def test_the_shipped_calibration_fits_the_shipped_bundle() -> None:
     assert calibration is not None
     assert calibration.data["section"] == "validation"
     assert calibration.data["patients"] == len(load_split()["validation"])
+
+
+@pytest.mark.parametrize("guidance_scale", [0.5, 0.0])
+def test_a_segmenter_from_configurations_alone_finds_the_calibration_too(guidance_scale: float) -> None:
+    """evaluate.yaml builds its segmenter with MONAI's parser, without Segmenter.from_bundle."""
+    root = bundle_path("acdc_segmentation")
+    parser = ConfigParser()
+    parser.read_config([str(root / "configs" / name) for name in ("inference.yaml", "evaluate.yaml")])
+    parser.update({"bundle_root": str(root), "device": "cpu", "guidance_scale": guidance_scale})
+    segmenter = parser.get_parsed_content("segmenter")
+    made_with = {**settings(segmenter.predictor, segmenter.device), "fusion": segmenter.fusion}
+    calibration, ignored = find_calibration(segmenter.weights, {**made_with, "staple": False, "keep_largest": False})
+    if guidance_scale:
+        assert ignored is None
+        assert calibration is not None
+    else:  # another ensemble, of other networks
+        assert [file.name for file in segmenter.weights] == ["model.pt"]
+        assert calibration is None
+        assert ignored is not None
+        assert "other weights" in ignored

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,8 @@ class Segmenter:
         predictor: the network with its sampling settings.
         postprocessing: transform over ``{"image", "pred"}`` that brings members to the native grid and fuses them.
         device: where the network runs.
+        weights: files the networks were read from: a calibration beside the first is for these files only.
+        fusion: how ``postprocessing`` fuses the members, where it is known; a calibration is for one kind only.
     """
 
     def __init__(
@@ -95,14 +97,14 @@ class Segmenter:
         predictor: DiffusionPredictor,
         postprocessing: Callable[[dict[str, Any]], Any],
         device: torch.device | str = "cpu",
+        weights: Sequence[str | Path] = (),
+        fusion: str | None = None,
     ) -> None:
         self.preprocessing, self.inferer, self.postprocessing = preprocessing, inferer, postprocessing
         self.device = torch.device(device)
         self.predictor = predictor.to(self.device)
-        self.weights: tuple[Path, ...] = ()
-        """Files the networks were read from, where they are known."""
-        self.fusion: str | None = None
-        """How ``postprocessing`` fuses the members, where it is known."""
+        self.weights = tuple(Path(file) for file in weights)
+        self.fusion = fusion
 
     @classmethod
     def from_bundle(cls, bundle: str | Path = "acdc_segmentation", **overrides: Any) -> Segmenter:
@@ -135,9 +137,6 @@ class Segmenter:
             parser[name] = value
         try:
             segmenter: Segmenter = parser.get_parsed_content("segmenter")
-            names = ["weights", "guidance_weights"] if segmenter.predictor.guide is not None else ["weights"]
-            segmenter.weights = tuple(Path(parser.get_parsed_content(name)) for name in names if name in parser)
-            segmenter.fusion = parser.get_parsed_content("fusion") if "fusion" in parser else None
         except Exception as error:  # MONAI wraps whatever a configuration raises
             raise input_error_behind(error) or _unusable(config, error) from error
         return segmenter
