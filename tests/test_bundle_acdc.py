@@ -75,14 +75,34 @@ def test_metadata_agree_with_the_configuration() -> None:
     verify_net_in_out("network_def", str(METADATA), str(CONFIGS / "inference.yaml"), "cpu", n=2, members=1, steps=1)
 
 
-def test_every_configuration_names_the_same_network() -> None:
-    def of(name: str, key: str) -> Any:
-        flow = ConfigWorkflow(str(CONFIGS / name), str(METADATA), logging_file=False)
-        return flow.parser.get_parsed_content(key)
+@pytest.mark.parametrize(("more", "deployed_more"), [((), ()), (("gpu",), ("gpu_inference",))], ids=["cpu", "gpu"])
+def test_every_configuration_names_the_same_network(more: tuple[str, ...], deployed_more: tuple[str, ...]) -> None:
+    def of(names: tuple[str, ...]) -> Any:
+        return ConfigWorkflow([str(CONFIGS / f"{name}.yaml") for name in names], str(METADATA), logging_file=False)
 
-    trained, deployed = of("train.yaml", "network_def"), of("inference.yaml", "unet")
-    shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (trained, deployed)]
+    training, deployment = of(("train", *more)), of(("inference", *deployed_more))
+    nets = [flow.parser.get_parsed_content(key) for flow, key in ((training, "network_def"), (deployment, "unet"))]
+    shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in nets]
     assert shapes[0] == shapes[1]
+    assert 2 * sum(shape.numel() for shape in shapes[0].values()) < 25e6  # bytes of the file, in float16
+    for key in ("spacing", "field", "neighbours", "mask_scale", "num_classes", "schedule"):
+        assert training.parser.get(key) == deployment.parser.get(key)
+
+
+def test_the_gpu_recipe_trains_and_infers(phantoms: Path, tmp_path: Path) -> None:
+    small = {"channels": [8, 8, 8, 8, 8], "batch_size": 4, "epochs": 1, "validate_every": 1, "compile": False}
+    train(phantoms, tmp_path / "run", "gpu", **small).run()
+    inference = workflow(
+        "infer",
+        "inference",
+        "gpu_inference",
+        channels=small["channels"],
+        dataset_dir=str(phantoms),
+        weights=str(tmp_path / "run" / "model.pt"),
+        output_dir=str(tmp_path / "out"),
+    )
+    inference.run()
+    assert len(list((tmp_path / "out").rglob("*_entropy.nii.gz"))) == 6
 
 
 def test_monai_finds_what_its_applications_need(phantoms: Path, trained: Path) -> None:
