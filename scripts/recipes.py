@@ -8,6 +8,7 @@ A recipe is a YAML file of overrides: configs/recipes/<name>.yaml, the bundle's 
 (loss#objective#dice_weight) reach the other alone. Without names the rows are default, every file of configs/recipes,
 and baseline_unet.
 
+Every row starts from random weights, or from --initial-weights (of one network, so recipes that change it are out).
 Writes recipes.csv and recipes.md after every row. The same command continues a run that was stopped: finished rows are
 kept, and a row in work goes on from its last epoch.
 """
@@ -30,6 +31,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from torch.utils.flop_counter import FlopCounterMode
 
 from cgdpm_med import InputError, Segmenter, acdc_datalist, bundle_path
+from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.rows import Row, kept_row, markdown_table, spoken, write_csv, write_text
 from cgdpm_med.apps.sweep import SCORES, score_setting
 
@@ -87,6 +89,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--members", type=int, default=4, help="unless the recipe says")
     parser.add_argument("--steps", type=int, default=4, help="of the sampler, unless the recipe says")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--initial-weights", type=Path, help="where every row starts; random by default")
     parser.add_argument("--settings", type=Path, nargs="*", default=[], help="overrides common to all rows")
     parser.add_argument("--bundle", default="acdc_segmentation")
     arguments = parser.parse_args(words)
@@ -206,6 +209,7 @@ class Work:
             "inference": self.recipe.inference,
             "configs": hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()[:16],
             "dataset": arguments.dataset_dir.name,
+            "initial_weights": sha256_of(arguments.initial_weights) if arguments.initial_weights else None,
             **{name: getattr(arguments, name) for name in ("iterations", "epoch", "every", "members", "steps")},
             "seed": self.seed,
         }
@@ -232,6 +236,7 @@ class Work:
                 "train_order#max_batches": self.arguments.epoch,
                 "validation_volumes#data": self.datalist(),
             },
+            self.start(),
         )
         length = len(flow.parser.get_parsed_content("train_loader"))
         if length != self.arguments.epoch:
@@ -249,6 +254,14 @@ class Work:
         cost = {"iterations": trainer.state.iteration, "seconds_per_step": spent}
         write_text(file, json.dumps(cost, indent=2))
         return cost
+
+    def start(self) -> dict[str, str]:
+        """The override that has the network begin at given weights."""
+        if self.arguments.initial_weights is None:
+            return {}
+        weights = str(self.arguments.initial_weights.resolve())
+        place = "to(@device, memory_format=torch.channels_last)"
+        return {"network": f"$cgdpm_med.load_weights(@network_def, {weights!r}).{place}"}
 
     def workflow(self, stage: str, *overrides: Mapping[str, Any]) -> ConfigWorkflow:
         root = bundle_path(self.arguments.bundle)
@@ -302,14 +315,16 @@ def table(results: Mapping[str, Sequence[Row]], arguments: argparse.Namespace) -
         for name, runs in results.items()
     ]
     first = next(iter(results.values()))[0]
+    weights = arguments.initial_weights
+    start = "" if weights is None else f" from given weights (sha256 {sha256_of(weights)[:16]})"
     return "\n".join(
         [
             markdown_table(heading, rows),
             "",
-            f"{arguments.iterations} training steps a row, {first['volumes']} volumes of the validation patients, "
-            f"{arguments.members} members and {arguments.steps} steps unless the recipe says otherwise, seeds "
-            f"{', '.join(str(seed) for seed in arguments.seeds)}, {first['device']}. The averaged weights of the end "
-            "are scored. GFLOPs: one evaluation of the network on a slice.",
+            f"{arguments.iterations} training steps a row{start}, {first['volumes']} volumes of the validation "
+            f"patients, {arguments.members} members and {arguments.steps} steps unless the recipe says otherwise, "
+            f"seeds {', '.join(str(seed) for seed in arguments.seeds)}, {first['device']}. The averaged weights of the "
+            "end are scored. GFLOPs: one evaluation of the network on a slice.",
             "",
         ]
     )

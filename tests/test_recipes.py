@@ -188,3 +188,21 @@ def test_one_command_trains_scores_and_continues(
     monkeypatch.setattr(sys, "argv", [*command, "--iterations", "6"])
     with pytest.raises(InputError, match=r"default: was made with other settings \(iterations\)"):
         recipes.main()
+
+
+def test_rows_may_start_from_given_weights(recipes: ModuleType, tmp_path: Path) -> None:
+    parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "train.yaml"))
+    parser.update({"channels": [8, 8, 8, 8], "device": "$torch.device('cpu')"})
+    state = {
+        name: torch.full_like(v, 0.25) for name, v in parser.get_parsed_content("network_def").state_dict().items()
+    }
+    torch.save(state, tmp_path / "start.pt")
+    command = ["default", "--dataset-dir", "x", "--output", "y", "--initial-weights", str(tmp_path / "start.pt")]
+    work = recipes.Work(recipes.read_recipe("default"), 0, recipes.parse_arguments(command))
+    assert work.made_with()["initial_weights"] != recipes.Work(
+        work.recipe, 0, recipes.parse_arguments(command[:5])
+    ).made_with().get("initial_weights")
+    parser.update(work.start())
+    network = parser.get_parsed_content("network")
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert recipes.Work(work.recipe, 0, recipes.parse_arguments(command[:5])).start() == {}
