@@ -209,3 +209,17 @@ def test_the_protocol_scores_its_softmax(phantoms: Path, trained: Path, tmp_path
         found, known = result.mask == label, truth == label
         expected = 2 * np.sum(found & known) / (found.sum() + known.sum())
         assert float(row[f"dice_{name}"]) == pytest.approx(expected, abs=6e-6)
+
+
+@pytest.mark.parametrize("more", [[], ["gpu_inference"], ["baseline_unet_inference"]], ids=["own", "gpu", "unet"])
+def test_every_region_has_sides_that_its_network_takes(more: list[str]) -> None:
+    """A heart of any size: the side of its region is a multiple of what the network halves."""
+    names = [BUNDLE / "configs" / f"{name}.yaml" for name in ("inference", *more)]
+    flow = ConfigWorkflow([str(name) for name in names], str(BUNDLE / "configs" / "metadata.json"), logging_file=False)
+    network = flow.parser.get_parsed_content("unet").eval()
+    inferer = flow.parser.get_parsed_content("inferer")
+    assert inferer.smallest % inferer.multiple == 0
+    side = inferer.smallest + inferer.multiple
+    with torch.inference_mode():
+        out = network(torch.zeros(1, 4, side, side), torch.zeros(1), torch.zeros(1, 3, side, side))
+    assert out.shape == (1, 4, side, side)
