@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,7 @@ def main() -> None:
             result = kept_row(
                 folder / "rows" / stage,
                 made_with,
-                lambda folder=folder, stage=stage, given=given, bundle=bundle: run(
-                    bundle, stage, folder, given, arguments.threads
-                ),
+                partial(run, bundle, stage, folder, given, arguments.threads),
             )
             rows.append({"bundle": bundle, "stage": stage, **result})
             write_csv(arguments.output / "short_runs.csv", rows)
