@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -21,6 +24,18 @@ def shared_path(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"development data not present: {'/'.join(parts)} (set CGDPM_SHARED)")
     return path
+
+
+def load_script(name: str) -> ModuleType:
+    """scripts/NAME.py as a module, once."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, REPO / "scripts" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # its dataclasses look themselves up there
+        spec.loader.exec_module(module)
+    return sys.modules[name]
 
 
 @pytest.fixture

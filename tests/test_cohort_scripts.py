@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import REPO
+from conftest import load_script
 from stubs import Oracle, Stub, segmentation_of
 
 from cgdpm_med import Segmentation, read_labels
@@ -21,15 +19,6 @@ from cgdpm_med.phantom import write_phantom_dataset
 from cgdpm_med.volumes import Volume
 
 SMALL = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, REPO / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Smaller(Stub):
@@ -54,7 +43,7 @@ def test_a_cohort_is_compared_with_its_truth_and_resumed(
     segmenter: Smaller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_phantom_dataset(tmp_path / "data", patients=[901, 902, 903], **SMALL)  # one in each section
-    script = load("cohort_acdc")
+    script = load_script("cohort_acdc")
     monkeypatch.setattr("sys.argv", ["cohort", str(tmp_path / "data"), str(tmp_path / "out"), "--device", "cpu"])
     script.main()
     assert segmenter.seen == ["patient902_frame01", "patient902_frame03"]
@@ -82,13 +71,13 @@ def test_a_cohort_is_compared_with_its_truth_and_resumed(
 
 
 def test_phantoms_are_their_numbers_and_seeds() -> None:
-    by_seed = load("phantom_coverage").numbers_by_seed(120)
+    by_seed = load_script("phantom_coverage").numbers_by_seed(120)
     assert {seed: (len(n), n[0]) for seed, n in by_seed.items()} == {1000: (50, 901), 1001: (50, 901), 1002: (20, 901)}
 
 
 def test_coverage_of_phantoms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Segmenter, "from_bundle", lambda *bundle, **settings: Oracle(members=2))
-    script = load("phantom_coverage")
+    script = load_script("phantom_coverage")
     monkeypatch.setattr(script, "SIDE", 56)
     monkeypatch.setattr(script, "PIXEL", 3.0)
     monkeypatch.setattr("sys.argv", ["coverage", str(tmp_path), "--count", "2", "--device", "cpu"])
@@ -112,7 +101,7 @@ def test_each_half_is_judged_by_the_other() -> None:
         error = 1.0 if i // 5 % 2 == 0 else 4.0
         frames = [FrameTruth(f"{i}", p, volumes(v - error, 2), volumes(v)) for p, v in (("ED", 120.0), ("ES", 60.0))]
         studies.append(KnownStudy(f"{i}", *frames))
-    found = load("phantom_coverage").cross_calibrated(studies)
+    found = load_script("phantom_coverage").cross_calibrated(studies)
     assert [f.widening["lv_edv"] for f in found] == pytest.approx([0.8 if i // 5 % 2 == 0 else 0.2 for i in range(20)])
     assert found[0].measures["lv_edv"].width == pytest.approx(8.0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import math
 import sys
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REPO
+from conftest import REPO, load_script
 from PIL import Image
 from torch import Tensor, nn
 
@@ -181,12 +180,7 @@ def test_a_sheet_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def ablation() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablation_sr", REPO / "scripts" / "ablation_sr.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("ablation_sr")
 
 
 def result(psnr: float) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from conftest import REPO
+from conftest import load_script
 from PIL import Image
 from torch.distributions import Independent, Normal, kl_divergence
 
@@ -21,12 +20,7 @@ from cgdpm_med.diffusion.schedule import NoiseSchedule
 
 @pytest.fixture(scope="module")
 def figure4() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("figure4", REPO / "scripts" / "figure4.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("figure4")
 
 
 def test_divergence_is_that_of_the_two_gaussians(figure4: ModuleType) -> None:

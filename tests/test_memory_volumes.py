@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import REPO
+from conftest import load_script
 from stubs import Thresholder
 
 from cgdpm_med import read_volume
@@ -20,12 +19,7 @@ ROWS = [(n, 500.0 + max(0, n - 4) * 0.5, 600.0 + (n > 6)) for n in range(11)]
 
 @pytest.fixture(scope="module")
 def memory() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("memory_volumes", REPO / "scripts" / "memory_volumes.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("memory_volumes")
 
 
 def test_the_slope_is_that_of_the_second_half(memory: ModuleType) -> None:

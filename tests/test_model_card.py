@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import REPO
+from conftest import load_script
 
 from cgdpm_med import InputError, load_split
 from cgdpm_med.apps.cardiac import MEASURES
@@ -25,13 +24,7 @@ VALIDATION = load_split()["validation"][0]
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("model_card", REPO / "scripts" / "model_card.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["model_card"] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
+    return load_script("model_card")
 
 
 def group_of(patient: str) -> str:

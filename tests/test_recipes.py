@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, load_script
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from torch import nn
@@ -41,15 +40,8 @@ def _global_state() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def recipes() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("recipes", REPO / "scripts" / "recipes.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["recipes"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["recipes"]
+def recipes() -> ModuleType:
+    return load_script("recipes")
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import math
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import REPO
+from conftest import load_script
 from scipy.spatial.transform import Rotation
 from stubs import Stub, segmentation_of
 
@@ -195,12 +194,7 @@ def test_a_quarter_turn_by_hand(tmp_path: Path, rng: np.random.Generator) -> Non
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("shifted_inputs", REPO / "scripts" / "shifted_inputs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("shifted_inputs")
 
 
 def volume_row(dice: float, entropy: float = 0.1, review: bool = False, **more: Any) -> dict[str, Any]:

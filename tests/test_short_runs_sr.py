@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from conftest import load_script
 from monai.bundle import ConfigParser
 from PIL import Image
 
 from cgdpm_med import InputError, bundle_path
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "short_runs_sr.py"
-
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("short_runs_sr", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["short_runs_sr"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("short_runs_sr")
 
 
 @pytest.fixture
