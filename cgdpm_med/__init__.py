@@ -52,6 +52,7 @@ _EXPORTS: dict[str, str] = {
     "NoiseLevelConditioned": "diffusion.baselines",
     "Regression": "diffusion.baselines",
     # rooms
+    "keep_freed_memory": "allocator",
     "LoadVolumed": "transforms",
     "ShortAxisd": "transforms",
     "LoneSpacingd": "transforms",

@@ -12,6 +12,7 @@ memory       peak memory against members, slices and image size
 scale        time against members, steps, slices and pixels
 precision    bfloat16 and float32; with --dataset-dir Dice too
 compiled     torch.compile
+allocator    freed memory kept by the process
 distributed  two processes and one
 
 Each writes NAME.json into --output and tells what it finds; ``render`` fills docs/benchmarks.md from these files.
@@ -31,6 +32,8 @@ from benchmarks.harness import add_common_options, console, save
 from benchmarks.render import add_options as add_render_options
 from benchmarks.render import digits, render, verdict
 
+from cgdpm_med import keep_freed_memory
+
 NAMES = (
     "peer",
     "recipe",
@@ -41,6 +44,7 @@ NAMES = (
     "scale",
     "precision",
     "compiled",
+    "allocator",
     "distributed",
 )
 
@@ -52,6 +56,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # for both sides of every comparison, as the command does
     console.print(f"{arguments.name}: {torch.get_num_threads()} thread(s), {arguments.device}")
     start = time.perf_counter()
     result = import_module(f"benchmarks.{arguments.name}").run(arguments)

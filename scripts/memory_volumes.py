@@ -27,7 +27,16 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 
-from cgdpm_med import InputError, Options, PhantomSpec, Segmenter, find_cases, make_phantom, segment_cases
+from cgdpm_med import (
+    InputError,
+    Options,
+    PhantomSpec,
+    Segmenter,
+    find_cases,
+    keep_freed_memory,
+    make_phantom,
+    segment_cases,
+)
 from cgdpm_med.volumes import atomic_write
 
 SHAPES = {"one size": ((64, 56, 3),), "changing sizes": ((64, 56, 3), (60, 68, 3), (56, 60, 4))}
@@ -65,6 +74,7 @@ def main() -> None:
 
 def record(name: str, volumes: int, bundle: str, settings: Mapping[str, int]) -> list[Row]:
     """Segment ``volumes`` phantoms of one series; the first row is before any."""
+    keep_freed_memory()  # as the command does
     segmenter = Segmenter.from_bundle(bundle, device="cpu", **settings)
     with tempfile.TemporaryDirectory() as folder:
         write_volumes(Path(folder) / "in", volumes, SHAPES[name])

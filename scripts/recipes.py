@@ -30,7 +30,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from torch.utils.flop_counter import FlopCounterMode
 
-from cgdpm_med import InputError, Segmenter, acdc_datalist, bundle_path
+from cgdpm_med import InputError, Segmenter, acdc_datalist, bundle_path, keep_freed_memory
 from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.rows import Row, kept_row, markdown_table, spoken, write_csv, write_text
 from cgdpm_med.apps.sweep import SCORES, score_setting
@@ -66,6 +66,7 @@ class Recipe:
 
 def main() -> None:
     arguments = parse_arguments()
+    keep_freed_memory()
     results: dict[str, list[Row]] = {}
     recipes = [read_recipe(name, arguments.bundle) for name in arguments.recipes]  # all, before the first long part
     for seed in arguments.seeds:

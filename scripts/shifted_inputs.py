@@ -22,7 +22,15 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from cgdpm_med import Segmenter, acdc_datalist, dice_per_structure, foreground_region, read_labels, read_volume
+from cgdpm_med import (
+    Segmenter,
+    acdc_datalist,
+    dice_per_structure,
+    foreground_region,
+    keep_freed_memory,
+    read_labels,
+    read_volume,
+)
 from cgdpm_med.apps.evaluate import settings
 from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.rows import Row, kept_row, markdown_table, spoken, write_csv, write_text
@@ -42,6 +50,7 @@ FALL = 0.02  # of the average Dice, from which on something should be noticed
 
 def main() -> None:
     arguments = parse_arguments()
+    keep_freed_memory()
     overrides = {name: getattr(arguments, name) for name in ("weights", "members", "steps", "seed")}
     overrides = {name: value for name, value in overrides.items() if value is not None}
     segmenter = Segmenter.from_bundle(arguments.bundle, device=choose_device(arguments.device), **overrides)

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cgdpm_med import acdc_datalist
+from cgdpm_med import acdc_datalist, keep_freed_memory
 from cgdpm_med.apps.sweep import sweep
 
 INTERVALS = [[0, 1000], [0, 500], [500, 1000], [200, 800]]  # all, late steps, early ones, the middle
@@ -31,6 +31,7 @@ PANELS = {
 
 def main() -> None:
     arguments = parse_arguments()
+    keep_freed_memory()
     datalist = acdc_datalist(arguments.dataset_dir, arguments.section)[:: arguments.every]
     common = {"members": arguments.members, "seed": arguments.seed}
     common |= {key: value for key in ("weights", "guidance_weights") if (value := getattr(arguments, key))}

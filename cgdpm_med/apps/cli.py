@@ -17,6 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cgdpm_med.allocator import keep_freed_memory
+
 app = typer.Typer(
     name="cgdpm-med",
     help="Conditional guided diffusion for medical images. For research; not a medical device.",
@@ -140,7 +142,7 @@ def _global_options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    keep_freed_memory()
 
 
 @app.command()

@@ -91,10 +91,11 @@ def measured(point: dict[str, int], arguments: argparse.Namespace) -> dict[str, 
 
 def child(point: dict[str, int], threads: int | None) -> None:
     """Sample at one point and print the memory it took, in MB, as JSON."""
-    from cgdpm_med import SliceEnsembleInferer
+    from cgdpm_med import SliceEnsembleInferer, keep_freed_memory
 
     from .contestants import CLASSES, shipped
 
+    keep_freed_memory()
     torch.set_num_threads(threads or torch.get_num_threads())
     members, size, slices = point["members"], point["size"], point["slices"]
     windowed = size > WINDOW
