@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +37,16 @@ def load_script(name: str) -> ModuleType:
         sys.modules[name] = module  # its dataclasses look themselves up there
         spec.loader.exec_module(module)
     return sys.modules[name]
+
+
+@pytest.fixture
+def leaves_no_determinism() -> Iterator[None]:
+    """Bundles call MONAI's ``set_determinism``, which other tests shall not inherit."""
+    yield
+    from monai.utils import set_determinism
+
+    set_determinism(seed=None)
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from conftest import REPO
 from monai.bundle import ConfigWorkflow
 from monai.networks.nets import DynUNet
-from monai.utils import set_determinism
 from torch import Tensor, nn
 
 from cgdpm_med import (
@@ -34,11 +32,7 @@ TINY = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
 FILTERS = [8, 8, 8]
 
 
-@pytest.fixture(autouse=True)
-def _global_state() -> Iterator[None]:
-    yield
-    set_determinism(seed=None)
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("leaves_no_determinism")
 
 
 @pytest.fixture(scope="module")

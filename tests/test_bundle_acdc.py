@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch
 from conftest import REPO, shared_path
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
-from monai.utils import set_determinism
 
 from cgdpm_med import InputError, Segmenter, read_volume, write_phantom_dataset
 
@@ -29,11 +27,7 @@ TRAIN, VALIDATION, TEST = 2, 1, 11  # phantoms that bear the number of an ACDC p
 TINY = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
 
 
-@pytest.fixture(autouse=True)
-def _global_state() -> Iterator[None]:
-    yield
-    set_determinism(seed=None)
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("leaves_no_determinism")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import math
 import re
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch
 from conftest import REPO, shared_path
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
-from monai.utils import set_determinism
 from PIL import Image
 from tiny_adm import NUM_HEADS, write_tiny_adm
 
@@ -39,11 +37,7 @@ CLASSES = {"n00000001": 0, "n00000002": 1}
 SIZE, FACTOR = 16, 4  # of configs/sr_smoke.yaml
 
 
-@pytest.fixture(autouse=True)
-def _global_state() -> Iterator[None]:
-    yield
-    set_determinism(seed=None)
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("leaves_no_determinism")
 
 
 def write_pictures(folder: Path, count: int, seed: int, size: tuple[int, int] = (20, 26)) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 import torch
 from conftest import REPO, load_script
 from monai.bundle import ConfigParser
-from monai.utils import set_determinism
 from torch import nn
 
 from cgdpm_med import (
@@ -32,11 +30,7 @@ CONFIGS = REPO / "bundles" / "acdc_segmentation" / "configs"
 SHIPPED = sorted(path.stem for path in (REPO / "configs" / "recipes").glob("*.yaml"))
 
 
-@pytest.fixture(autouse=True)
-def _global_state() -> Iterator[None]:
-    yield
-    set_determinism(seed=None)
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("leaves_no_determinism")
 
 
 @pytest.fixture(scope="module")

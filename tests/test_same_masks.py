@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from conftest import REPO
 from monai.bundle import ConfigWorkflow
-from monai.utils import set_determinism
 from typer.testing import CliRunner
 
 from cgdpm_med import write_phantom_dataset
@@ -22,11 +19,7 @@ BUNDLE = REPO / "bundles" / "acdc_segmentation"
 TEST = 11  # a phantom that bears the number of a test patient of ACDC takes its place in the split
 
 
-@pytest.fixture(autouse=True)
-def _global_state() -> Iterator[None]:
-    yield
-    set_determinism(seed=None)
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("leaves_no_determinism")
 
 
 def test_the_command_and_the_evaluation_give_equal_masks(tmp_path: Path) -> None:
