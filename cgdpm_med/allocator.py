@@ -15,14 +15,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 CHOSEN_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
-def keep_freed_memory(largest: int = 2**30) -> bool:
+def keep_freed_memory(largest: int = 2**26) -> bool:
     """Keep freed blocks of up to ``largest`` bytes in this process for the next allocation, instead of returning them.
 
-    The peak stays what it was; between peaks the process holds on to it. For programs that are alone in their process:
-    the command and the bundles' configurations call it, importing the package does not.
+    The peak hardly changes; between peaks the process holds on to it. For programs that are alone in their process: the
+    command and the bundles' configurations call it, importing the package does not.
 
     Args:
-        largest: in bytes, at most 2 ** 30; larger blocks go back to the system when they are freed.
+        largest: in bytes, at most 2 ** 30; larger blocks go back to the system when they are freed. The default holds
+            activations, and leaves out whole fields of 2048 x 2048, which would leave gaps.
 
     Returns:
         Whether it took effect. It does not where the allocator is another one than glibc's (macOS, Windows, musl), nor
@@ -39,6 +40,5 @@ def keep_freed_memory(largest: int = 2**30) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    # glibc's own rule: what lies free at the end of the heap may be twice the largest block
-    trimmed = mallopt(M_TRIM_THRESHOLD, min(2 * largest, 2**31 - 1))
-    return bool(mallopt(M_MMAP_THRESHOLD, largest) and trimmed)
+    never_trimmed = mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # the largest C int
+    return bool(mallopt(M_MMAP_THRESHOLD, largest) and never_trimmed)
