@@ -32,8 +32,6 @@ from benchmarks.harness import add_common_options, console, save
 from benchmarks.render import add_options as add_render_options
 from benchmarks.render import digits, render, verdict
 
-from cgdpm_med import keep_freed_memory
-
 NAMES = (
     "peer",
     "recipe",
@@ -56,7 +54,6 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    keep_freed_memory()  # for both sides of every comparison, as the command does
     console.print(f"{arguments.name}: {torch.get_num_threads()} thread(s), {arguments.device}")
     start = time.perf_counter()
     result = import_module(f"benchmarks.{arguments.name}").run(arguments)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cgdpm_med import autocast_dtype
+from cgdpm_med import autocast_dtype, keep_freed_memory
 from cgdpm_med.diffusion.batching import BatchLimit
 
 from .contestants import CLASSES, condition, flops, shipped
@@ -33,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Result:
     if arguments.quick:
         arguments.members, arguments.slices, arguments.size, arguments.steps, arguments.repeats = 1, 2, 64, 2, 1
+    keep_freed_memory()  # as the command does
     device = torch.device(arguments.device)
     dtype = autocast_dtype(device)
     predictor = shipped(members=arguments.members, steps=arguments.steps).to(device)
