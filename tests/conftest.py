@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -52,3 +53,14 @@ def leaves_no_determinism() -> Iterator[None]:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def quiet_headers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test is the first in its process to meet a header conflict, and meets it quietly unless it looks."""
+    from cgdpm_med.volumes import HeaderWarning, grid
+
+    monkeypatch.setattr(grid, "_WARNED", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HeaderWarning)
+        yield
