@@ -15,9 +15,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from nifti_files import ACDC_SFORM, OBLIQUE, RAMP, nifti, save
 from stubs import Thresholder
 from test_cli import run
-from test_volumes import ACDC_SFORM, BAD_FILES, OBLIQUE, RAMP, nifti, save
+from test_volume_errors import BAD_FILES
 
 from cgdpm_med.apps.segment import Segmenter
 from cgdpm_med.volumes import HeaderWarning, grid

@@ -13,8 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
+from nifti_files import ACDC_SFORM, nifti, save
 from scipy.spatial.transform import Rotation
-from test_volumes import ACDC_SFORM, nifti, save
 
 from cgdpm_med.transforms import LoadVolumed, ShortAxisd
 from cgdpm_med.volumes import (
