@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-AUTO_PIXELS = {"cpu": 2**18, "cuda": 2**20}
-"""Pixels in one evaluation under "auto": 16 fields of 128 x 128 on a CPU, 64 on a GPU.
+AUTO_PIXELS = {"cpu": 2**19, "cuda": 2**20}
+"""Pixels in one evaluation under "auto": 32 fields of 128 x 128 on a CPU, 64 on a GPU.
 
-On a CPU half as many are slower by some percent and twice as many no faster (docs/benchmarks.md, by max_batch).
+On a CPU half as many are slower by a percent or two (docs/benchmarks.md, by max_batch).
 """
 
 

@@ -113,7 +113,9 @@ class ResBlock(nn.Module):
         x = self.skip(self.resample(x))
         if joined is not None:
             h, x = add_per_image(h, joined[0]), add_per_image(x, joined[1])
-        return x + self.conv2(self.dropout(F.silu(self._modulated(h, emb), inplace=True)))
+        h = self.conv2(self.dropout(F.silu(self._modulated(h, emb), inplace=True)))
+        # into the convolution's own output, which no gradient needs: an addition costs what memory it touches
+        return h.add_(x) if h.dtype == x.dtype else h + x
 
     def _modulated(self, h: Tensor, emb: Tensor | None) -> Tensor:
         """Second normalisation and FiLM: in one pass where the whole batch shares one embedding, as when sampling."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from .harness import Claim, Result, Table, console
+from .harness import Claim, Result, Table, console, median
 
 WINDOW = 128
 BASE = {"members": 8, "slices": 1, "size": WINDOW}
@@ -41,9 +41,12 @@ def run(arguments: argparse.Namespace) -> Result:
     for (axis, _), point in points.items():
         if axis == "size":  # one member: a large image is long enough
             point["members"] = 1
-    found = {}
+    repeats = 1 if arguments.quick else arguments.repeats
+    processes: dict[tuple[str, int], list[dict[str, float]]] = {}
+    found: dict[tuple[str, int], dict[str, float]] = {}
     for (axis, value), point in points.items():
-        found[axis, value] = measured(point, arguments)
+        processes[axis, value] = each = [measured(point, arguments) for _ in range(repeats)]
+        found[axis, value] = {part: median([process[part] for process in each]) for part in each[0]}
         console.print(f"  {axis} = {value}: {found[axis, value]}")
     claims = []
     for axis, chosen in values.items():
@@ -69,7 +72,7 @@ def run(arguments: argparse.Namespace) -> Result:
         "fields of the sampler",
         "working memory",
     ]
-    raw = {f"{axis} = {value}": point for (axis, value), point in found.items()}
+    raw = {f"{axis} = {value}": each for (axis, value), each in processes.items()}
     return Result({"base": base, "window": WINDOW}, claims, [Table("Peak memory", columns, rows)], raw)
 
 
@@ -79,7 +82,7 @@ def other(base: dict[str, int], axis: str) -> int:
 
 
 def measured(point: dict[str, int], arguments: argparse.Namespace) -> dict[str, float]:
-    """One point in a process of its own."""
+    """One point in one process of its own."""
     scripts = Path(__file__).resolve().parents[1]
     code = f"from benchmarks.memory import child; child({json.dumps(point)}, {arguments.threads!r})"
     path = os.pathsep.join([str(scripts), str(scripts.parent), os.environ.get("PYTHONPATH", "")])
