@@ -34,7 +34,9 @@ class GroupNorm(nn.GroupNorm):
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Output, means and reciprocal standard deviations (B, G)."""
     batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-    h = x.float() if pixels <= SMALL and x.dtype == torch.bfloat16 else x
+    h = x
+    if pixels <= SMALL and x.dtype == torch.bfloat16:
+        h, weight, bias = x.float(), weight.float(), bias.float()
     h, mean, rstd = torch.native_group_norm(h, weight, bias, batch, channels, pixels, groups, eps)
     return h.to(x.dtype), mean, rstd
 
