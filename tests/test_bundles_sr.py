@@ -246,6 +246,15 @@ def test_the_guidance_network_is_trained_on_the_frozen_denoiser(
     assert not torch.equal(results[0.0], results[1.0])
 
 
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_the_guidance_network_is_looked_for_beside_the_denoiser(bundle: str) -> None:
+    for own in ("weights",) if bundle in FACES else ("weights", "tuned_weights"):
+        parser = ConfigParser()
+        parser.read_config(str(configs(bundle) / "inference.yaml"))
+        parser[own] = "run/model.pt"
+        assert parser.get_parsed_content("guidance_weights") == str(Path("run", "guidance.pt"))
+
+
 # --- inference and evaluation -----------------------------------------------------------------------------------------
 
 

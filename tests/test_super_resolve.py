@@ -397,6 +397,8 @@ def test_adm_weights(adm_file: Path) -> None:
         load_resolver(adm_file, class_index=1, device="cpu")
     with pytest.raises(InputError, match="no weights here"):
         load_resolver(adm_file.with_name("absent.pt"))
+    with pytest.raises(InputError, match=r"only a bundle says .* Give --bundle"):
+        load_resolver(adm_file, class_index=1, guidance_scale=1.0)
 
 
 BUNDLE = """
@@ -404,6 +406,8 @@ imports:
   - $import cgdpm_med
 bundle_root: .
 weights: $@bundle_root + '/models/model.pt'
+guidance_weights: $@bundle_root + '/models/guidance.pt'
+guidance_scale: 0.0
 device: cpu
 window: 16
 members: 1
@@ -417,11 +421,17 @@ unet:
   num_res_blocks: 1
   attention_levels: [false, false]
   cond_scale: 2
+schedule:
+  _target_: cgdpm_med.NoiseSchedule
+guide_unet: '%unet'
 resolver:
   _target_: cgdpm_med.SuperResolver
   predictor:
     _target_: cgdpm_med.DiffusionPredictor
     denoiser: $cgdpm_med.load_weights(@unet, @weights)
+    guide: $cgdpm_med.load_guide(@guide_unet, @guidance_weights, @schedule, @weights) if @guidance_scale else None
+    guidance_scale: '@guidance_scale'
+    schedule: '@schedule'
     out_channels: 3
     target: image
     size_factor: 2
@@ -449,6 +459,27 @@ def test_the_command_with_a_bundle(tmp_path: Path) -> None:
     assert refined.pixels.shape == (3, 24, 18)
     with pytest.raises(InputError, match="no key 'stepz'"):
         SuperResolver.from_bundle(tmp_path / "bundle", stepz=3)
+
+
+def test_the_command_guides(tmp_path: Path) -> None:
+    (tmp_path / "bundle" / "configs").mkdir(parents=True)
+    (tmp_path / "bundle" / "configs" / "inference.yaml").write_text(BUNDLE)
+    for name in ("weights", "guide"):
+        torch.save(small_unet(cond_scale=2).state_dict(), tmp_path / f"{name}.pt")
+    write_picture(torch.zeros(3, 12, 9), tmp_path / "a.png")
+    common = [str(tmp_path / "a.png"), "--weights", str(tmp_path / "weights.pt"), "--bundle", str(tmp_path / "bundle")]
+    pixels = {}
+    for scale in ("0", "0.5", "1"):
+        out = str(tmp_path / scale)
+        guided = ["--guidance-scale", scale, "--guidance-weights", str(tmp_path / "guide.pt"), "--device", "cpu"]
+        run = CliRunner().invoke(app, ["super-resolve", *common, out, *guided])
+        assert run.exit_code == 0, run.output
+        pixels[scale] = read_picture(tmp_path / scale / "a.png").pixels
+    assert not torch.equal(pixels["0"], pixels["0.5"])
+    assert not torch.equal(pixels["0.5"], pixels["1"])
+    run = CliRunner().invoke(app, ["super-resolve", *common, str(tmp_path / "none"), "--guidance-scale", "1"])
+    assert isinstance(run.exception, InputError)
+    assert "guidance network for the denoiser" in str(run.exception)
 
 
 def test_the_command_asks_for_weights(tmp_path: Path) -> None:

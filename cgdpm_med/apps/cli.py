@@ -61,6 +61,10 @@ class Precision(str, Enum):
 
 Members = Annotated[int | None, typer.Option(min=1, help="Masks in the ensemble.", show_default="the bundle's")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Reverse steps of each mask.", show_default="the bundle's")]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(min=0, help="w of the guidance network; 0 is off.", show_default="the bundle's"),
+]
 Seed = Annotated[
     int | None, typer.Option(min=0, help="The same seed gives the same masks.", show_default="the bundle's")
 ]
@@ -195,10 +199,7 @@ def segment(
     device: Device = "auto",
     precision: Annotated[Precision | None, typer.Option(help="Of the network.", show_default="the bundle's")] = None,
     weights: Weights = None,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(min=0, help="w of the guidance network; 0 is off.", show_default="the bundle's"),
-    ] = None,
+    guidance_scale: GuidanceScale = None,
     guidance_interval: Annotated[
         str | None,
         typer.Option(help="Timesteps LOW:HIGH in which guidance acts.", show_default="the bundle's"),
@@ -302,10 +303,7 @@ def calibrate(
     seed: Seed = None,
     device: Device = "auto",
     weights: Weights = None,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(min=0, help="w of the guidance network; 0 is off.", show_default="the bundle's"),
-    ] = None,
+    guidance_scale: GuidanceScale = None,
     bundle: Bundle = "acdc_segmentation",
     output: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="calibration.json beside the weights")
@@ -381,6 +379,10 @@ def super_resolve(
     seed: Annotated[
         int | None, typer.Option(min=0, help="The same seed gives the same samples.", show_default="the bundle's")
     ] = None,
+    guidance_scale: GuidanceScale = None,
+    guidance_weights: Annotated[
+        Path | None, typer.Option(help="Of the bundle's guidance network.", show_default="guidance.pt beside --weights")
+    ] = None,
     device: Device = "auto",
     precision: Annotated[Precision | None, typer.Option(help="Of the network.", show_default="the bundle's")] = None,
     as_json: AsJson = False,
@@ -403,6 +405,8 @@ def super_resolve(
         steps=steps,
         method=method and method.value,
         seed=seed,
+        guidance_scale=guidance_scale,
+        guidance_weights=guidance_weights and str(guidance_weights),
         precision=precision and precision.value,
     )
     result = run(resolver, source, out)

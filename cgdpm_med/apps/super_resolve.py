@@ -437,7 +437,7 @@ def load_resolver(
         settings: keys of the bundle's configuration, or of the predictor; None keeps the default.
 
     Raises:
-        InputError: for weights, a class or a device that cannot be used.
+        InputError: for weights, a class or a device that cannot be used, or guidance without a bundle.
     """
     chosen = choose_device(device)
     if bundle is not None:
@@ -446,5 +446,8 @@ def load_resolver(
     if not Path(weights).is_file():
         raise InputError("there are no weights here", path=weights, remedy="Give a file of weights")
     if bundle is None:
+        if "guidance_scale" in changes or "guidance_weights" in changes:
+            remedy = "Give --bundle, for ADM's weights imagenet_sr_64_256 or imagenet_sr_128_512"
+            raise InputError("only a bundle says what its guidance network looks like", remedy=remedy)
         return SuperResolver.from_adm(weights, class_index, device=chosen, **changes)
     return SuperResolver.from_bundle(bundle, weights=str(weights), device=chosen, **changes)
