@@ -12,9 +12,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from calibrations import example
 from monai.bundle import ConfigParser
 from segmentations import wobbly
 from stubs import Stub, segmentation_of
+from studies import study
 
 from cgdpm_med import (
     InputError,
@@ -36,15 +38,12 @@ from cgdpm_med import (
 from cgdpm_med.apps.calibrate import MARGINS, calibrate, calibration_items, fit_intervals, format_calibration
 from cgdpm_med.apps.calibration_file import (
     CALIBRATION,
-    SETTINGS,
-    Calibration,
     find_calibration,
     read_calibration,
     write_calibration,
 )
-from cgdpm_med.apps.cardiac import MEASURES, FrameVolumes, cardiac_function
+from cgdpm_med.apps.cardiac import MEASURES
 from cgdpm_med.apps.evaluate import settings
-from cgdpm_med.apps.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
 from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.segment import Segmenter
 from cgdpm_med.calibration import fit_temperature, temper
@@ -201,107 +200,6 @@ def test_a_measure_without_intervals_cannot_be_fitted() -> None:
         fit_intervals(studies)
 
 
-# --- which ensembles it fits ------------------------------------------------------------------------------------------
-
-MADE = {
-    "members": 5,
-    "steps": 4,
-    "method": "ddim",
-    "guidance_scale": 0.0,
-    "guidance_interval": None,
-    "fusion": "mean",
-    "staple": False,
-    "keep_largest": False,
-}
-
-
-@pytest.fixture
-def kept(tmp_path: Path) -> tuple[Path, ...]:
-    """Weights with a calibration of theirs."""
-    weights = (tmp_path / "model.pt",)
-    weights[0].write_bytes(b"weights")
-    write_calibration(example(weights[0]), tmp_path / CALIBRATION)
-    return weights
-
-
-def example(weights: Path, **changes: Any) -> Calibration:
-    ones, tenths = dict.fromkeys(MEASURES, 2.0), dict.fromkeys(MEASURES, 0.5)
-    about: dict[str, Any] = {"weights": {"model.pt": sha256_of(weights)}, "settings": MADE, "data": {}, "numbers": {}}
-    return Calibration(temperature=1.5, level=0.9, widening=ones, margin=tenths, **{**about, **changes})
-
-
-def test_a_calibration_of_the_same_ensemble_is_found(kept: tuple[Path, ...]) -> None:
-    calibration, ignored = find_calibration(kept, {**MADE, "seed": 7, "device": "cuda"})
-    assert ignored is None
-    assert calibration is not None
-    assert replace(calibration, digest="") == example(kept[0])
-
-
-def test_other_weights_leave_one_line(kept: tuple[Path, ...]) -> None:
-    kept[0].write_bytes(b"retrained")
-    calibration, ignored = find_calibration(kept, MADE)
-    assert calibration is None
-    assert ignored is not None
-    assert ignored.startswith("note: calibration.json was fitted to other weights and is ignored")
-    with pytest.raises(InputError, match="was fitted to other weights"):  # asked for by name, it must fit
-        find_calibration(kept, MADE, kept[0].with_name(CALIBRATION))
-
-
-def test_a_guidance_network_makes_other_weights(kept: tuple[Path, ...]) -> None:
-    guide = kept[0].with_name("guidance.pt")
-    guide.write_bytes(b"guide")
-    assert find_calibration((*kept, guide), MADE)[0] is None
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"members": 16}, "members 5"),
-        ({"staple": True, "steps": 2}, "steps 4, staple False"),
-        ({"guidance_scale": 0.5, "guidance_interval": (0, 500)}, "guidance scale 0.0, guidance interval None"),
-    ],
-)
-def test_other_settings_leave_one_line(kept: tuple[Path, ...], change: dict[str, Any], said: str) -> None:
-    calibration, ignored = find_calibration(kept, {**MADE, **change})
-    assert calibration is None
-    assert ignored is not None
-    assert f"was fitted to {said} and is ignored" in ignored
-
-
-def test_no_file_is_no_calibration_and_no_complaint(tmp_path: Path) -> None:
-    assert find_calibration((tmp_path / "model.pt",), MADE) == (None, None)
-    assert find_calibration((), MADE) == (None, None)
-    with pytest.raises(InputError, match="is no calibration"):
-        find_calibration((), MADE, tmp_path / "absent.json")
-
-
-@pytest.mark.parametrize(
-    "break_it",
-    [
-        lambda c: c.pop("temperature"),
-        lambda c: c.update(temperature=-1),
-        lambda c: c.update(temperature="hot"),
-        lambda c: c.update(unknown=1),
-        lambda c: c["widening"].pop("lv_ef"),
-        lambda c: c["margin"].update(lv_ef=-1),
-        lambda c: c.update(weights={}),
-        lambda c: c["settings"].pop("members"),
-        lambda c: c.update(level=1.0),
-    ],
-)
-def test_a_damaged_file_is_one_error(kept: tuple[Path, ...], break_it: Callable[[dict[str, Any]], Any]) -> None:
-    path = kept[0].with_name(CALIBRATION)
-    content = json.loads(path.read_text())
-    break_it(content)
-    path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"calibration.json: is no calibration .*--no-calibration"):
-        find_calibration(kept, MADE)
-
-
-def test_settings_of_a_calibration_are_all_there() -> None:
-    assert set(MADE) == set(SETTINGS)
-
-
 # --- what it changes --------------------------------------------------------------------------------------------------
 
 
@@ -430,61 +328,6 @@ def test_a_record_of_other_masks_does_not_count(segmenter: Overconfident, phanto
     summary = evaluate_folders(tmp_path / "out" / "patient901", phantoms / "patient901")
     assert summary["quality"] is None
     assert summary["function"]["measures"]["lv_edv"]["error_mean"] > 0
-
-
-# --- errors of function, by hand --------------------------------------------------------------------------------------
-
-
-def volumes(lv: float, members: tuple[float, ...] = (), rv: float = 100.0) -> FrameVolumes:
-    rows = [[0.0, rv, 80.0, m] for m in members]
-    return FrameVolumes(np.array([0.0, rv, 80.0, lv]), np.array(rows).reshape(len(rows), 4))
-
-
-def study(name: str, ed: float, es: float, true_ed: float, true_es: float) -> KnownStudy:
-    frames = {
-        "ED": FrameTruth(name, "ED", volumes(ed, (ed - 10, ed + 10)), volumes(true_ed)),
-        "ES": FrameTruth(name, "ES", volumes(es, (es, es)), volumes(true_es)),
-    }
-    return KnownStudy(name, frames["ED"], frames["ES"])
-
-
-def test_errors_and_coverage_by_hand() -> None:
-    studies = [study("a", 100, 50, 105, 50), study("b", 120, 60, 100, 50), study("c", 200, 100, 203, 120)]
-    truths = [s.truth() for s in studies]
-    scores = score_function(truths, [s.found() for s in studies])
-    edv, esv = scores["lv_edv"], scores["lv_esv"]
-    # errors -5, 20, -3; intervals +-9 around the values (two members: .05 and .95 of the way between them)
-    assert edv["error_mean"] == pytest.approx(4)
-    assert edv["error_sd"] == pytest.approx(np.sqrt((81 + 256 + 49) / 2))
-    assert edv["error_absolute"] == pytest.approx(28 / 3)
-    assert edv["coverage"] == pytest.approx(2 / 3)
-    assert edv["width"] == pytest.approx(18)
-    assert esv["coverage"] == pytest.approx(1 / 3)
-    assert esv["correlation"] == pytest.approx(np.corrcoef([50, 60, 100], [50, 50, 120])[0, 1])
-    wide = score_function(truths, [s.found(2.0, {"lv_edv": 3.0}) for s in studies])
-    assert wide["lv_edv"]["coverage"] == 1.0
-    assert wide["lv_edv"]["width"] == pytest.approx(2 * (2 * 9 + 3))
-    assert scores["rv_edv"]["correlation"] is None  # the truth does not vary
-
-
-def test_an_absent_ventricle_is_counted() -> None:
-    empty = study("a", 0, 0, 100, 50)
-    scores = score_function([empty.truth()], [empty.found()])["lv_ef"]
-    assert (scores["n"], scores["undefined"], scores["coverage"]) == (0, 1, None)
-
-
-def test_studies_need_both_phases() -> None:
-    whole = study("b", 1, 1, 1, 1)
-    lonely = replace(whole.ed, patient="a")
-    (found,) = known_studies([lonely, whole.es, whole.ed, replace(whole.ed, patient="")])
-    assert (found.patient, found.ed.phase, found.es.phase) == ("b", "ED", "ES")
-
-
-def test_a_true_mask_has_volumes_and_no_members() -> None:
-    found = true_volumes(np.array([[[0, 3, 3]]]), 500.0)
-    assert found.fused.tolist() == [0.5, 0, 0, 1]
-    assert found.members.shape == (0, 4)
-    assert cardiac_function(found, found).measures["lv_edv"].lower is None
 
 
 # --- what is shipped --------------------------------------------------------------------------------------------------

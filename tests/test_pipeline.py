@@ -1,52 +1,31 @@
-"""Whole runs: cines, studies, options, what a second run leaves out, and who does what on several machines."""
+"""Whole runs: cines, studies, options; what a second run does is in test_resume.py."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import REPO
+from scans import AFFINE, PLAIN, scan, write_image
 from stubs import Oracle, Thresholder, segmentation_of
 
-from cgdpm_med import InputError, Options, collect_cohort, find_cases, read_labels, segment_all, segment_cases, staple
-from cgdpm_med.apps import cli
+from cgdpm_med import InputError, Options, find_cases, read_labels, segment_all, segment_cases, staple
 from cgdpm_med.apps.cardiac import cardiac_function, frame_volumes
 from cgdpm_med.apps.components import keep_largest
 from cgdpm_med.apps.outputs import label_tables
 from cgdpm_med.apps.pipeline import check_options
 from cgdpm_med.apps.quality import Finding, Quality
 from cgdpm_med.apps.records import read_study_record, study_record
-from cgdpm_med.apps.resume import Shard, find_shard
-from cgdpm_med.apps.segment import Segmenter
 from cgdpm_med.apps.study import StudyResult
 from cgdpm_med.phantom import write_phantom_dataset
 from cgdpm_med.volumes import Volume, frames, read_volume
 
-PLAIN = Options(pages=False)
 SMALL = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
-AFFINE = np.array([[-1.5, 0, 0, 40.0], [0, 1.6, -4, 20], [0, 1.2, 6, 5], [0, 0, 0, 1]])
 VOXEL_ML = abs(np.linalg.det(AFFINE[:3, :3])) / 1000
-
-
-def write_image(path: Path, data: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.Nifti1Image(data.astype(np.float32), AFFINE).to_filename(path)
-    return path
-
-
-def scan(path: Path, seed: int = 0) -> Path:
-    return write_image(path, np.random.default_rng(seed).uniform(0, 100, (5, 4, 3)))
 
 
 def cine(path: Path, cavities: tuple[int, ...] = (3, 5, 2, 4)) -> Path:
@@ -283,237 +262,3 @@ def test_a_record_gives_back_the_result_it_was_made_of() -> None:
         4,
         result.function,
     )
-
-
-# --- a second run -----------------------------------------------------------------------------------------------------
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def again(source: Path, out: Path, options: Options = PLAIN, **settings: object) -> list[str]:
-    """Keys segmented by a run with ``--continue``."""
-    segmenter = Thresholder(**settings)
-    segment_all(segmenter, find_cases(source), out, options=options, resume=True)
-    return segmenter.seen
-
-
-def test_what_is_complete_is_left_out(tmp_path: Path) -> None:
-    source, out = tmp_path / "in", tmp_path / "out"
-    for n, name in enumerate("abc"):
-        scan(source / f"{name}.nii.gz", n)
-    assert again(source, out) == ["a", "b", "c"]
-    before = contents(out)
-    assert again(source, out) == []
-    assert contents(out) == before  # the cohort's table too, made of the records
-
-    (out / "a_entropy.nii.gz").unlink()
-    (out / "b.nii.gz").write_bytes((out / "b.nii.gz").read_bytes()[:-30])
-    (out / "c.json").write_text("{}")
-    assert again(source, out) == ["a", "b", "c"]
-    assert contents(out) == before
-
-    scan(source / "b.nii.gz", 17)  # another scan under the old name
-    assert again(source, out) == ["b"]
-    assert again(source, out, seed=4) == ["a", "b", "c"]
-    assert again(source, out, Options(pages=False, keep_largest=True), seed=4) == ["a", "b", "c"]
-    assert again(source, out, Options(pages=False, keep_largest=True), seed=4) == []
-
-
-def test_a_record_never_stands_beside_files_of_another_run(tmp_path: Path) -> None:
-    image, out = scan(tmp_path / "a.nii.gz"), tmp_path / "out"
-    segment_all(Thresholder(), find_cases(image), out, options=PLAIN)
-
-    class Killed(Thresholder):
-        def __call__(self, *_: object) -> object:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        segment_all(Killed(seed=1), find_cases(image), out, options=PLAIN)
-    assert not (out / "a.json").exists()
-    assert again(image, out) == ["a"]
-
-
-def test_leftovers_of_a_killed_run_are_swept(tmp_path: Path) -> None:
-    image, out = scan(tmp_path / "a.nii.gz"), tmp_path / "out"
-    program = (
-        "import os, sys; from cgdpm_med.volumes import atomic_write\n"
-        f"with atomic_write({str(out / 'a.nii.gz')!r}) as file: file.write(b'half'); file.flush(); os._exit(9)"
-    )
-    subprocess.run([sys.executable, "-c", program], cwd=REPO, check=False)
-    (stale,) = out.iterdir()
-    assert stale.name.startswith(".")
-    keep = out / ".somebody.tmp"
-    keep.write_bytes(b"else's")
-    assert again(image, out) == ["a"]
-    assert sorted(path.name for path in out.glob(".*")) == [keep.name]
-
-
-# --- several machines -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_every_study_belongs_to_exactly_one_part(count: int) -> None:
-    keys = [f"site{n % 3}/patient{n:03d}" for n in range(200)] + ["心脏", "bad\udcff"]
-    taken = Counter(key for index in range(1, count + 1) for key in keys if Shard(index, count).takes(key))
-    assert taken == Counter(keys)
-    sizes = [sum(Shard(index, count).takes(key) for key in keys) for index in range(1, count + 1)]
-    assert min(sizes) > 0.5 * len(keys) / count
-
-
-def test_parts_from_text_and_from_torchrun() -> None:
-    torchrun = {"RANK": "1", "WORLD_SIZE": "4"}
-    assert find_shard("2/8", torchrun) == Shard(2, 8)
-    assert find_shard(None, torchrun) == Shard(2, 4)
-    assert find_shard(None, {}) is find_shard("1/1", {}) is find_shard(None, {"RANK": "0", "WORLD_SIZE": "1"}) is None
-    for text in ("0/2", "3/2", "2", "/2", "1/", "a/b", "-1/2", "1/0", "1/2/3", ""):
-        with pytest.raises(InputError, match="no part of a whole"):
-            find_shard(text, {})
-    with pytest.raises(InputError, match="RANK is '4'"):
-        find_shard(None, {"RANK": "4", "WORLD_SIZE": "4"})
-
-
-def test_parts_together_are_the_whole(tmp_path: Path) -> None:
-    source = tmp_path / "in"
-    for n in range(7):
-        scan(source / f"s{n}.nii.gz", n)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    segment_all(Thresholder(), find_cases(source), whole, options=PLAIN)
-    seen: list[str] = []
-    for index in (1, 2, 3):
-        segmenter = Thresholder()
-        segment_all(segmenter, find_cases(source), parts, options=PLAIN, shard=Shard(index, 3))
-        seen += segmenter.seen
-    assert sorted(seen) == [f"s{n}" for n in range(7)]
-    assert not (parts / "cohort.csv").exists()
-    assert collect_cohort(parts)["studies"] == [f"s{n}" for n in range(7)]
-    assert contents(parts) == contents(whole)
-
-
-def test_a_cohort_is_made_of_like_studies(tmp_path: Path) -> None:
-    for name, seed in (("a", 0), ("b", 1)):
-        image = scan(tmp_path / "in" / f"{name}.nii.gz")
-        segment_all(Thresholder(seed=seed), find_cases(image), tmp_path / "out", options=PLAIN)
-    with pytest.raises(InputError, match=r"b\.json: was made with other settings than a\.json"):
-        collect_cohort(tmp_path / "out")
-    for folder, complaint in (("absent", "no such folder"), ("in", "no finished study")):
-        with pytest.raises(InputError, match=complaint):
-            collect_cohort(tmp_path / folder)
-
-
-# --- interrupted ------------------------------------------------------------------------------------------------------
-
-
-class Slow(Thresholder):
-    """Slow enough to be interrupted."""
-
-    def __call__(self, volume: Volume, key: str, progress: object = None) -> object:
-        time.sleep(0.02)
-        return super().__call__(volume, key)
-
-
-def start(log: Path, *arguments: str) -> int:
-    """Run the command in a child, which shares this process's imports; returns its process id."""
-    if child := os.fork():
-        return child
-    sys.stdout = sys.stderr = log.open("w", encoding="utf-8", buffering=1)
-    sys.argv = ["cgdpm-med", "segment", *arguments, "--no-report", "--device", "cpu"]
-    code = 99
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        os._exit(code)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_ends_cleanly_and_continue_does_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
-) -> None:
-    source, out, undisturbed = tmp_path / "in", tmp_path / "out", tmp_path / "undisturbed"
-    for n in range(12):
-        scan(source / f"s{n:02d}.nii.gz", n)
-    segment_all(Thresholder(), find_cases(source), undisturbed, options=PLAIN)
-    monkeypatch.setattr(Segmenter, "from_bundle", lambda *_, **__: Slow())
-    child = start(tmp_path / "log", str(source), str(out))
-    while not (out / "s02.json").exists():
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), (tmp_path / "log").read_text()
-        time.sleep(0.002)
-    os.kill(child, number)
-    _, status = os.waitpid(child, 0)
-    errors = (tmp_path / "log").read_text()
-    assert os.waitstatus_to_exitcode(status) == code
-    assert errors.splitlines()[-1].startswith("interrupted: ")
-    assert "Traceback" not in errors
-    assert not list(out.rglob(".*"))
-    assert 2 < len(list(out.glob("*.json"))) < 12
-    done = {path.name: path.read_bytes() for path in out.glob("*.json")}
-    assert all(contents(undisturbed)[name] == content for name, content in done.items())
-    assert not set(again(source, out)) & {name.removesuffix(".json") for name in done}
-    assert contents(out) == contents(undisturbed)
-
-
-@pytest.mark.parametrize("how", ["torchrun", "--shard"])
-def test_processes_at_once_on_one_folder_do_each_study_once(
-    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, out, whole = tmp_path / "in", tmp_path / "out", tmp_path / "whole"
-    for n in range(9):
-        scan(source / f"s{n}.nii.gz", n)
-    segment_all(Thresholder(), find_cases(source), whole, options=PLAIN)
-    monkeypatch.setattr(Segmenter, "from_bundle", lambda *_, **__: Slow())
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    children, count = [], 3
-    for rank in range(count):
-        if how == "torchrun":
-            monkeypatch.setenv("RANK", str(rank))
-            monkeypatch.setenv("WORLD_SIZE", str(count))
-        shard = () if how == "torchrun" else ("--shard", f"{rank + 1}/{count}")
-        children.append(start(tmp_path / f"log{rank}", str(source), str(out), *shard))
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    logs = [(tmp_path / f"log{rank}").read_text() for rank in range(count)]
-    assert codes == [0] * count, logs
-    done = Counter(line.split()[1] for log in logs for line in log.splitlines() if line.startswith("segmented "))
-    assert done == Counter(f"s{n}" for n in range(9))
-    assert [log.splitlines()[0].split(":")[0] for log in logs] == [f"part {rank + 1}/3" for rank in range(count)]
-    assert collect_cohort(out)["studies"] == [f"s{n}" for n in range(9)]
-    assert contents(out) == contents(whole)
-
-
-def test_killed_at_any_moment_continue_gives_what_an_undisturbed_run_gives(tmp_path: Path) -> None:
-    source, undisturbed = tmp_path / "in", tmp_path / "undisturbed"
-    for n in range(4):
-        scan(source / f"s{n:02d}.nii.gz", n)
-    segment_all(Thresholder(), find_cases(source), undisturbed, options=PLAIN)
-    halves = 0
-    # every call that changes the folder is a moment to die before; a child per moment shares the imports
-    for moment in np.random.default_rng(0).choice(60, 20, replace=False):
-        out = tmp_path / f"out{moment}"
-        if (child := os.fork()) == 0:
-            _die_at(int(moment))
-            segment_all(Thresholder(), find_cases(source), out, options=PLAIN)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-        left = contents(out)
-        halves += any(name.endswith(".tmp") for name in left)
-        assert {item for item in left.items() if not item[0].endswith(".tmp")} <= set(contents(undisturbed).items())
-        segment_all(Thresholder(), find_cases(source), out, options=PLAIN, resume=True)
-        assert contents(out) == contents(undisturbed)
-    assert halves > 3  # some died in the middle of a file
-
-
-def _die_at(moment: int) -> None:
-    """Kill this process by SIGKILL at its ``moment``-th call that opens, writes out, renames or removes a file."""
-    left = moment
-
-    def watch(event: str, _: object) -> None:
-        nonlocal left
-        if event in ("open", "os.rename", "os.remove", "os.mkdir"):
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(watch)

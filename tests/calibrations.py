@@ -1,0 +1,27 @@
+"""A calibration, and the settings of the ensembles it is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cgdpm_med.apps.calibration_file import Calibration
+from cgdpm_med.apps.cardiac import MEASURES
+from cgdpm_med.apps.info import sha256_of
+
+MADE = {
+    "members": 5,
+    "steps": 4,
+    "method": "ddim",
+    "guidance_scale": 0.0,
+    "guidance_interval": None,
+    "fusion": "mean",
+    "staple": False,
+    "keep_largest": False,
+}
+
+
+def example(weights: Path, **changes: Any) -> Calibration:
+    ones, tenths = dict.fromkeys(MEASURES, 2.0), dict.fromkeys(MEASURES, 0.5)
+    about: dict[str, Any] = {"weights": {"model.pt": sha256_of(weights)}, "settings": MADE, "data": {}, "numbers": {}}
+    return Calibration(temperature=1.5, level=0.9, widening=ones, margin=tenths, **{**about, **changes})

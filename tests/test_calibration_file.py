@@ -1,0 +1,96 @@
+"""Which ensembles a calibration fits, and what is said of the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calibrations import MADE, example
+
+from cgdpm_med import InputError
+from cgdpm_med.apps.calibration_file import CALIBRATION, SETTINGS, find_calibration, write_calibration
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> tuple[Path, ...]:
+    """Weights with a calibration of theirs."""
+    weights = (tmp_path / "model.pt",)
+    weights[0].write_bytes(b"weights")
+    write_calibration(example(weights[0]), tmp_path / CALIBRATION)
+    return weights
+
+
+def test_a_calibration_of_the_same_ensemble_is_found(kept: tuple[Path, ...]) -> None:
+    calibration, ignored = find_calibration(kept, {**MADE, "seed": 7, "device": "cuda"})
+    assert ignored is None
+    assert calibration is not None
+    assert replace(calibration, digest="") == example(kept[0])
+
+
+def test_other_weights_leave_one_line(kept: tuple[Path, ...]) -> None:
+    kept[0].write_bytes(b"retrained")
+    calibration, ignored = find_calibration(kept, MADE)
+    assert calibration is None
+    assert ignored is not None
+    assert ignored.startswith("note: calibration.json was fitted to other weights and is ignored")
+    with pytest.raises(InputError, match="was fitted to other weights"):  # asked for by name, it must fit
+        find_calibration(kept, MADE, kept[0].with_name(CALIBRATION))
+
+
+def test_a_guidance_network_makes_other_weights(kept: tuple[Path, ...]) -> None:
+    guide = kept[0].with_name("guidance.pt")
+    guide.write_bytes(b"guide")
+    assert find_calibration((*kept, guide), MADE)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"members": 16}, "members 5"),
+        ({"staple": True, "steps": 2}, "steps 4, staple False"),
+        ({"guidance_scale": 0.5, "guidance_interval": (0, 500)}, "guidance scale 0.0, guidance interval None"),
+    ],
+)
+def test_other_settings_leave_one_line(kept: tuple[Path, ...], change: dict[str, Any], said: str) -> None:
+    calibration, ignored = find_calibration(kept, {**MADE, **change})
+    assert calibration is None
+    assert ignored is not None
+    assert f"was fitted to {said} and is ignored" in ignored
+
+
+def test_no_file_is_no_calibration_and_no_complaint(tmp_path: Path) -> None:
+    assert find_calibration((tmp_path / "model.pt",), MADE) == (None, None)
+    assert find_calibration((), MADE) == (None, None)
+    with pytest.raises(InputError, match="is no calibration"):
+        find_calibration((), MADE, tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda c: c.pop("temperature"),
+        lambda c: c.update(temperature=-1),
+        lambda c: c.update(temperature="hot"),
+        lambda c: c.update(unknown=1),
+        lambda c: c["widening"].pop("lv_ef"),
+        lambda c: c["margin"].update(lv_ef=-1),
+        lambda c: c.update(weights={}),
+        lambda c: c["settings"].pop("members"),
+        lambda c: c.update(level=1.0),
+    ],
+)
+def test_a_damaged_file_is_one_error(kept: tuple[Path, ...], break_it: Callable[[dict[str, Any]], Any]) -> None:
+    path = kept[0].with_name(CALIBRATION)
+    content = json.loads(path.read_text())
+    break_it(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"calibration.json: is no calibration .*--no-calibration"):
+        find_calibration(kept, MADE)
+
+
+def test_settings_of_a_calibration_are_all_there() -> None:
+    assert set(MADE) == set(SETTINGS)
