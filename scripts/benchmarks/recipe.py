@@ -1,7 +1,6 @@
 """Against the published recipe, 1000 steps of DDPM for every member: time, and Dice on the validation patients.
 
-Several ways to save steps stand for ours. The targets are held against ten steps of DDPM's own sampler: deterministic
-samplers follow the errors of their early steps to the end, which costs single members Dice; see the table.
+Several ways to save steps stand for ours. The targets are held against ten steps of DPM-Solver++ and of DDPM itself.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "DDIM, 4 steps": {"method": "ddim", "steps": 4},
     "DDIM, 2 steps": {"method": "ddim", "steps": 2},
 }
-HELD = "DDPM, 10 steps"
+HELD = ("DPM-Solver++, 10 steps", "DDPM, 10 steps")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +43,7 @@ def run(arguments: argparse.Namespace) -> Result:
         arguments.literal_steps, arguments.dataset_dir = [2, 4, 6], None
     device = arguments.device
     short = {name: shipped(members=arguments.members, **keys).to(device) for name, keys in SHORT.items()}
-    y = condition(arguments.slices, arguments.size, short[HELD].denoiser.network.cond_channels, device)
+    y = condition(arguments.slices, arguments.size, short[HELD[0]].denoiser.network.cond_channels, device)
     work = {name: (lambda model=model: model.ensemble(y)) for name, model in short.items()}
     for steps in arguments.literal_steps:
         ddpm = shipped(members=arguments.members, method="ddpm", steps=steps).to(device)
@@ -58,7 +57,7 @@ def run(arguments: argparse.Namespace) -> Result:
         literal.append(slope * LITERAL + offset)
         r2s.append(r2)
     claims = [
-        ratio(f"1000 steps of DDPM / {name}, time", literal, times[name], 80.0 if name == HELD else None)
+        ratio(f"1000 steps of DDPM / {name}, time", literal, times[name], 80.0 if name in HELD else None)
         for name in SHORT
     ]
     claims.append(Claim("R2 of DDPM's time against its steps", median(r2s), 0.99))
@@ -84,8 +83,9 @@ def run(arguments: argparse.Namespace) -> Result:
                     f"{seconds:.1f}",
                 ]
             )
-            if name == HELD:
-                claims.append(Claim("Dice points lost", lost, 0.3, (lost - 2 * error, lost + 2 * error), at_most=True))
+            if name in HELD:
+                spread = (lost - 2 * error, lost + 2 * error)
+                claims.append(Claim(f"Dice points lost by {name}", lost, 0.3, spread, at_most=True))
         columns = ["sampler", "volumes", "Dice %", "lost, with its standard error", "seconds a volume, grids included"]
         tables.append(Table(f"Validation, {arguments.dice_members} member(s)", columns, rows))
         raw["dice"] = found
