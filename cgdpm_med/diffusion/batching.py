@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-AUTO_PIXELS = {"cpu": 2**19, "cuda": 2**20}
-"""Pixels in one evaluation under "auto": 32 fields of 128 x 128 on a CPU, 64 on a GPU.
+AUTO_PIXELS = {"cpu": 2**18, "cuda": 2**20}
+"""Pixels in one evaluation under "auto": 16 fields of 128 x 128 on a CPU, 64 on a GPU.
 
-On a CPU half as many are slower by a percent or two (docs/benchmarks.md, by max_batch).
+On a CPU half as many are slower by some percent. Twice as many gain one more where freed memory is kept (docs/benchmarks.md,
+by max_batch), and lose where it is not: glibc maps whatever exceeds 32 MB anew each time.
 """
 
 
