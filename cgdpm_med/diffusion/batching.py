@@ -10,8 +10,8 @@ import torch
 AUTO_PIXELS = {"cpu": 2**18, "cuda": 2**20}
 """Pixels in one evaluation under "auto": 16 fields of 128 x 128 on a CPU, 64 on a GPU.
 
-On a CPU half as many are slower by some percent. Twice as many gain one more where freed memory is kept (docs/benchmarks.md,
-by max_batch), and lose where it is not: glibc maps whatever exceeds 32 MB anew each time.
+On a CPU half as many are slower by some percent. Twice as many gain one percent where freed memory is kept, but make
+activations of more than 32 MB, which glibc otherwise maps anew each time.
 """
 
 
