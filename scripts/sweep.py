@@ -107,6 +107,8 @@ def plot(rows: Sequence[Mapping[str, Any]], x: str, lines: str, title: str, path
         axis.set(xlabel=x.replace("_", " "), ylabel=label)
         if x == "steps":
             axis.set_xscale("log")
+            axis.set_xticks(steps := sorted({row[x] for row in rows}), [str(n) for n in steps])
+            axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes.flat[0].legend(title=lines.replace("_", " "))
     figure.suptitle(title)
