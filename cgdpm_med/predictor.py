@@ -139,8 +139,8 @@ class DiffusionPredictor(nn.Module):
             )
         if self.target == "image":
             return x_0.clamp_(-1, 1)
-        for member in x_0:  # one by one and in place: many members are large
-            member.copy_(mask_probabilities(member, self.scale, channel_dim=1))
+        for field in x_0.flatten(0, 1):  # one by one and in place: all of them are large
+            field.copy_(mask_probabilities(field, self.scale, channel_dim=0))
         return x_0
 
     def _sampling_denoiser(self, device: torch.device, dtype: torch.dtype) -> Any:
