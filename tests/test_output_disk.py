@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import again, contents, start
+from scans import PLAIN, scan, write_image
 from stubs import Thresholder
 from test_cli import run
-from test_pipeline import PLAIN, again, contents, scan, start, write_image
 
 from cgdpm_med import find_cases, segment_all
 from cgdpm_med.apps.segment import Segmenter

@@ -13,27 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPO
+from runs import again, contents, start
 from scans import PLAIN, scan
 from stubs import Thresholder
 
 from cgdpm_med import InputError, Options, collect_cohort, find_cases, segment_all
-from cgdpm_med.apps import cli
 from cgdpm_med.apps.resume import Shard, find_shard
 from cgdpm_med.apps.segment import Segmenter
 from cgdpm_med.volumes import Volume
 
 # --- a second run -----------------------------------------------------------------------------------------------------
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def again(source: Path, out: Path, options: Options = PLAIN, **settings: object) -> list[str]:
-    """Keys segmented by a run with ``--continue``."""
-    segmenter = Thresholder(**settings)
-    segment_all(segmenter, find_cases(source), out, options=options, resume=True)
-    return segmenter.seen
 
 
 def test_what_is_complete_is_left_out(tmp_path: Path) -> None:
@@ -148,21 +137,6 @@ class Slow(Thresholder):
     def __call__(self, volume: Volume, key: str, progress: object = None) -> object:
         time.sleep(0.02)
         return super().__call__(volume, key)
-
-
-def start(log: Path, *arguments: str) -> int:
-    """Run the command in a child, which shares this process's imports; returns its process id."""
-    if child := os.fork():
-        return child
-    sys.stdout = sys.stderr = log.open("w", encoding="utf-8", buffering=1)
-    sys.argv = ["cgdpm-med", "segment", *arguments, "--no-report", "--device", "cpu"]
-    code = 99
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        os._exit(code)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
