@@ -179,7 +179,10 @@ def test_the_shipped_network_sees_one_heart_however_it_is_stored(tmp_path: Path)
     spec = PhantomSpec.small(seed=1, spacing=(2.0, 2.0, 20.0), affine="plain")
     drawn = make_phantom(spec)
     stack = Stack(drawn.images[1].astype(np.float32), np.diag([-2.0, -2.0, 20.0, 1.0]))
+    masks = []
     for view in (ShortAxisView(), ShortAxisView((2, 1, 0), (True, False, True))):
         path = stack.stored(view).save(tmp_path / "v.nii")
-        mask = view.undo(segmenter(read_volume(path), "v").mask)
-        assert min(dice_per_structure(mask, drawn.labels[1]).values()) > 0.7
+        masks.append(view.undo(segmenter(read_volume(path), "v").mask))
+    np.testing.assert_array_equal(masks[0], masks[1])
+    # a heart at all: the left ventricle, because four slices of 20 mm leave little of the right one
+    assert dice_per_structure(masks[0], drawn.labels[1])[3] > 0.9
