@@ -53,6 +53,7 @@ _EXPORTS: dict[str, str] = {
     "Regression": "diffusion.baselines",
     # rooms
     "keep_freed_memory": "allocator",
+    "leave_process_group": "processes",
     "LoadVolumed": "transforms",
     "ShortAxisd": "transforms",
     "LoneSpacingd": "transforms",

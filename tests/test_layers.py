@@ -20,6 +20,7 @@ PACKAGE = REPO / "cgdpm_med"
 GROUND = ("networks", "diffusion")
 ROOMS = (
     "allocator",
+    "processes",
     "volumes",
     "transforms",
     "data",

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from cgdpm_med import ConditionalUNet, DiffusionUpdate, GuidanceLoss, NoiseSchedule, examples_prepare_batch
+from cgdpm_med import (
+    ConditionalUNet,
+    DiffusionUpdate,
+    GuidanceLoss,
+    NoiseSchedule,
+    examples_prepare_batch,
+    leave_process_group,
+)
 from cgdpm_med.apps.resume import Shard
 
 from .harness import Claim, Result, Table
@@ -100,7 +107,7 @@ def train(rank: int, world: int, iterations: int, batch: int, path: str, port: i
         bare = network.module if world > 1 else network
         torch.save(bare.state_dict(), path)  # type: ignore[union-attr]
     if world > 1:
-        dist.destroy_process_group()
+        leave_process_group()
 
 
 def batches(iterations: int, batch: int) -> list[Sequence[torch.Tensor]]:
