@@ -2,8 +2,8 @@
 
 Each process loads the shipped network, notes what it holds, samples, and notes its high-water mark. What is left of it
 after the condition images, the results (which exist twice while they are put in order) and the sampler's fields is the
-working memory, which the batch of windows decides. The fields have the size of the image: x_T, x_t, the predictions, the
-blended sum and what the arithmetic of a step needs for a moment, ten in all (found with a network that does nothing).
+working memory, which the batch of windows decides. The fields have the size of the image: x_T, x_t, the predictions,
+the blended sum and what the arithmetic of a step needs for a moment, ten in all (found with a network that does nothing).
 The gaps in the heap differ between processes by a tenth and more: every point is the median of as many processes as
 there are repeats.
 """

@@ -1,8 +1,7 @@
 """Against MONAI's DiffusionModelUNet and DiffusionInferer on the same work, and what each of our means gives.
 
 The target is held against the faster of two ways a user would write the loop in single precision: slice by slice, as
-MONAI's tutorial on segmentation does, or all slices of the volume at once; both member by member. Both sides run in one
-process, which keeps freed memory (``keep_freed_memory``) as our command does: whatever that gains, both gain.
+MONAI's tutorial on segmentation does, or all slices of the volume at once; both member by member.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cgdpm_med import Autocast, autocast_dtype, keep_freed_memory, sample_ensemble
+from cgdpm_med import Autocast, autocast_dtype, sample_ensemble
 from cgdpm_med.diffusion.ensemble import MaskDenoiser
 from cgdpm_med.networks.unet import ConditionalUNet, ConditionFeatures
 
@@ -49,7 +48,6 @@ def run(arguments: argparse.Namespace) -> Result:
     if arguments.quick:
         arguments.members, arguments.slices, arguments.size = 2, 2, 64
         arguments.steps, arguments.ladder_steps, arguments.repeats = 2, 1, 1
-    keep_freed_memory()
     size, device = arguments.size, arguments.device
     ours = shipped_unet().to(device)
     theirs = monai_unet(ours.cond_channels).to(device)
