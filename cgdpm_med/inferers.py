@@ -19,6 +19,8 @@ from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.slices import slice_stack
 
 Place = tuple[slice, ...]
+BATCHES_AT_ONCE = 4
+"""Evaluations of a full batch whose results wait to be put in order, in a volume of many slices."""
 
 
 class SliceEnsembleInferer(Inferer):
@@ -61,13 +63,35 @@ class SliceEnsembleInferer(Inferer):
         for b, volume in enumerate(inputs):
             case = volume.meta["key"] if isinstance(volume, MetaTensor) and "key" in volume.meta else str(b)
             stack = slice_stack(torch.as_tensor(volume).as_subclass(Tensor), self.neighbours)
-            keys = [f"{case}/{s}" for s in range(len(stack))]
-            wrap = self._windowed(stack.shape[2:], network.size_factor)
-            members = network.ensemble(stack, keys=keys, progress=progress or self.progress, wrap=wrap)
-            volumes.append(members.movedim(1, -1).flatten(0, 1))
+            volumes.append(self._members(stack, case, network, progress or self.progress))
         # MONAI's Invertd passes plain tensors through untouched, with no more than a warning
         together = volumes[0][None] if len(volumes) == 1 else torch.stack(volumes)
         return convert_to_dst_type(together, inputs)[0]
+
+    def _members(
+        self, stack: Tensor, case: str, network: DiffusionPredictor, progress: Callable[[int], None] | None
+    ) -> Tensor:
+        """The members of one volume, (K * C, X, Y, Z), from its slices (Z, Cc, X, Y).
+
+        Drawn for some slices at a time, each put in its place at once: all of them would exist twice otherwise.
+        """
+        wrap = self._windowed(stack.shape[2:], network.size_factor)
+        size = [network.size_factor * n for n in stack.shape[2:]]
+        at_once = BATCHES_AT_ONCE * max(1, network.limit.of(size, stack.device) // network.members)
+        whole: Tensor | None = None
+        for first in range(0, len(stack), at_once):
+            part = range(first, min(first + at_once, len(stack)))
+            drawn = network.ensemble(
+                stack[first : part.stop], keys=[f"{case}/{s}" for s in part], progress=progress, wrap=wrap
+            )
+            drawn = drawn.movedim(1, -1).flatten(0, 1)
+            if len(part) == len(stack):
+                return drawn
+            if whole is None:
+                whole = drawn.new_empty((*drawn.shape[:-1], len(stack)))
+            whole[..., first : part.stop] = drawn
+        assert whole is not None
+        return whole
 
     def _windowed(self, size: Sequence[int], size_factor: int) -> Callable[[Any], Any] | None:
         if self.window is None or all(size_factor * n <= w for n, w in zip(size, self.window, strict=True)):

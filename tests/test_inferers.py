@@ -65,6 +65,23 @@ def test_chunks_of_slices_and_members_change_nothing(volumes: Tensor, max_batch:
     torch.testing.assert_close(inferer(volumes, predictor(max_batch=max_batch)), expected, rtol=0, atol=1e-3)
 
 
+def test_many_slices_are_drawn_a_few_at_a_time(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = torch.randn(1, 1, 8, 8, 10, generator=generator)
+    expected = SliceEnsembleInferer(neighbours=1)(volume, predictor(cond_channels=3))
+    model = predictor(cond_channels=3, max_batch=3)  # one slice with its three members
+    asked: list[list[str]] = []
+    ensemble = model.ensemble
+
+    def noted(image: Tensor, *, keys: list[str], **rest: Any) -> Tensor:
+        asked.append(list(keys))
+        return ensemble(image, keys=keys, **rest)
+
+    monkeypatch.setattr(model, "ensemble", noted)
+    found = SliceEnsembleInferer(neighbours=1)(volume, model)
+    assert asked == [[f"0/{s}" for s in part] for part in (range(4), range(4, 8), range(8, 10))]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
 def test_a_batch_of_volumes_equals_each_alone(volumes: Tensor, tmp_path: Path) -> None:
     """Through MONAI's loader, whose batches hold lists of metadata: every volume keeps its own key."""
     items = []

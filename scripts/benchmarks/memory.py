@@ -1,11 +1,10 @@
 """Peak memory of sampling, every point in a fresh process: against members, slices and image size.
 
 Each process loads the shipped network, notes what it holds, samples, and notes its high-water mark. What is left of it
-after the condition images, the results (which exist twice while they are put in order) and the sampler's fields is the
-working memory, which the batch of windows decides. The fields have the size of the image: x_T, x_t, the predictions,
-the blended sum and what the arithmetic of a step needs for a moment, ten in all (found with a network that does nothing).
-The gaps in the heap differ between processes by a tenth and more: every point is the median of as many processes as
-there are repeats.
+after the condition images, the results and the sampler's fields is the working memory, which the batch of windows
+decides. The fields have the size of the image: x_T, x_t, the predictions, the blended sum and what the arithmetic of a
+step needs for a moment, ten in all (found with a network that does nothing). The gaps in the heap differ between
+processes by a tenth and more: every point is the median of as many processes as there are repeats.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def run(arguments: argparse.Namespace) -> Result:
         "value",
         "peak MB above the idle process",
         "condition images",
-        "results, twice",
+        "results",
         "fields of the sampler",
         "working memory",
     ]
@@ -117,7 +116,7 @@ def child(point: dict[str, int], threads: int | None) -> None:
         "idle": idle,
         "peak": peak() - idle,
         "condition": 4 * predictor.denoiser.network.cond_channels * slices * size * size / 2**20,
-        "results": 2 * results.nelement() * results.element_size() / 2**20,
+        "results": results.nelement() * results.element_size() / 2**20,
         "fields": FIELDS * one * (1 if windowed else min(members * slices, point["window_batch"])),
     }
     found["working"] = found["peak"] - found["condition"] - found["results"] - found["fields"]
