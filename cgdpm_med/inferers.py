@@ -81,17 +81,15 @@ class SliceEnsembleInferer(Inferer):
         whole: Tensor | None = None
         for first in range(0, len(stack), at_once):
             part = range(first, min(first + at_once, len(stack)))
-            drawn = network.ensemble(
-                stack[first : part.stop], keys=[f"{case}/{s}" for s in part], progress=progress, wrap=wrap
-            )
-            drawn = drawn.movedim(1, -1).flatten(0, 1)
+            keys = [f"{case}/{s}" for s in part]
+            drawn = network.ensemble(stack[first : part.stop], keys=keys, progress=progress, wrap=wrap).movedim(1, -1)
             if len(part) == len(stack):
-                return drawn
+                return drawn.flatten(0, 1)
             if whole is None:
                 whole = drawn.new_empty((*drawn.shape[:-1], len(stack)))
             whole[..., first : part.stop] = drawn
         assert whole is not None
-        return whole
+        return whole.flatten(0, 1)
 
     def _windowed(self, size: Sequence[int], size_factor: int) -> Callable[[Any], Any] | None:
         if self.window is None or all(size_factor * n <= w for n, w in zip(size, self.window, strict=True)):
