@@ -76,19 +76,20 @@ class SliceEnsembleInferer(Inferer):
         Drawn for some slices at a time, each put in its place at once: all of them would exist twice otherwise.
         """
         wrap = self._windowed(stack.shape[2:], network.size_factor)
-        size = [network.size_factor * n for n in stack.shape[2:]]
-        at_once = BATCHES_AT_ONCE * max(1, network.limit.of(size, stack.device) // network.members)
-        whole: Tensor | None = None
-        for first in range(0, len(stack), at_once):
-            part = range(first, min(first + at_once, len(stack)))
+
+        def drawn(part: range) -> Tensor:
             keys = [f"{case}/{s}" for s in part]
-            drawn = network.ensemble(stack[first : part.stop], keys=keys, progress=progress, wrap=wrap).movedim(1, -1)
-            if len(part) == len(stack):
-                return drawn.flatten(0, 1)
-            if whole is None:
-                whole = drawn.new_empty((*drawn.shape[:-1], len(stack)))
-            whole[..., first : part.stop] = drawn
-        assert whole is not None
+            members = network.ensemble(stack[part.start : part.stop], keys=keys, progress=progress, wrap=wrap)
+            return members.movedim(1, -1)
+
+        slices, size = len(stack), [network.size_factor * n for n in stack.shape[2:]]
+        at_once = BATCHES_AT_ONCE * max(1, network.limit.of(size, stack.device) // network.members)
+        if slices <= at_once:
+            return drawn(range(slices)).flatten(0, 1)
+        whole = torch.empty((network.members, network.out_channels, *size, slices), device=stack.device)
+        for first in range(0, slices, at_once):
+            part = range(first, min(first + at_once, slices))
+            whole[..., part.start : part.stop] = drawn(part)
         return whole.flatten(0, 1)
 
     def _windowed(self, size: Sequence[int], size_factor: int) -> Callable[[Any], Any] | None:
