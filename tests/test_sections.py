@@ -119,7 +119,7 @@ TRAINING = [
     ["train", "train_guidance"],
     ["train", "train_guidance", "finetune_guidance"],
     ["train", "baseline_unet"],
-    *(["train", path.stem] for path in CONFIGS if path.parent.name == "recipes"),
+    *(["train", p.stem] for p in CONFIGS if p.parent.name == "recipes" and not p.stem.endswith("_inference")),
 ]
 
 
