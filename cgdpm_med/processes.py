@@ -12,7 +12,7 @@ def leave_process_group() -> None:
 
     ``DistributedDataParallel`` holds the group too. When it frees the group last, gloo's destructor waits for gloo's
     threads and keeps Python's lock meanwhile, which one of those threads may be waiting for (pytorch/pytorch#56297):
-    about a fifth of the runs of two processes never ended. Here the last reference is Python's own, whose destruction
+    some runs of several processes never end. Here the last reference is Python's own, whose destruction
     gives the lock away.
     """
     if not dist.is_initialized():

@@ -52,12 +52,11 @@ def run(arguments: argparse.Namespace) -> Result:
     claims = []
     for axis, chosen in values.items():
         working = [found[axis, value]["working"] for value in chosen]
-        # a point below two full batches needs less, because the first batch finds a heap without gaps: what counts is
-        # growth from there on
+        # a point below one full batch needs less: what counts is growth from the first full one on
         full = [
             w
             for w, v in zip(working, chosen, strict=True)
-            if (v > WINDOW if axis == "size" else v * other(base, axis) >= 2 * base["window_batch"])
+            if (v > WINDOW if axis == "size" else v * other(base, axis) >= base["window_batch"])
         ]
         growth = max(full) / full[0]
         label = f"working memory, {axis} {chosen[-len(full)]} to {chosen[-1]}"
