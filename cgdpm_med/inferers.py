@@ -125,7 +125,7 @@ class RegionInferer(Inferer):
         if inputs.shape[0] != 1:
             raise ValueError(f"a region belongs to one volume; got a batch of {inputs.shape[0]}")
         scout = copy.copy(network)
-        scout.members, scout.steps = 1, self.scout_steps
+        scout.members, scout.steps, scout.start = 1, self.scout_steps, None
         background = torch.as_tensor(self.inferer(inputs, scout, *args, **kwargs))[0, 0]
         place = self.region(background < 0.5)
         if place is None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cgdpm_med.diffusion.batching import BatchLimit
 from cgdpm_med.diffusion.ensemble import mask_probabilities, sample_ensemble
 from cgdpm_med.diffusion.guidance import check_interval, guided
-from cgdpm_med.diffusion.sampling import encode
+from cgdpm_med.diffusion.sampling import check_start, encode
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -30,7 +30,7 @@ class DiffusionPredictor(nn.Module):
         scale: magnitude of the encoded mask.
         size_factor: size of the target / size of the condition.
         guidance_scale, guidance_interval: w and [t_lo, t_hi); see :func:`~cgdpm_med.guided`.
-        steps, method, eta: see :func:`~cgdpm_med.trajectory`.
+        steps, method, eta, start: see :func:`~cgdpm_med.trajectory`.
         members: K.
         seed: base seed of the noise.
         max_batch: most fields in one evaluation of the network, or "auto"; halved where the memory does not hold them.
@@ -39,7 +39,8 @@ class DiffusionPredictor(nn.Module):
             volume of each, which only long runs over scans of one size repay. Needs a C++ compiler.
 
     Raises:
-        ValueError: for an unknown target or precision, members below one, or steps or an interval beyond the schedule.
+        ValueError: for an unknown target or precision, members below one, or steps, a start or an interval beyond the
+            schedule.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class DiffusionPredictor(nn.Module):
         steps: int = 10,
         method: str = "ddim",
         eta: float = 0.0,
+        start: int | None = None,
         members: int = 8,
         seed: int = 0,
         max_batch: int | str = "auto",
@@ -71,12 +73,13 @@ class DiffusionPredictor(nn.Module):
             raise ValueError(f"an ensemble needs at least one member, not {members}")
         self.denoiser, self.guide = denoiser, guide
         self.schedule = schedule or NoiseSchedule()
-        if not 1 <= steps <= self.schedule.T:
-            raise ValueError(f"steps must be between 1 and {self.schedule.T} (the schedule's timesteps), not {steps}")
+        visitable = self.schedule.T if start is None else check_start(start, self.schedule.T) + 1
+        if not 1 <= steps <= visitable:
+            raise ValueError(f"steps must be between 1 and {visitable} (the chain's timesteps), not {steps}")
         check_interval(guidance_interval, self.schedule.T)
         self.out_channels, self.target, self.scale, self.size_factor = out_channels, target, scale, size_factor
         self.guidance_scale, self.guidance_interval = guidance_scale, guidance_interval
-        self.steps, self.method, self.eta = steps, method, eta
+        self.steps, self.method, self.eta, self.start = steps, method, eta, start
         self.members, self.seed, self.precision = members, seed, precision
         self.limit = BatchLimit(max_batch)
         self.register_load_state_dict_pre_hook(_place_bare_network)
@@ -135,6 +138,7 @@ class DiffusionPredictor(nn.Module):
                 steps=self.steps,
                 method=self.method,
                 eta=self.eta,
+                start=self.start,
                 clip=(-self.scale, self.scale) if self.target == "mask" else (-1.0, 1.0),
             )
         if self.target == "image":

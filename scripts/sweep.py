@@ -2,6 +2,7 @@
 
 python scripts/sweep.py guidance --dataset-dir DIR --output docs/sweeps     # scale and interval of the guidance network
 python scripts/sweep.py steps --dataset-dir DIR --output docs/sweeps        # steps of the three samplers
+python scripts/sweep.py start --dataset-dir DIR --output docs/sweeps        # truncated chains, from noise at a timestep
 
 Each writes <name>.csv, a row per setting, and <name>.png.
 """
@@ -19,6 +20,7 @@ from cgdpm_med import acdc_datalist, keep_freed_memory
 from cgdpm_med.apps.sweep import sweep
 
 INTERVALS = [[0, 1000], [0, 500], [500, 1000], [200, 800]]  # all, late steps, early ones, the middle
+STARTS = [999, 900, 800, 700, 600, 500, 400]
 PANELS = {
     "dice": "Dice % of the ensemble",
     "member_dice": "Dice % of a member",
@@ -43,6 +45,9 @@ def main() -> None:
             if scale > 0 or interval == arguments.intervals[0]
         ]
         x, lines = "guidance_scale", "guidance_interval"
+    elif arguments.what == "start":
+        varied = [{"start": start, "steps": n} for n in arguments.steps for start in arguments.starts]
+        x, lines = "start", "steps"
     else:
         varied = [{"method": m, "steps": n} for m in ("ddim", "ddpm", "dpmpp_2m") for n in arguments.steps]
         varied += [{"method": method, "steps": steps} for method, steps in arguments.also]
@@ -71,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
         return method, int(steps)
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("guidance", "steps"))
+    parser.add_argument("what", choices=("guidance", "steps", "start"))
     parser.add_argument("--dataset-dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--bundle", default="acdc_segmentation")
@@ -85,6 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--also", type=sampler, nargs="+", default=[], help="further settings of the steps, such as ddpm:1000"
     )
+    parser.add_argument("--starts", type=int, nargs="+", default=STARTS, help="first timesteps")
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--continue", dest="resume", action="store_true", help="keep the rows of an interrupted sweep")

@@ -13,6 +13,7 @@ MADE = {
     "members": 5,
     "steps": 4,
     "method": "ddim",
+    "start": None,
     "guidance_scale": 0.0,
     "guidance_interval": None,
     "fusion": "mean",

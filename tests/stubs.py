@@ -36,7 +36,15 @@ class Stub:
     """
 
     def __init__(self, **settings: object) -> None:
-        sampling = {"members": 1, "steps": 1, "method": "ddim", "seed": 0, "precision": "float32", "guide": None}
+        sampling = {
+            "members": 1,
+            "steps": 1,
+            "method": "ddim",
+            "start": None,
+            "seed": 0,
+            "precision": "float32",
+            "guide": None,
+        }
         self.predictor = SimpleNamespace(**(sampling | settings))
         self.device = torch.device("cpu")
         self.weights: tuple[Path, ...] = ()

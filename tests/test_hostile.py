@@ -321,6 +321,10 @@ CONFIGS: dict[str, tuple[Callable[[str], str], str]] = {
     "no YAML": (lambda text: "a: [1, 2", "inference.yaml: cannot be used"),
     "steps beyond T": (lambda text: text.replace("steps: 3", "steps: 1001"), "steps must be between 1 and 1000"),
     "no steps": (lambda text: text.replace("steps: 3", "steps: 0"), "steps must be between 1 and 1000"),
+    "start beyond T": (
+        lambda text: text.replace("members: '@members'", "members: '@members', start: 1000"),
+        "must start at a timestep 0 … 999",
+    ),
     "no members": (lambda text: text.replace("members: 2", "members: 0"), "at least one member"),
     "unknown fusion": (lambda text: text.replace("fusion: mean", "fusion: median"), "fusion must be one of"),
     "interval": (lambda text: text.replace("[0, 1000]", "[0, 2000]"), "the guidance interval must be"),

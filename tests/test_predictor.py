@@ -109,6 +109,15 @@ def test_ensemble_equals_the_sampler_it_wraps(images: Tensor, ensemble: Tensor) 
     assert torch.equal(ensemble, mask_probabilities(x_0, 0.5, channel_dim=2))
 
 
+def test_a_truncated_start_reaches_the_sampler(images: Tensor, ensemble: Tensor) -> None:
+    denoiser = laid_out(small_mask_denoiser())
+    how = {"members": 4, "keys": KEYS, "timesteps": [0, 300, 600], "clip": (-0.5, 0.5)}
+    x_0 = sample_ensemble(denoiser, images, SAMPLE, shape=(4, 16, 12), **how)
+    truncated = predictor(start=600).ensemble(images, keys=KEYS)
+    assert torch.equal(truncated, mask_probabilities(x_0, 0.5, channel_dim=2))
+    assert (truncated - ensemble).abs().max() > 0.01
+
+
 def test_images_are_clipped_and_enlarged(generator: torch.Generator) -> None:
     schedule = NoiseSchedule(1000, "linear_beta", "v_prediction")
     network = small_network(in_channels=3, cond_channels=3, cond_scale=4)
@@ -201,6 +210,8 @@ def test_a_training_network_is_evaluated_without_dropout(images: Tensor) -> None
         ({"precision": "float16"}, "precision must be one of auto, float32, bfloat16, not 'float16'"),
         ({"target": "masks"}, "target must be one of mask, image, not 'masks'"),
         ({"members": 0}, "at least one member, not 0"),
+        ({"start": 1000}, "must start at a timestep 0 … 999, not 1000"),
+        ({"start": 1, "steps": 3}, "steps must be between 1 and 2"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:

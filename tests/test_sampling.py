@@ -68,6 +68,64 @@ def test_twenty_steps_on_a_narrow_gaussian(method: str, timesteps: Tensor | None
     assert mean == pytest.approx(0.7, abs=2e-3)
 
 
+def test_a_truncated_chain_from_the_true_marginal() -> None:
+    """Where ``q_sample`` of the truth starts the chain, as many steps over fewer timesteps err less."""
+    gaussian, errors = Gaussian(SCHEDULE, m=0.7, s=0.5), []
+    for start in (999, 600, 300):
+        ab = SCHEDULE.alpha_bar[start]
+        marginal = (float(ab.sqrt() * 0.7), float(gaussian.marginal_std(ab)))
+        offset, slope = sampled_mean_std(gaussian, SCHEDULE, steps=50, start=start)
+        exact = ddim_mean_std(gaussian, linspace_timesteps(start + 1, 50).tolist(), start=marginal)
+        mean, std = offset + slope * marginal[0], slope * marginal[1]
+        assert (mean, std) == pytest.approx(exact, rel=1e-10)
+        assert mean == pytest.approx(0.7, abs=1e-3)
+        errors.append(0.5 - std)
+    assert 0 < errors[2] < errors[1] < errors[0]
+
+
+def test_a_chain_truncated_without_an_estimate_keeps_the_noise_it_started_from() -> None:
+    """Pure noise at t: its mean lacks sqrt(alpha_bar) m, so the result keeps a part of the difference (eq. 3)."""
+    gaussian, errors = Gaussian(SCHEDULE, m=0.7, s=0.5), []
+    for start in (900, 600, 300):
+        mean, _ = sampled_mean_std(gaussian, SCHEDULE, steps=start + 1, start=start)
+        ab = SCHEDULE.alpha_bar[start]
+        flow = float(0.7 - 0.5 * ab.sqrt() * 0.7 / gaussian.marginal_std(ab))  # the probability flow of x = 0
+        assert mean == pytest.approx(flow, abs=2e-3)
+        errors.append(0.7 - mean)
+    assert errors == sorted(errors)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_truncated_chain_visits_nothing_above_its_start(method: str, generator: torch.Generator) -> None:
+    how = {"steps": 4, "method": method, "start": 600, "generator": generator}
+    visited = [step.t for step in trajectory(Gaussian(SCHEDULE), torch.ones(1, 1), None, SCHEDULE, **how)]
+    assert (visited[0], visited[-1], len(visited)) == (600, 0, 4)
+    if method == "dpmpp_2m":
+        gaps = SCHEDULE.log_snr[visited].diff()
+        torch.testing.assert_close(gaps, gaps.mean().expand(3), rtol=0.05, atol=0)
+    else:
+        assert visited == [600, 400, 200, 0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_whole_chain_is_the_one_that_starts_at_the_end(method: str) -> None:
+    x_T = torch.randn(3, 1, 2, dtype=torch.float64)
+    whole, given = (
+        sample(
+            Gaussian(SCHEDULE),
+            x_T,
+            None,
+            SCHEDULE,
+            steps=5,
+            method=method,
+            start=start,
+            generator=torch.Generator().manual_seed(1),
+        )
+        for start in (None, 999)
+    )
+    assert torch.equal(whole, given)
+
+
 @pytest.mark.parametrize(("method", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
 def test_measured_order_of_convergence(method: str, order: int) -> None:
     # many timesteps, so that rounding to them disturbs the spacing little; the error is taken before the last step,
@@ -329,6 +387,10 @@ def test_guidance_shift_of_zero_changes_nothing_and_none_is_unguided() -> None:
         ({"eta": 1.5}, "eta must be between 0 and 1"),
         ({"steps": 0}, "steps must be between"),
         ({"steps": 1001}, "steps must be between"),
+        ({"start": 1000}, "must start at a timestep 0 … 999, not 1000"),
+        ({"start": -1}, "must start at a timestep 0 … 999, not -1"),
+        ({"start": 10.5}, "must start at a timestep 0 … 999, not 10.5"),
+        ({"start": 9, "steps": 11}, "steps must be between 1 and 10"),
         ({"timesteps": [4, 4]}, "ascend strictly"),
         ({"timesteps": [0, 1000]}, "ascend strictly"),
     ],

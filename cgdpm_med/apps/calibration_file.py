@@ -30,6 +30,7 @@ SETTINGS = (
     "members",
     "steps",
     "method",
+    "start",
     "guidance_scale",
     "guidance_interval",
     "fusion",
@@ -118,7 +119,9 @@ def read_calibration(path: str | Path) -> Calibration:
     path = Path(path)
     try:
         text = path.read_bytes()
-        calibration = Calibration(**json.loads(text), digest=hashlib.sha256(text).hexdigest())
+        content = json.loads(text)
+        content["settings"] = {"start": None, **content["settings"]}  # files from before there were truncated chains
+        calibration = Calibration(**content, digest=hashlib.sha256(text).hexdigest())
         _check(calibration)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         remedy = f"{_REFIT}, or segment with --no-calibration"

@@ -335,6 +335,7 @@ def settings(p: DiffusionPredictor, device: torch.device) -> dict[str, Any]:
         "members": p.members,
         "steps": p.steps,
         "method": p.method,
+        "start": p.start,
         "seed": p.seed,
         "precision": p.precision,
         "guidance_scale": p.guidance_scale if p.guide is not None else 0.0,

@@ -96,7 +96,7 @@ def sample_ensemble(
         max_batch: most target fields evaluated at once: a number, "auto", or a :class:`~.batching.BatchLimit` that
             several calls share. A batch that does not fit into the memory is drawn again in halves.
         progress: called with the number of finished fields after each chunk.
-        as_trajectory: steps, method, eta, clip, timesteps.
+        as_trajectory: steps, method, eta, clip, start, timesteps.
 
     Returns:
         (K, B, C, *S), float32, on the context's device.

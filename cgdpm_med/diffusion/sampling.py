@@ -62,24 +62,28 @@ def trajectory(
     method: str = "ddim",
     eta: float = 0.0,
     clip: tuple[float, float] | None = None,
+    start: int | None = None,
     timesteps: Sequence[int] | Tensor | None = None,
     generator: GeneratorLike = None,
 ) -> Iterator[Step]:
     """Walk the reverse chain from x_T to x_0, yielding every step, without gradients.
 
     Args:
-        x_T: Gaussian noise, (B, C, *S), float32 or float64.
+        x_T: Gaussian noise, (B, C, *S), float32 or float64; x_start for a truncated chain.
         context: handed to the denoiser, encoded once if it can be.
         steps: number of denoiser evaluations. DDPM and DDIM take evenly spaced timesteps, DPM-Solver++ even log-SNR.
         method: "ddim" (Song et al., 2021), "ddpm" (eq. 4) or "dpmpp_2m" (Lu et al., 2022).
         eta: DDIM's noise, between 0 (deterministic) and 1 (DDPM's variance).
         clip: bounds on the predicted x_0.
-        timesteps: the visited timesteps instead of ``steps``, in any order.
+        start: the first visited timestep, T-1 by default. A smaller one truncates the chain (Zheng et al., 2022): good
+            where x_start is nearly noise still, or made by ``schedule.q_sample`` from an estimate of x_0 (Chung et
+            al., 2022).
+        timesteps: the visited timesteps instead of ``steps`` and ``start``, in any order.
         generator: of the noise in stochastic steps; the global one by default.
 
     Raises:
-        ValueError: at the call, for an unknown method, steps outside 1 … T, timesteps given twice or outside 0 … T-1,
-            eta outside [0, 1] or given to a method that has none.
+        ValueError: at the call, for an unknown method, steps outside 1 … start + 1, timesteps given twice or outside
+            0 … T-1, eta outside [0, 1] or given to a method that has none.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
@@ -90,8 +94,20 @@ def trajectory(
     if timesteps is not None:
         kept = torch.as_tensor(timesteps).sort().values
     else:
-        kept = log_snr_timesteps(schedule, steps) if method == "dpmpp_2m" else linspace_timesteps(schedule.T, steps)
+        walked = schedule if start is None else schedule.respace(range(check_start(start, schedule.T) + 1))
+        kept = log_snr_timesteps(walked, steps) if method == "dpmpp_2m" else linspace_timesteps(walked.T, steps)
     return _walk(denoiser, x_T, context, schedule.respace(kept), method, eta, clip, generator)
+
+
+def check_start(start: int, T: int) -> int:
+    """The first timestep of a truncated chain, 0 … T-1.
+
+    Raises:
+        ValueError: for any other.
+    """
+    if start != int(start) or not 0 <= start < T:
+        raise ValueError(f"a truncated chain must start at a timestep 0 … {T - 1}, not {start}")
+    return int(start)
 
 
 @torch.no_grad()
