@@ -108,7 +108,7 @@ def test_a_recipe_changes_what_it_says(recipes: ModuleType) -> None:
     assert parser.get_parsed_content("loss").objective.dice_weight == 0
     parser.update(dict(recipes.read_recipe("augmentation_strong").training))
     augmentation = parser.get_parsed_content("augmentation")
-    assert (augmentation.rotate, augmentation.size) == (0.5, (128, 128))
+    assert (augmentation.rotate, augmentation.size) == (0.5, (144, 144))
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------
