@@ -1,4 +1,4 @@
-"""Group normalisation in channels last against PyTorch's own in the ordinary layout."""
+"""Group normalisation in channels last, with a modulation, against PyTorch's own in the ordinary layout."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cgdpm_med.networks import normalisation
 from cgdpm_med.networks.normalisation import GroupNorm
 
 
@@ -70,10 +71,76 @@ def test_the_gradient_handed_in_is_left_alone() -> None:
     assert (grad == 1).all()
 
 
+def film_of(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    scale = torch.linspace(-1, 2, shape[-1], dtype=dtype).expand(shape).clone()
+    shift = torch.linspace(3, -3, shape[-1], dtype=dtype).expand(shape).clone()
+    if len(shape) == 2:  # another modulation for each image
+        scale, shift = (z * torch.arange(1, shape[0] + 1, dtype=dtype)[:, None] for z in (scale, shift))
+    return scale, shift
+
+
+@pytest.mark.parametrize("images", [(), (3,)], ids=["shared", "per image"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_film_is_a_further_scale_and_shift(layout: torch.memory_format) -> None:
-    norm, plain = pair(8, 4, torch.float64)
-    x = maps(2, 8, 6, 5, dtype=torch.float64).contiguous(memory_format=layout)
-    scale, shift = torch.linspace(-1, 2, 8).double(), torch.linspace(3, -3, 8).double()
-    expected = plain(x) * scale[:, None, None] + shift[:, None, None]
-    torch.testing.assert_close(norm(x, (scale, shift)), expected)
+def test_film_is_a_further_scale_and_shift(layout: torch.memory_format, images: tuple[int, ...]) -> None:
+    """Values and the gradients of all that enters."""
+    ours, plain = pair(8, 4, torch.float64)
+    x = maps(3, 8, 20, 18, dtype=torch.float64)
+    weights = x.flip(0)
+    leaf, other = (z.detach().requires_grad_() for z in (x.clone(memory_format=layout), x.clone()))
+    film = tuple(z.requires_grad_() for z in film_of(*images, 8))
+    scale, shift = (z.detach().clone().requires_grad_() for z in film)
+    out = ours(leaf, film)
+    expected = plain(other) * scale[..., None, None] + shift[..., None, None]
+    torch.testing.assert_close(out, expected)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for found, wanted in (
+        (leaf, other), (film[0], scale), (film[1], shift), (ours.weight, plain.weight), (ours.bias, plain.bias)
+    ):  # fmt: skip
+        torch.testing.assert_close(found.grad, wanted.grad)
+
+
+def test_numerical_gradient_of_a_modulation_per_image() -> None:
+    norm, _ = pair(4, 2, torch.float64)
+    x = maps(2, 4, 3, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    scale, shift = (z.requires_grad_() for z in film_of(2, 4))
+    assert torch.autograd.gradcheck(lambda x, *film: norm(x, film), (x, scale, shift))
+
+
+@pytest.mark.parametrize("images", [(), (5,)], ids=["shared", "per image"])
+def test_gradients_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch, images: tuple[int, ...]) -> None:
+    norm, _ = pair(8, 4, torch.float64)
+    x = maps(5, 8, 6, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for cached in (10**6, 2 * x[0].numel(), 1):  # all five, two, two and one, and one by one
+        monkeypatch.setattr(normalisation, "CACHED", cached)
+        leaves = [z.clone().requires_grad_() for z in (x, *film_of(*images, 8))]
+        out = norm(leaves[0], (leaves[1], leaves[2]))
+        gradients.append(torch.autograd.grad((out * x.flip(0)).sum(), [*leaves, *norm.parameters()]))
+    for parts in gradients[1:]:
+        for found, whole in zip(parts, gradients[0], strict=True):
+            torch.testing.assert_close(found, whole)
+
+
+def test_the_gradient_of_one_part_does_not_reach_another_image() -> None:
+    norm, _ = pair(8, 4, torch.float64)
+    x = maps(3, 8, 6, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    scale, shift = (z.requires_grad_() for z in film_of(3, 8))
+    norm(x, (scale, shift))[1].square().sum().backward()
+    for leaf in (x, scale, shift):
+        assert leaf.grad is not None
+        assert not leaf.grad[[0, 2]].any()
+        assert leaf.grad[1].any()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (20, 18)], ids=["small", "large"])
+def test_bfloat16_with_a_modulation_per_image_is_no_worse_than_in_steps(size: tuple[int, int]) -> None:
+    ours, theirs = pair(64, 32, torch.float32)
+    x = maps(2, 64, *size, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    scale, shift = film_of(2, 64, dtype=torch.float32)
+    with torch.no_grad():
+        exact = theirs(x.float()) * scale[..., None, None] + shift[..., None, None]
+        steps = ours(x) * scale[..., None, None].bfloat16() + shift[..., None, None].bfloat16()
+        out = ours(x, (scale, shift))
+    assert out.dtype == torch.bfloat16
+    assert (out - exact).abs().mean() <= (steps - exact).abs().mean()

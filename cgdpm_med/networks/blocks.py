@@ -118,15 +118,12 @@ class ResBlock(nn.Module):
         return h.add_(x) if h.dtype == x.dtype else h + x
 
     def _modulated(self, h: Tensor, emb: Tensor | None) -> Tensor:
-        """Second normalisation and FiLM: in one pass where the whole batch shares one embedding, as when sampling."""
+        """Second normalisation and FiLM in one: (C,) where the batch shares one embedding, as when sampling."""
         if self.emb is None or emb is None:
             return self.norm2(h)
-        film = self.emb(F.silu(emb))
-        if len(emb) == 1:
-            scale, shift = film[0].to(self.norm2.weight.dtype).chunk(2)
-            return self.norm2(h, (1 + scale, shift))
-        scale, shift = film.to(h.dtype).reshape(*film.shape, *[1] * (h.ndim - 2)).chunk(2, dim=1)
-        return torch.addcmul(shift, self.norm2(h), 1 + scale)
+        film = self.emb(F.silu(emb)).to(self.norm2.weight.dtype)
+        scale, shift = (film[0] if len(film) == 1 else film).chunk(2, dim=-1)
+        return self.norm2(h, (1 + scale, shift))
 
 
 class ConditionJoin(nn.Module):

@@ -15,29 +15,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALL = 256  # pixels of a map
+CACHED = 2**19  # values whose gradient is computed at once: in float32 they stay in a CPU's cache
 
 
 class GroupNorm(nn.GroupNorm):
     """``nn.GroupNorm`` with the same parameters and results, and an optional modulation of its output."""
 
     def forward(self, x: Tensor, film: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Normalise (B, C, *S); ``film`` is a further scale and shift of the channels, (C,) each."""
-        weight: Tensor = self.weight if film is None else self.weight * film[0]
-        bias: Tensor = self.bias if film is None else self.bias * film[0] + film[1]
+        """Normalise (B, C, *S); ``film`` is a further scale and shift of the channels, (C,) or (B, C) each."""
+        scale: Tensor = self.weight if film is None else self.weight * film[0]
+        shift: Tensor = self.bias if film is None else self.bias * film[0] + film[1]
         if x.device.type != "cpu" or x.ndim != 4 or x.is_contiguous() or torch.compiler.is_compiling():
-            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
-        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-            return _ChannelsLast.apply(x, weight, bias, self.num_groups, self.eps)
-        return _forward(x, weight, bias, self.num_groups, self.eps)[0]
+            if scale.ndim == 1:
+                return F.group_norm(x, self.num_groups, scale, shift, self.eps)
+            return _modulated(F.group_norm(x, self.num_groups, eps=self.eps), scale, shift)
+        if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+            return _ChannelsLast.apply(x, scale, shift, self.num_groups, self.eps)
+        return _forward(x, scale, shift, self.num_groups, self.eps)[0]
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _modulated(h: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
+    """h (B, C, *S) scaled and shifted by (B, C)."""
+    scale, shift = (z.to(h.dtype).reshape(*z.shape, *[1] * (h.ndim - 2)) for z in (scale, shift))
+    return torch.addcmul(shift, h, scale, out=out)
+
+
+def _forward(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Output, means and reciprocal standard deviations (B, G)."""
     batch, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     h = x
     if pixels <= SMALL and x.dtype == torch.bfloat16:
-        h, weight, bias = x.float(), weight.float(), bias.float()
+        h, scale, shift = x.float(), scale.float(), shift.float()
+    # without weights of its own the kernel would round the means to the precision of x
+    weight, bias = (scale, shift) if scale.ndim == 1 else (scale.new_ones(channels), shift.new_zeros(channels))
     h, mean, rstd = torch.native_group_norm(h, weight, bias, batch, channels, pixels, groups, eps)
+    if scale.ndim == 2:
+        _modulated(h, scale, shift, out=h)
     return h.to(x.dtype), mean, rstd
 
 
@@ -45,38 +58,57 @@ class _ChannelsLast(torch.autograd.Function):
     """Group normalisation of (B, C, H, W) in channels last, with its gradient in sums over rows of channels."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        h, mean, rstd = _forward(x, weight, bias, groups, eps)
-        ctx.save_for_backward(x, weight, mean, rstd)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
+        h, mean, rstd = _forward(x, scale, shift, groups, eps)
+        ctx.save_for_backward(x, scale, mean, rstd)
         ctx.groups = groups
         return h
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, rstd = ctx.saved_tensors
-        (batch, channels), groups = x.shape[:2], ctx.groups
-        precision = torch.promote_types(x.dtype, torch.float32)
-        each = channels // groups
-        count = each * x.shape[2] * x.shape[3]
-        weight, mean, rstd = (z.to(precision) for z in (weight, mean, rstd))
+        x, scale, mean, rstd = ctx.saved_tensors
+        dx = torch.empty_like(x, memory_format=torch.channels_last)
+        sums = []
+        images = max(1, CACHED // x[0].numel())
+        for first in range(0, len(x), images):
+            part = slice(first, first + images)
+            each = scale[part] if scale.ndim == 2 else scale[None]
+            rows, *of_part = _gradient(_rows(grad[part]), _rows(x[part]), each, mean[part], rstd[part])
+            _rows(dx[part]).copy_(rows)
+            sums.append(of_part)
+        dscale, dshift = (torch.cat(parts) for parts in zip(*sums, strict=True))
+        if scale.ndim == 1:
+            dscale, dshift = dscale.sum(0), dshift.sum(0)
+        return dx, dscale.to(scale.dtype), dshift.to(scale.dtype), None, None
 
-        def by_group(z: Tensor) -> Tensor:
-            return (z * weight).view(batch, groups, each).sum(-1)
 
-        def by_channel(z: Tensor) -> Tensor:
-            return z.repeat_interleave(each, dim=1)
+def _gradient(dy: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, and for each image of scale and shift.
 
-        dy, rows = _rows(grad).to(precision), _rows(x).to(precision)
-        sum_dy, sum_dy_x = dy.sum(1), (dy * rows).sum(1)
-        # dx = rstd (g - mean(g) - x_hat mean(g x_hat)), g = weight dy, x_hat = rstd (x - mean): linear in dy and in x
-        of_x = (by_group(sum_dy) * mean - by_group(sum_dy_x)) * rstd**3 / count
-        of_one = -of_x * mean - by_group(sum_dy) * rstd / count
-        dx = torch.addcmul(by_channel(of_one)[:, None], dy, (by_channel(rstd) * weight)[:, None])
-        dx = dx.addcmul_(rows, by_channel(of_x)[:, None])
-        dweight = ((sum_dy_x - by_channel(mean) * sum_dy) * by_channel(rstd)).sum(0)
-        dx = dx.to(x.dtype).view(batch, *x.shape[2:], channels).permute(0, 3, 1, 2)
-        return dx, dweight.to(ctx.saved_tensors[1].dtype), sum_dy.sum(0).to(ctx.saved_tensors[1].dtype), None, None
+    Args:
+        dy, x: gradient of the output, and the input, (B, N, C).
+        scale: (B or 1, C).
+        mean, rstd: of the groups, (B, G).
+    """
+    precision = torch.promote_types(x.dtype, torch.float32)
+    dy = dy.to(precision, copy=True)  # becomes dx
+    x, scale, mean, rstd = (z.to(precision) for z in (x, scale, mean, rstd))
+    groups, each = mean.shape[1], x.shape[2] // mean.shape[1]
+
+    def by_group(z: Tensor) -> Tensor:
+        return (z * scale).unflatten(1, (groups, each)).sum(-1)
+
+    def by_channel(z: Tensor) -> Tensor:
+        return z.repeat_interleave(each, dim=1)
+
+    sum_dy, sum_dy_x = dy.sum(1), (dy * x).sum(1)
+    # dx = rstd (g - mean(g) - x_hat mean(g x_hat)), g = scale dy, x_hat = rstd (x - mean): linear in dy and in x
+    of_x = (by_group(sum_dy) * mean - by_group(sum_dy_x)) * rstd**3 / (each * x.shape[1])
+    of_one = -of_x * mean - by_group(sum_dy) * rstd / (each * x.shape[1])
+    dx = torch.addcmul(by_channel(of_one)[:, None], dy, (by_channel(rstd) * scale)[:, None], out=dy)
+    dx.addcmul_(x, by_channel(of_x)[:, None])
+    return dx, (sum_dy_x - by_channel(mean) * sum_dy) * by_channel(rstd), sum_dy
 
 
 def _rows(x: Tensor) -> Tensor:
