@@ -19,8 +19,6 @@ from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.slices import slice_stack
 
 Place = tuple[slice, ...]
-BATCHES_AT_ONCE = 4
-"""Evaluations of a full batch whose results wait to be put in order, in a volume of many slices."""
 
 
 class SliceEnsembleInferer(Inferer):
@@ -73,7 +71,7 @@ class SliceEnsembleInferer(Inferer):
     ) -> Tensor:
         """The members of one volume, (K * C, X, Y, Z), from its slices (Z, Cc, X, Y).
 
-        Drawn for some slices at a time, each put in its place at once: all of them would exist twice otherwise.
+        Drawn for the slices of one batch at a time and put in place: all of them would exist twice otherwise.
         """
         wrap = self._windowed(stack.shape[2:], network.size_factor)
 
@@ -83,7 +81,7 @@ class SliceEnsembleInferer(Inferer):
             return members.movedim(1, -1)
 
         slices, size = len(stack), [network.size_factor * n for n in stack.shape[2:]]
-        at_once = BATCHES_AT_ONCE * max(1, network.limit.of(size, stack.device) // network.members)
+        at_once = max(1, network.limit.of(size, stack.device) // network.members)
         if slices <= at_once:
             return drawn(range(slices)).flatten(0, 1)
         whole = torch.empty((network.members, network.out_channels, *size, slices), device=stack.device)
