@@ -30,6 +30,9 @@ class SliceEnsembleInferer(Inferer):
             None evaluates whole slices.
         overlap, window_batch: of the windows.
         progress: called with the number of finished slice fields.
+        shared_noise: a member has one noise for all slices of a volume. Each slice's own ensemble has the same law as
+            with a noise for each slice; but what a member does in one slice it does in the next, so that its doubts add
+            up over the volume and do not average out: they show in volumes and ejection fractions.
     """
 
     def __init__(
@@ -39,9 +42,10 @@ class SliceEnsembleInferer(Inferer):
         overlap: float = 0.5,
         progress: Callable[[int], None] | None = None,
         window_batch: int = 1,
+        shared_noise: bool = True,
     ) -> None:
         self.neighbours, self.overlap, self.progress = neighbours, overlap, progress
-        self.window_batch = window_batch
+        self.window_batch, self.shared_noise = window_batch, shared_noise
         self.window = None if window is None else tuple(window)
 
     def __call__(
@@ -54,7 +58,8 @@ class SliceEnsembleInferer(Inferer):
     ) -> Tensor:
         """inputs: (B, 1, X, Y, Z) -> probabilities of all members, (B, K * C, X, Y, Z), member by member.
 
-        The noise is keyed by the case key in the volume's metadata (else its place in the batch) and the slice.
+        The noise is keyed by the case key in the volume's metadata (else its place in the batch), and by the slice
+        where it is not shared.
         ``progress`` takes the place of the inferer's own for this call.
         """
         volumes = []
@@ -76,7 +81,7 @@ class SliceEnsembleInferer(Inferer):
         wrap = self._windowed(stack.shape[2:], network.size_factor)
 
         def drawn(part: range) -> Tensor:
-            keys = [f"{case}/{s}" for s in part]
+            keys = [case if self.shared_noise else f"{case}/{s}" for s in part]
             members = network.ensemble(stack[part.start : part.stop], keys=keys, progress=progress, wrap=wrap)
             return members.movedim(1, -1)
 

@@ -31,7 +31,7 @@ from cgdpm_med import (
     read_labels,
     read_volume,
 )
-from cgdpm_med.apps.evaluate import settings
+from cgdpm_med.apps.evaluate import ensemble_settings
 from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.rows import Row, kept_row, markdown_table, spoken, write_csv, write_text
 from cgdpm_med.apps.segment import choose_device
@@ -57,7 +57,7 @@ def main() -> None:
     patients = by_patient(acdc_datalist(arguments.dataset_dir, arguments.section))
     patients = dict(list(patients.items())[:: arguments.every])
     made_with = {
-        **settings(segmenter.predictor, segmenter.device),
+        **ensemble_settings(segmenter),
         "weights": {file.name: sha256_of(file) for file in segmenter.weights},
         "dataset": arguments.dataset_dir.name,
         "section": arguments.section,

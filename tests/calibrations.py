@@ -17,6 +17,7 @@ MADE = {
     "guidance_scale": 0.0,
     "guidance_interval": None,
     "fusion": "mean",
+    "shared_noise": True,
     "staple": False,
     "keep_largest": False,
 }

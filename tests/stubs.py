@@ -48,7 +48,7 @@ class Stub:
         self.predictor = SimpleNamespace(**(sampling | settings))
         self.device = torch.device("cpu")
         self.weights: tuple[Path, ...] = ()
-        self.fusion = "mean"
+        self.fusion, self.shared_noise = "mean", True
         self.seen: list[str] = []
 
 

@@ -43,7 +43,7 @@ from cgdpm_med.apps.calibration_file import (
     write_calibration,
 )
 from cgdpm_med.apps.cardiac import MEASURES
-from cgdpm_med.apps.evaluate import settings
+from cgdpm_med.apps.evaluate import ensemble_settings
 from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.segment import Segmenter
 from cgdpm_med.calibration import fit_temperature, temper
@@ -336,7 +336,7 @@ def test_a_record_of_other_masks_does_not_count(segmenter: Overconfident, phanto
 def test_the_shipped_calibration_fits_the_shipped_bundle() -> None:
     """After a training, `cgdpm-med calibrate` has to be run again."""
     segmenter = Segmenter.from_bundle("acdc_segmentation", device="cpu")
-    made_with = {**settings(segmenter.predictor, segmenter.device), "fusion": segmenter.fusion}
+    made_with = ensemble_settings(segmenter)
     calibration, ignored = find_calibration(segmenter.weights, {**made_with, "staple": False, "keep_largest": False})
     assert ignored is None
     assert calibration is not None
@@ -352,7 +352,7 @@ def test_a_segmenter_from_configurations_alone_finds_the_calibration_too(changes
     parser.read_config([str(root / "configs" / name) for name in ("inference.yaml", "evaluate.yaml")])
     parser.update({"bundle_root": str(root), "device": "cpu", **changes})
     segmenter = parser.get_parsed_content("segmenter")
-    made_with = {**settings(segmenter.predictor, segmenter.device), "fusion": segmenter.fusion}
+    made_with = ensemble_settings(segmenter)
     calibration, ignored = find_calibration(segmenter.weights, {**made_with, "staple": False, "keep_largest": False})
     if not changes:
         assert ignored is None

@@ -53,6 +53,7 @@ def test_a_guidance_network_makes_other_weights(kept: tuple[Path, ...]) -> None:
         ({"members": 16}, "members 5"),
         ({"staple": True, "steps": 2}, "steps 4, staple False"),
         ({"start": 600}, "start None"),
+        ({"shared_noise": False}, "shared noise True"),
         ({"guidance_scale": 0.5, "guidance_interval": (0, 500)}, "guidance scale 0.0, guidance interval None"),
     ],
 )
@@ -70,6 +71,15 @@ def test_a_calibration_older_than_truncated_chains_was_fitted_to_whole_ones(kept
     file.write_text(json.dumps(content))
     assert find_calibration(kept, MADE)[0] is not None
     assert find_calibration(kept, {**MADE, "start": 600})[0] is None
+
+
+def test_a_calibration_older_than_shared_noise_was_fitted_to_a_noise_for_each_slice(kept: tuple[Path, ...]) -> None:
+    file = kept[0].with_name(CALIBRATION)
+    content = json.loads(file.read_text())
+    del content["settings"]["shared_noise"]
+    file.write_text(json.dumps(content))
+    assert find_calibration(kept, MADE)[0] is None
+    assert find_calibration(kept, {**MADE, "shared_noise": False})[0] is not None
 
 
 def test_no_file_is_no_calibration_and_no_complaint(tmp_path: Path) -> None:

@@ -47,15 +47,32 @@ def named(volume: Tensor, key: str) -> MetaTensor:
 # --- slices of volumes ------------------------------------------------------------------------------------------------
 
 
-def test_members_lie_one_behind_the_other(volumes: Tensor) -> None:
-    """Channel k * C + c of slice s is class c of member k of the noise of (case, s)."""
+@pytest.mark.parametrize("shared", [True, False], ids=["shared noise", "own noise"])
+def test_members_lie_one_behind_the_other(volumes: Tensor, shared: bool) -> None:
+    """Channel k * C + c of slice s is class c of member k, by the noise of the case or of (case, s)."""
     model = predictor(cond_channels=3)
-    out = SliceEnsembleInferer(neighbours=1)(named(volumes[:1], "case"), model)
+    out = SliceEnsembleInferer(neighbours=1, shared_noise=shared)(named(volumes[:1], "case"), model)
     assert out.shape == (1, 3 * 4, 12, 8, 3)
-    by_slice = model.ensemble(slice_stack(volumes[0], 1), keys=[f"case/{s}" for s in range(3)])
+    by_slice = model.ensemble(slice_stack(volumes[0], 1), keys=["case" if shared else f"case/{s}" for s in range(3)])
     for k, c, s in product(range(3), range(4), range(3)):
         torch.testing.assert_close(torch.as_tensor(out[0, 4 * k + c, :, :, s]), by_slice[k, s, c])
     torch.testing.assert_close(torch.as_tensor(out).unflatten(1, (3, 4)).sum(dim=2), torch.ones(1, 3, 12, 8, 3))
+
+
+def test_shared_noise_adds_up_over_the_volume_and_leaves_each_slice_alone(generator: torch.Generator) -> None:
+    """Sizes summed over S equal slices vary S^2 times as much as in one, with noise of their own S times."""
+    slices, members = 6, 400
+    volume = torch.randn(1, 1, 8, 8, 1, generator=generator).expand(-1, -1, -1, -1, slices)
+    variances = {}
+    for shared in (True, False):
+        out = SliceEnsembleInferer(shared_noise=shared)(volume, predictor(members=members, steps=1))
+        sizes = torch.as_tensor(out)[0].unflatten(0, (members, 4))[:, 1].sum(dim=(1, 2))  # of class 1, (K, Z)
+        variances[shared] = sizes[:, 0].var(), sizes.sum(dim=1).var()
+    (one, whole), (own_one, own_whole) = variances[True], variances[False]
+    assert one > 0
+    torch.testing.assert_close(whole, slices**2 * one, rtol=1e-3, atol=0)  # the same in each
+    torch.testing.assert_close(own_one, one, rtol=0.3, atol=0)  # another draw of the same law
+    torch.testing.assert_close(own_whole, slices * one, rtol=0.3, atol=0)
 
 
 @pytest.mark.parametrize("max_batch", [1, 2, 4, 7])
@@ -78,7 +95,7 @@ def test_many_slices_are_drawn_a_few_at_a_time(generator: torch.Generator, monke
 
     monkeypatch.setattr(model, "ensemble", noted)
     found = SliceEnsembleInferer(neighbours=1)(volume, model)
-    assert asked == [[f"0/{s}", f"0/{s + 1}"] for s in range(0, 10, 2)]
+    assert asked == [["0", "0"]] * 5
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 

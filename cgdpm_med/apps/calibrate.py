@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cgdpm_med.apps.calibration_file import CALIBRATION, Calibration, plain, write_calibration
 from cgdpm_med.apps.cardiac import MEASURES, frame_volumes
 from cgdpm_med.apps.console import CaseBar
-from cgdpm_med.apps.evaluate import settings
+from cgdpm_med.apps.evaluate import ensemble_settings
 from cgdpm_med.apps.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
 from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device
@@ -102,7 +102,7 @@ def calibrate(
         for item in items:
             frames.append(observe(segmenter, item, partial(bar.update, item["key"])))
             bar.note(f"segmented {item['key']}")
-    made_with = {**settings(segmenter.predictor, segmenter.device), "fusion": segmenter.fusion}
+    made_with = ensemble_settings(segmenter)
     calibration = fit_calibration(
         frames,
         weights={file.name: sha256_of(file) for file in segmenter.weights},

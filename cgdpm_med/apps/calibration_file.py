@@ -34,6 +34,7 @@ SETTINGS = (
     "guidance_scale",
     "guidance_interval",
     "fusion",
+    "shared_noise",
     "staple",
     "keep_largest",
 )
@@ -120,7 +121,8 @@ def read_calibration(path: str | Path) -> Calibration:
     try:
         text = path.read_bytes()
         content = json.loads(text)
-        content["settings"] = {"start": None, **content["settings"]}  # files from before there were truncated chains
+        # what files say nothing of that were made before there was a choice
+        content["settings"] = {"start": None, "shared_noise": False, **content["settings"]}
         calibration = Calibration(**content, digest=hashlib.sha256(text).hexdigest())
         _check(calibration)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -169,7 +169,7 @@ def evaluate_segmenter(
     """
     results: list[CaseResult] = []
     failed = {str(error.path): str(error) for error in errors}
-    made_with = {**settings(segmenter.predictor, segmenter.device), "fusion": segmenter.fusion}
+    made_with = ensemble_settings(segmenter)
     as_fused = {**made_with, "staple": False, "keep_largest": False}
     calibration, ignored = find_calibration(segmenter.weights, as_fused)
     with CaseBar("evaluating", [item["key"] for item in datalist]) as bar:
@@ -342,6 +342,12 @@ def settings(p: DiffusionPredictor, device: torch.device) -> dict[str, Any]:
         "guidance_interval": p.guidance_interval if p.guide is not None else None,
         "device": str(device),
     }
+
+
+def ensemble_settings(segmenter: Segmenter) -> dict[str, Any]:
+    """:func:`settings` of a segmenter's predictor, and what the segmenter itself adds."""
+    own = {"fusion": segmenter.fusion, "shared_noise": segmenter.shared_noise}
+    return settings(segmenter.predictor, segmenter.device) | own
 
 
 def write_results(results: Sequence[CaseResult], summary: Mapping[str, Any], folder: Path) -> None:

@@ -20,7 +20,7 @@ from cgdpm_med.apps.cases import Case, Subject, find_cases, group_studies, real_
 from cgdpm_med.apps.components import keep_largest
 from cgdpm_med.apps.console import CaseBar, complain
 from cgdpm_med.apps.dicom_seg import Identity, check_dicom_seg, seg_files, write_dicom_seg
-from cgdpm_med.apps.evaluate import settings
+from cgdpm_med.apps.evaluate import ensemble_settings
 from cgdpm_med.apps.outputs import (
     WRITTEN,
     CineMaps,
@@ -152,7 +152,7 @@ def _calibration(
     """See :func:`~cgdpm_med.apps.calibration_file.find_calibration`."""
     if not options.calibrate:
         return None, None
-    fusing = {"fusion": segmenter.fusion, "staple": options.staple, "keep_largest": options.keep_largest}
+    fusing = {"staple": options.staple, "keep_largest": options.keep_largest}
     return find_calibration(segmenter.weights, {**made, **fusing}, options.calibration)
 
 
@@ -212,9 +212,9 @@ def segment_all(
     options = options or Options(**shorthand)
     output = Path(output)
     arithmetic = str(autocast_dtype(segmenter.device, segmenter.predictor.precision)).removeprefix("torch.")
-    made = {**settings(segmenter.predictor, segmenter.device), "precision": arithmetic}  # "auto" depends on the device
+    made = {**ensemble_settings(segmenter), "precision": arithmetic}  # "auto" depends on the device
     calibration, ignored = _calibration(segmenter, made, options)
-    made |= {"fusion": segmenter.fusion, "calibration": "none" if calibration is None else calibration.digest}
+    made["calibration"] = "none" if calibration is None else calibration.digest
     origin = provenance(made, *segmenter.weights)
     mine = [case for case in cases if shard is None or shard.takes(case.study.key)]
     with CaseBar("segmenting", [case.key for case in mine]) as bar:

@@ -87,7 +87,8 @@ class Segmenter:
         postprocessing: transform over ``{"image", "pred"}`` that brings members to the native grid and fuses them.
         device: where the network runs.
         weights: files the networks were read from: a calibration beside the first is for these files only.
-        fusion: how ``postprocessing`` fuses the members, where it is known; a calibration is for one kind only.
+        fusion, shared_noise: how ``postprocessing`` fuses the members, and whether ``inferer`` gives a member one noise
+            for all slices, where these are known; a calibration is for one kind of either only.
     """
 
     def __init__(
@@ -99,12 +100,13 @@ class Segmenter:
         device: torch.device | str = "cpu",
         weights: Sequence[str | Path] = (),
         fusion: str | None = None,
+        shared_noise: bool | None = None,
     ) -> None:
         self.preprocessing, self.inferer, self.postprocessing = preprocessing, inferer, postprocessing
         self.device = torch.device(device)
         self.predictor = predictor.to(self.device)
         self.weights = tuple(Path(file) for file in weights)
-        self.fusion = fusion
+        self.fusion, self.shared_noise = fusion, shared_noise
 
     @classmethod
     def from_bundle(cls, bundle: str | Path = "acdc_segmentation", **overrides: Any) -> Segmenter:

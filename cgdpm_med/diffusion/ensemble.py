@@ -91,7 +91,8 @@ def sample_ensemble(
         context: condition images, (B, Cc, *S).
         shape: (C, *S) of one target.
         members: K.
-        keys: one key per image, by default its index; a member's noise depends on (seed, key, member) alone.
+        keys: one key per image, by default its index; a member's noise depends on (seed, key, member) alone, so
+            images of one key share it.
         member_ids: which members to draw, by default 0 … K-1; overrides ``members``.
         max_batch: most target fields evaluated at once: a number, "auto", or a :class:`~.batching.BatchLimit` that
             several calls share. A batch that does not fit into the memory is drawn again in halves.
