@@ -109,11 +109,13 @@ class DiffusionUpdate:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             loss = engine.loss_function(engine.network, *batch)
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.state.output[CommonKeys.LOSS] = loss.detach()
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        loss.backward()
+        # only now: reading a number waits for a GPU, which already has the backward pass to go on with
         engine.state.output[CommonKeys.LOSS] = loss.item()
         if not np.isfinite(engine.state.output[CommonKeys.LOSS]):
             raise FloatingPointError(f"the loss is {loss.item()} at iteration {engine.state.iteration}")
-        engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        loss.backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_grad_norm)
         engine.optimizer.step()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cgdpm_med.diffusion.ensemble import (
+    SERIAL,
     KeyedNoise,
     MaskDenoiser,
     disagreement,
@@ -93,6 +94,28 @@ def test_every_part_of_the_key_and_the_seed_count() -> None:
     keys = [("case", 0, 0), ("other", 0, 0), ("case", 1, 0), ("case", 0, 1)]
     fields = torch.cat([KeyedNoise(seed, keys).randn((4, 16)) for seed in (0, 1)])
     assert len(fields.unique(dim=0)) == 8
+
+
+def test_elements_of_one_key_share_their_noise() -> None:
+    keys = [("a", 0), ("b", 0), ("a", 0), ("a", 1)]
+    noise = KeyedNoise(5, keys)
+    drawn = [noise.randn((4, *SHAPE)) for _ in range(2)]
+    for b, key in enumerate(keys):
+        alone = KeyedNoise(5, [key])
+        for each in drawn:
+            assert torch.equal(each[b], alone.randn((1, *SHAPE))[0])
+    assert not torch.equal(drawn[0][0], drawn[0][3])
+
+
+@pytest.mark.parametrize("values", [9, SERIAL])  # one thread, several
+def test_noise_is_that_of_the_generators_one_by_one(values: int) -> None:
+    keys = [("a", k) for k in range(3)]
+    expected = [np.random.Generator(np.random.Philox(key=key_seed(7, *key))) for key in keys]
+    noise = KeyedNoise(7, keys)
+    for _ in range(2):
+        drawn = noise.randn((3, 2, values))
+        for b, generator in enumerate(expected):
+            assert np.array_equal(drawn[b], generator.standard_normal((2, values), dtype=np.float32))
 
 
 def test_noise_is_standard_normal_and_independent() -> None:

@@ -10,6 +10,7 @@ import hashlib
 import math
 import operator
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -43,31 +44,46 @@ def _canonical(key: Hashable) -> str:
         raise TypeError(f"a key holds strings, integers and tuples of them, not {type(key).__name__}") from None
 
 
+SERIAL = 2**18  # values of noise that one thread draws before several have begun
+
+
 class KeyedNoise:
-    """Standard normal noise with one generator per batch element; use it as ``generator=`` of a sampler.
+    """Standard normal noise with one generator per key; use it as ``generator=`` of a sampler.
 
     The generators are NumPy's counter-based Philox: torch's CPU generator keeps only 32 bits of its seed.
 
     Args:
         seed: base seed of the run.
-        keys: one key per batch element, for example ``(case, slice, member)``.
+        keys: one key per batch element, for example ``(case, slice, member)``. Elements of one key share their noise,
+            which is then drawn and moved once.
     """
 
     def __init__(self, seed: int, keys: Sequence[tuple[Hashable, ...]]) -> None:
-        self.generators = [np.random.Generator(np.random.Philox(key=key_seed(seed, *key))) for key in keys]
+        seeds = [key_seed(seed, *key) for key in keys]
+        places = {each: place for place, each in enumerate(dict.fromkeys(seeds))}
+        self.places = [places[each] for each in seeds]
+        self.generators = [np.random.Generator(np.random.Philox(key=each)) for each in places]
 
     def randn(
         self, shape: Sequence[int], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Draw (B, …), element b from its own generator; float32 on the CPU, then moved.
+        """Draw (B, …), element b from the generator of its key; float32 on the CPU, on torch's threads, then moved.
 
         Raises:
             ValueError: when B is not the number of keys.
         """
-        if shape[0] != len(self.generators):
-            raise ValueError(f"noise for a batch of {shape[0]} asked of {len(self.generators)} keys")
-        noise = np.stack([g.standard_normal(tuple(shape[1:]), dtype=np.float32) for g in self.generators])
-        return torch.from_numpy(noise).to(device=device, dtype=dtype)
+        if shape[0] != len(self.places):
+            raise ValueError(f"noise for a batch of {shape[0]} asked of {len(self.places)} keys")
+        drawn = np.empty((len(self.generators), math.prod(shape[1:])), dtype=np.float32)
+
+        def fill(place: int) -> None:
+            self.generators[place].standard_normal(out=drawn[place], dtype=np.float32)
+
+        threads = torch.get_num_threads() if drawn.size > SERIAL else 1
+        with ThreadPoolExecutor(threads) as pool:
+            list((pool.map if threads > 1 else map)(fill, range(len(drawn))))
+        noise = torch.from_numpy(drawn).to(device=device, dtype=dtype).reshape(-1, *shape[1:])
+        return noise if len(noise) == len(self.places) else noise[torch.tensor(self.places, device=noise.device)]
 
 
 @torch.no_grad()

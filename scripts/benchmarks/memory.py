@@ -5,6 +5,8 @@ after the condition images, the results and the sampler's fields is the working 
 decides. The fields have the size of the image: x_T, x_t, the predictions, the blended sum and what the arithmetic of a
 step needs for a moment, ten in all (found with a network that does nothing). The gaps in the heap differ between
 processes by a tenth and more: every point is the median of as many processes as there are repeats.
+
+On a GPU, PyTorch's allocator counts its tensors exactly, and one process measures every point.
 """
 
 from __future__ import annotations
@@ -84,7 +86,9 @@ def other(base: dict[str, int], axis: str) -> int:
 
 
 def measured(point: dict[str, int], arguments: argparse.Namespace) -> dict[str, float]:
-    """One point in one process of its own."""
+    """One point, on a CPU in one process of its own."""
+    if torch.device(arguments.device).type == "cuda":
+        return at_point(point, arguments.device)
     scripts = Path(__file__).resolve().parents[1]
     code = f"from benchmarks.memory import child; child({json.dumps(point)}, {arguments.threads!r})"
     path = os.pathsep.join([str(scripts), str(scripts.parent), os.environ.get("PYTHONPATH", "")])
@@ -95,45 +99,60 @@ def measured(point: dict[str, int], arguments: argparse.Namespace) -> dict[str, 
 
 
 def child(point: dict[str, int], threads: int | None) -> None:
-    """Sample at one point and print the memory it took, in MB, as JSON."""
-    from cgdpm_med import SliceEnsembleInferer, keep_freed_memory
-
-    from .contestants import CLASSES, shipped
+    """Sample at one point and print the memory it took as JSON."""
+    from cgdpm_med import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(threads or torch.get_num_threads())
+    print(json.dumps(at_point(point, "cpu")))
+
+
+def at_point(point: dict[str, int], device: str) -> dict[str, float]:
+    """Memory that sampling takes at one point, by what holds it, in MB."""
+    from cgdpm_med import SliceEnsembleInferer
+
+    from .contestants import CLASSES, shipped
+
     members, size, slices = point["members"], point["size"], point["slices"]
     windowed = size > WINDOW
     predictor = shipped(members=members, steps=point["steps"], max_batch=1 if windowed else point["window_batch"])
+    predictor.to(device)
     inferer = SliceEnsembleInferer(1, window=(WINDOW, WINDOW) if windowed else None, window_batch=point["window_batch"])
-    volume = torch.randn(1, 1, size, size, slices)
+    volume = torch.randn(1, 1, size, size, slices).to(device)
     with torch.inference_mode():
-        predictor.denoiser.network(torch.zeros(1, CLASSES, 32, 32), torch.zeros(1), torch.zeros(1, 3, 32, 32))
-        idle = reset_peak()
+        x, t, y = torch.zeros(1, CLASSES, 32, 32), torch.zeros(1), torch.zeros(1, 3, 32, 32)
+        predictor.denoiser.network(x.to(device), t.to(device), y.to(device))
+        idle = reset_peak(device)
         results: Any = inferer(volume, predictor)
     one = 4 * CLASSES * size * size / 2**20
     found = {
         "idle": idle,
-        "peak": peak() - idle,
+        "peak": peak(device) - idle,
         "condition": 4 * predictor.denoiser.network.cond_channels * slices * size * size / 2**20,
         "results": results.nelement() * results.element_size() / 2**20,
         "fields": FIELDS * one * (1 if windowed else min(members * slices, point["window_batch"])),
     }
     found["working"] = found["peak"] - found["condition"] - found["results"] - found["fields"]
-    print(json.dumps(found))
+    return found
 
 
-def reset_peak() -> float:
+def reset_peak(device: str) -> float:
     """Forget the high-water mark where the system can (Linux); what the process holds now, in MB."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
-        return peak()
+        return peak(device)
     return status("VmRSS")
 
 
-def peak() -> float:
-    """High-water mark of the resident memory in MB."""
+def peak(device: str) -> float:
+    """High-water mark in MB: of the resident memory, or of a GPU's tensors."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     return status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

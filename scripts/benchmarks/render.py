@@ -24,12 +24,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def render(folder: Path, page: Path) -> str:
     """Fill every ``<!-- name -->`` … ``<!-- end -->`` of the page from ``name.json``; ``summary`` is that of all.
 
+    Results of a GPU are those in the folder ``gpu`` beside the others: ``<!-- gpu/name -->``.
+
     ``reasons.json`` in the folder says why a claim failed, by "name: claim".
     """
     results = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in [*sorted(folder.glob("*.json")), *sorted(folder.glob("gpu/*.json"))]:
         if path.stem != "reasons" and not path.name.startswith("."):
-            results[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            results[path.relative_to(folder).with_suffix("").as_posix()] = json.loads(path.read_text(encoding="utf-8"))
     reasons_file = folder / "reasons.json"
     reasons = json.loads(reasons_file.read_text(encoding="utf-8")) if reasons_file.exists() else {}
     text = page.read_text(encoding="utf-8")
@@ -42,7 +44,7 @@ def render(folder: Path, page: Path) -> str:
             body = section(results[name]) if name in results else "Not measured yet."
         return f"<!-- {name} -->\n\n{body}\n\n<!-- end -->"
 
-    text = re.sub(r"<!-- (\w+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
+    text = re.sub(r"<!-- ([\w/]+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
     with atomic_write(page) as file:
         file.write(text.encode())
     return text
