@@ -143,8 +143,9 @@ class DiffusionPredictor(nn.Module):
             )
         if self.target == "image":
             return x_0.clamp_(-1, 1)
-        for field in x_0.flatten(0, 1):  # one by one and in place: all of them are large
-            field.copy_(mask_probabilities(field, self.scale, channel_dim=0))
+        # in place and in parts: all of them are large, one by one would keep a GPU waiting
+        for part in x_0.flatten(0, 1).split(self.limit.of(x_0.shape[3:], x_0.device)):
+            part.copy_(mask_probabilities(part, self.scale, channel_dim=1))
         return x_0
 
     def _sampling_denoiser(self, device: torch.device, dtype: torch.dtype) -> Any:

@@ -164,6 +164,19 @@ def test_the_page_is_filled_from_the_files(tmp_path: Path) -> None:
     assert again == text.replace("**no reason given yet**", "It is large.")
 
 
+def test_results_of_a_gpu_have_a_place_of_their_own(tmp_path: Path) -> None:
+    folder, page = tmp_path / "benchmarks", tmp_path / "page.md"
+    (folder / "gpu").mkdir(parents=True)
+    (folder / "quick").mkdir()
+    written(folder / "gpu")
+    written(folder / "quick")
+    page.write_text("<!-- summary --><!-- end -->\n<!-- speed --><!-- end -->\n<!-- gpu/speed --><!-- end -->\n")
+    text = render(folder, page)
+    assert "| `gpu/speed` | fast | 3.46x" in text
+    assert "<!-- speed -->\n\nNot measured yet." in text
+    assert text.count("| ours | 1.5 |") == 1
+
+
 @pytest.mark.parametrize("name", ["recipe", "training", "precision"])
 def test_a_quick_run_leaves_its_numbers(name: str, tmp_path: Path) -> None:
     assert benchmark.main([name, "--quick", "--threads", "1", "--output", str(tmp_path)]) == 0

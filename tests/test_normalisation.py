@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cgdpm_med.networks import normalisation
@@ -62,27 +61,6 @@ def test_bfloat16_is_as_good_as_the_other_layout(size: tuple[int, int], paramete
         assert out.dtype == torch.bfloat16
         errors.append((out.float() - exact).abs().mean().item())
     assert errors[0] == pytest.approx(errors[1], rel=0.01)
-
-
-@pytest.mark.parametrize("images", [(), (2,)], ids=["of all", "of each"])
-@pytest.mark.parametrize("offset", [0.0, 50.0])
-def test_written_out_is_group_normalisation(images: tuple[int, ...], offset: float) -> None:
-    x = maps(2, 12, 6, 10, dtype=torch.float32).contiguous(memory_format=torch.channels_last) + offset
-    scale, shift = film_of(*images, 12, dtype=torch.float32)
-    out = normalisation._written_out(x, scale, shift, 4, 1e-5)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    expected = F.group_norm(x.double(), 4, eps=1e-5)
-    expected = expected * scale.double()[..., None, None] + shift.double()[..., None, None]
-    torch.testing.assert_close(out.double(), expected, atol=1e-5 if not offset else 2e-3, rtol=0)
-
-
-def test_written_out_rounds_bfloat16_once() -> None:
-    x = maps(2, 64, 16, 16, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-    scale, shift = film_of(64, dtype=torch.float32)
-    out = normalisation._written_out(x, scale, shift, 32, 1e-5)
-    assert out.dtype == torch.bfloat16
-    exact = normalisation._written_out(x.float(), scale, shift, 32, 1e-5)
-    torch.testing.assert_close(out, exact.bfloat16(), atol=0, rtol=2**-8)
 
 
 def test_the_gradient_handed_in_is_left_alone() -> None:

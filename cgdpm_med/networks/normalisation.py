@@ -1,13 +1,9 @@
-"""Group normalisation around slow paths of PyTorch's kernels.
+"""Group normalisation around two slow paths of PyTorch's CPU kernels.
 
-Channels last is the faster layout for convolutions, but group normalisation in it is slow in two places on a CPU
-(PyTorch 2.13, one AVX-512 core): forward in bfloat16 on maps of 16 x 16 it takes five times as long as in float32,
-conversions included, and backward on every map ten to forty times as long as in the ordinary layout. The first is
-therefore done in float32, the second is written out.
-
-On a GPU (PyTorch 2.11) the kernel works in the ordinary layout and autocast gives it float32: four conversions around
-it, each a pass over memory, take longer than the convolutions. Without gradients it is written out in sums and one
-product, in the layout and precision that the map has; a compiled network needs none of this.
+Channels last is the faster layout for convolutions, but group normalisation in it is slow in two places (PyTorch 2.13,
+one AVX-512 core): forward in bfloat16 on maps of 16 x 16 it takes five times as long as in float32, conversions
+included, and backward on every map ten to forty times as long as in the ordinary layout. The first is therefore done
+in float32, the second is written out.
 """
 
 from __future__ import annotations
@@ -29,15 +25,11 @@ class GroupNorm(nn.GroupNorm):
         """Normalise (B, C, *S); ``film`` is a further scale and shift of the channels, (C,) or (B, C) each."""
         scale: Tensor = self.weight if film is None else self.weight * film[0]
         shift: Tensor = self.bias if film is None else self.bias * film[0] + film[1]
-        needs_grad = torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)
-        last = x.ndim == 4 and not x.is_contiguous() and not torch.compiler.is_compiling()
-        if last and x.device.type == "cuda" and not needs_grad:
-            return _written_out(x, scale, shift, self.num_groups, self.eps)
-        if not last or x.device.type != "cpu":
+        if x.device.type != "cpu" or x.ndim != 4 or x.is_contiguous() or torch.compiler.is_compiling():
             if scale.ndim == 1:
                 return F.group_norm(x, self.num_groups, scale, shift, self.eps)
             return _modulated(F.group_norm(x, self.num_groups, eps=self.eps), scale, shift)
-        if needs_grad:
+        if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
             return _ChannelsLast.apply(x, scale, shift, self.num_groups, self.eps)
         return _forward(x, scale, shift, self.num_groups, self.eps)[0]
 
@@ -46,21 +38,6 @@ def _modulated(h: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = Non
     """h (B, C, *S) scaled and shifted by (B, C)."""
     scale, shift = (z.to(h.dtype).reshape(*z.shape, *[1] * (h.ndim - 2)) for z in (scale, shift))
     return torch.addcmul(shift, h, scale, out=out)
-
-
-def _written_out(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
-    """Normalised and modulated (B, C, H, W): statistics and product in float32 at least, in and out as ``x`` is."""
-    precision = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
-        rows = _rows(x).unflatten(2, (groups, -1))  # (B, N, G, C / G)
-        values = rows.shape[1] * rows.shape[3]
-        mean = rows.sum((1, 3), dtype=precision) / values
-        square = torch.linalg.vector_norm(rows, dim=(1, 3), dtype=precision) ** 2 / values
-        rstd = (square - mean**2).clamp_(min=0).add_(eps).rsqrt_()
-        of_x, mean = (z.repeat_interleave(rows.shape[3], dim=1) for z in (rstd, mean))
-        of_x = of_x * scale
-        of_one = shift - mean * of_x
-        return torch.addcmul(of_one[..., None, None], x, of_x[..., None, None], out=torch.empty_like(x))
 
 
 def _forward(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
