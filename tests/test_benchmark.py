@@ -164,15 +164,17 @@ def test_the_page_is_filled_from_the_files(tmp_path: Path) -> None:
     assert again == text.replace("**no reason given yet**", "It is large.")
 
 
-def test_results_of_a_gpu_have_a_place_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("machine", ["gpu", "amd"])
+def test_results_of_another_machine_have_a_place_of_their_own(machine: str, tmp_path: Path) -> None:
     folder, page = tmp_path / "benchmarks", tmp_path / "page.md"
-    (folder / "gpu").mkdir(parents=True)
+    (folder / machine).mkdir(parents=True)
     (folder / "quick").mkdir()
-    written(folder / "gpu")
+    written(folder / machine)
     written(folder / "quick")
-    page.write_text("<!-- summary --><!-- end -->\n<!-- speed --><!-- end -->\n<!-- gpu/speed --><!-- end -->\n")
+    page.write_text(f"<!-- summary --><!-- end -->\n<!-- speed --><!-- end -->\n<!-- {machine}/speed --><!-- end -->\n")
     text = render(folder, page)
-    assert "| `gpu/speed` | fast | 3.46x" in text
+    assert f"| `{machine}/speed` | fast | 3.46x" in text
+    assert "quick/" not in text
     assert "<!-- speed -->\n\nNot measured yet." in text
     assert text.count("| ours | 1.5 |") == 1
 

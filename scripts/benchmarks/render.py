@@ -24,13 +24,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def render(folder: Path, page: Path) -> str:
     """Fill every ``<!-- name -->`` … ``<!-- end -->`` of the page from ``name.json``; ``summary`` is that of all.
 
-    Results of a GPU are those in the folder ``gpu`` beside the others: ``<!-- gpu/name -->``.
+    Results of another machine are those in a folder beside the others, which is named for it: ``<!-- gpu/name -->``.
+    Those of quick runs are no results.
 
     ``reasons.json`` in the folder says why a claim failed, by "name: claim".
     """
     results = {}
-    for path in [*sorted(folder.glob("*.json")), *sorted(folder.glob("gpu/*.json"))]:
-        if path.stem != "reasons" and not path.name.startswith("."):
+    for path in [*sorted(folder.glob("*.json")), *sorted(folder.glob("*/*.json"))]:
+        if path.stem != "reasons" and not path.name.startswith(".") and path.parent != folder / "quick":
             results[path.relative_to(folder).with_suffix("").as_posix()] = json.loads(path.read_text(encoding="utf-8"))
     reasons_file = folder / "reasons.json"
     reasons = json.loads(reasons_file.read_text(encoding="utf-8")) if reasons_file.exists() else {}
