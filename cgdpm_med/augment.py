@@ -78,7 +78,9 @@ class SliceAugment:
         parameters = self.draw(image.shape[0], generator)
         parameters = AugmentParameters(*(p.to(image.device) for p in parameters))
         image, label = warp(image, label, parameters.matrix, parameters.shift, self.size)
-        noise = torch.randn(image.shape, generator=generator).to(image.device)
+        # a CPU would keep a GPU waiting for as many numbers as there are pixels
+        where = image.device if generator is None else generator.device
+        noise = torch.randn(image.shape, generator=generator, device=where).to(image.device)
         return change_intensity(image, parameters, noise), label
 
     def draw(self, batch: int, generator: torch.Generator | None = None) -> AugmentParameters:

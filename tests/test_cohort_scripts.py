@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import load_script
+from conftest import REPO, load_script
+from monai.bundle import ConfigParser
 from stubs import Oracle, Stub, segmentation_of
 
-from cgdpm_med import Segmentation, read_labels
+from cgdpm_med import Segmentation, read_labels, read_volume
 from cgdpm_med.apps.cardiac import FrameVolumes
 from cgdpm_med.apps.function_scores import FrameTruth, KnownStudy
 from cgdpm_med.apps.segment import Segmenter
@@ -111,3 +112,33 @@ def test_a_page_of_function_alone() -> None:
         "Title", {"seed": 3}, {"function": None, "quality": {"studies": 2, "review": 0, "reasons": {}}}
     )
     assert page == "# Title\n\n- seed: 3\n\n## Checks\n\n0 of 2 studies go to review.\n"
+
+
+def test_a_packed_dataset_trains_on_the_same_pixels(tmp_path: Path) -> None:
+    """At the bundle's own spacing nothing is resampled: cropped and in 8 bits the network sees the same, to a 255th."""
+    script = load_script("pack_acdc")
+    spec = {"shape": (203, 208, 3), "spacing": (1.25, 1.25, 25.0), "num_frames": 6}
+    write_phantom_dataset(tmp_path / "data", patients=[2], **spec)
+    words = ["--dataset-dir", str(tmp_path / "data"), "--output", str(tmp_path / "pack"), "--sections", "train"]
+    options = script.parse_arguments(words)
+    items = script.acdc_datalist(options.dataset_dir, "train")
+    for item in items:
+        script.pack(item, options.dataset_dir, options.output, options.width)
+    packed = script.acdc_datalist(options.output, "train")
+    assert [item["key"] for item in packed] == [item["key"] for item in items]
+    assert "Height" not in (tmp_path / "pack" / "patient002" / "Info.cfg").read_text()
+    config = ConfigParser()
+    config.read_config([REPO / "bundles/acdc_segmentation/configs/train.yaml"])
+    whole = config.get_parsed_content("train_preprocessing")
+    config = ConfigParser()
+    config.read_config([REPO / "bundles/acdc_segmentation/configs/train.yaml", REPO / "configs/packed.yaml"])
+    again = config.get_parsed_content("train_preprocessing")
+    for before, after in zip(items, packed, strict=True):
+        original, copy = read_volume(before["image"]), read_volume(after["image"])
+        assert copy.grid.spatial_shape == (197, 198, 3)
+        # the voxel of the crop's corner lies where it lay
+        assert np.allclose(copy.grid.affine @ [0, 0, 0, 1], original.grid.affine @ [3, 5, 0, 1])
+        a, b = whole(dict(before)), again(dict(after))
+        assert np.array_equal(a["label"], b["label"])
+        # the percentiles are of the same voxels; half a step of 8 bits is 1/255 of the range of two
+        assert np.abs(a["image"] - b["image"]).max() <= 1 / 255 + 1e-6

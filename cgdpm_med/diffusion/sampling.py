@@ -165,8 +165,9 @@ def encode(denoiser: Denoiser, context: Any) -> Any:
 
 def denoise(denoiser: Denoiser, x_t: Tensor, t: int, context: Any) -> Guided:
     """Evaluate the denoiser at one timestep for the whole batch, guided or not."""
-    # expanded, not filled: a network can tell from the stride that one timestep serves the batch
-    times = torch.tensor([t], device=x_t.device).expand(len(x_t))
+    # filled on the device, as a copy would have the CPU wait for a GPU's queue; expanded, so that a network can tell
+    # from the stride that one timestep serves the batch
+    times = torch.full((1,), t, device=x_t.device).expand(len(x_t))
     output = denoiser(x_t, times, context)
     return output if isinstance(output, Guided) else Guided(output, None)
 

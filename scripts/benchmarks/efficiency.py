@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from cgdpm_med.diffusion.batching import BatchLimit
 
 from .contestants import CLASSES, condition, flops, shipped
 from .harness import Claim, Result, Table, alternate, console, median, timed
+from .waiting import waits
 
 TARGETS = {"cpu": 0.7, "cuda": 0.5}
 DOMINANT = 0.8  # the shapes that make this share of the convolutions' FLOPs
@@ -39,7 +41,8 @@ def run(arguments: argparse.Namespace) -> Result:
     dtype = autocast_dtype(device)
     predictor = shipped(members=arguments.members, steps=arguments.steps).to(device)
     y = condition(arguments.slices, arguments.size, predictor.denoiser.network.cond_channels, arguments.device)
-    work = flops(lambda: predictor.ensemble(y))  # before compiling, which hides them from the counter
+    ensemble = partial(predictor.ensemble, y, keys=[0] * len(y))  # one noise for all slices, as the bundle has it
+    work = flops(ensemble)  # before compiling, which hides them from the counter
     batch = min(BatchLimit().of((arguments.size, arguments.size), device), arguments.members * arguments.slices)
     shapes = convolutions(predictor.denoiser.network, batch, arguments.size)
     total = sum(shapes.values())
@@ -53,13 +56,14 @@ def run(arguments: argparse.Namespace) -> Result:
     sampling: list[float] = []
     layers: dict[Shape, list[float]] = {shape: [] for shape in dominant}
     with torch.inference_mode():
-        predictor.ensemble(y)
+        ensemble()
         for repeat in range(arguments.repeats):
-            sampling.append(timed(lambda: predictor.ensemble(y), arguments.device))
+            sampling.append(timed(ensemble, arguments.device))
             for shape in dominant:
                 layers[shape].append(best_time(shape, dtype, device))
             console.print(f"  {repeat + 1}/{arguments.repeats}  {work / sampling[-1] / 1e9:.0f} GFLOP/s")
-        profile = profiled(predictor, y, median(sampling))
+        profile = profiled(ensemble, device, median(sampling))
+        waited = waits(ensemble) if device.type == "cuda" else None
         batches = by_batch(arguments)
     rates = {shape: one_flops(shape) / median(times) for shape, times in layers.items()}
     weighted = covered / sum(shapes[shape] / rates[shape] for shape in dominant)
@@ -93,6 +97,8 @@ def run(arguments: argparse.Namespace) -> Result:
         Table(f"Dominant convolutions, batch {batch}", ["shape", "of the FLOPs", "GFLOP/s"], rows),
         Table("Where the time of sampling goes", ["operation", "share"], profile),
     ]
+    if waited is not None:
+        tables.append(waits_table(*waited))
     settings = {name: getattr(arguments, name) for name in ("members", "slices", "size", "steps")}
     raw = {"sampling": sampling, "flops": work, "layers": {str(k): v for k, v in layers.items()}}
     settings |= {"dtype": str(dtype), "batch": batch, "compile": arguments.compile or "no"}
@@ -111,7 +117,7 @@ def by_batch(arguments: argparse.Namespace) -> list[list[Any]]:
             common = {"members": arguments.members, "steps": 1, "precision": precision, "max_batch": fields}
             predictor = shipped(**common).to(device)
             name = f"{fields}, {precision}"
-            work[name] = lambda predictor=predictor: predictor.ensemble(y)
+            work[name] = partial(predictor.ensemble, y, keys=[0] * len(y))
             counted[name] = flops(work[name])
     times = alternate(work, arguments.repeats, device)
     return [[name, f"{counted[name] / median(seconds) / 1e9:.0f}"] for name, seconds in times.items()]
@@ -169,13 +175,13 @@ def best_time(shape: Shape, dtype: torch.dtype, device: torch.device) -> float:
     return min(times)
 
 
-def profiled(predictor: Any, y: Tensor, seconds: float) -> list[list[str]]:
+def profiled(work: Callable[[], Any], device: torch.device, seconds: float) -> list[list[str]]:
     """Operations by their own share of the time of one ensemble, which takes ``seconds`` without the profiler."""
     from torch.profiler import ProfilerActivity, profile
 
-    cuda = y.device.type == "cuda"
+    cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as prof:
-        predictor.ensemble(y)
+        work()
     own = {
         event.key: event.self_device_time_total if cuda else event.self_cpu_time_total for event in prof.key_averages()
     }
@@ -185,3 +191,14 @@ def profiled(predictor: Any, y: Tensor, seconds: float) -> list[list[str]]:
     largest = sorted(own.items(), key=lambda item: -item[1])[:10]
     rest = total - sum(value for _, value in largest)
     return [[name[:70], f"{value / total:.1%}"] for name, value in [*largest, ("everything else", rest)]]
+
+
+def waits_table(whole: float, found: Mapping[str, float]) -> Table:
+    """Shares of the profiled time in which no kernel ran, by what the CPU was doing."""
+    largest = sorted(found.items(), key=lambda item: -item[1])[:12]
+    rest = sum(found.values()) - sum(time for _, time in largest)
+    rows = [[name[:70], f"{time / whole:.1%}"] for name, time in [*largest, ("everything else", rest)]]
+    rows.append(["all of it", f"{sum(found.values()) / whole:.1%}"])
+    return Table(
+        f"While no kernel runs, the CPU is in (of {whole / 1e3:.0f} ms under the profiler)", ["", "share"], rows
+    )
