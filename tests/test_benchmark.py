@@ -14,7 +14,7 @@ from conftest import REPO
 sys.path.insert(0, str(REPO / "scripts"))
 
 import benchmark
-from benchmarks import contestants, distributed, efficiency, peer
+from benchmarks import contestants, distributed, efficiency, memory, peer
 from benchmarks.harness import Claim, Journal, alternate, ratio
 from benchmarks.render import render
 from benchmarks.scale import fit
@@ -197,3 +197,16 @@ def test_two_processes_train_as_one() -> None:
     moved = distributed.difference(distributed.fresh().state_dict(), alone)
     assert moved > 1e-3
     assert distributed.difference(alone, together) < 1e-4 * moved
+
+
+@pytest.mark.filterwarnings("ignore:Memory block of unknown size")
+def test_tensors_are_counted_to_the_byte() -> None:
+    """Two of 4 MB at once, then two more after one of them is gone; what was there before does not count."""
+    before = torch.zeros(1000, 1000)
+    with memory.Tensors() as meter:
+        first = torch.empty(2**20)
+        second = torch.empty(2**20)
+        del first, before
+        third = torch.empty(2**19)
+    assert meter.peak == 8
+    assert second.numel() == 2 * third.numel()

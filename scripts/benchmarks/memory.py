@@ -4,9 +4,10 @@ Each process loads the shipped network, notes what it holds, samples, and notes 
 after the condition images, the results and the sampler's fields is the working memory, which the batch of windows
 decides. The fields have the size of the image: x_T, x_t, the predictions, the blended sum and what the arithmetic of a
 step needs for a moment, ten in all (found with a network that does nothing). The gaps in the heap differ between
-processes by a tenth and more: every point is the median of as many processes as there are repeats.
+processes by a quarter: every point is the median of as many processes as there are repeats. One more process for each
+point has the profiler add up what PyTorch's allocator gives out, the tensors without the gaps.
 
-On a GPU, PyTorch's allocator counts its tensors exactly, and one process measures every point.
+On a GPU, PyTorch's allocator counts its tensors itself, and one process measures every point.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -47,36 +50,44 @@ def run(arguments: argparse.Namespace) -> Result:
     repeats = 1 if arguments.quick else arguments.repeats
     processes: dict[tuple[str, int], list[dict[str, float]]] = {}
     found: dict[tuple[str, int], dict[str, float]] = {}
+    raw_tensors: dict[str, dict[str, float]] = {}
     for (axis, value), point in points.items():
         processes[axis, value] = each = [measured(point, arguments) for _ in range(repeats)]
         found[axis, value] = {part: median([process[part] for process in each]) for part in each[0]}
+        if torch.device(arguments.device).type == "cpu":
+            tensors = measured(point, arguments, "tensors")
+            found[axis, value]["tensors"] = tensors["working"]
+            raw_tensors[f"{axis} = {value}"] = tensors
         console.print(f"  {axis} = {value}: {found[axis, value]}")
     claims = []
-    for axis, chosen in values.items():
-        working = [found[axis, value]["working"] for value in chosen]
-        # a point below one full batch needs less: what counts is growth from the first full one on
-        full = [
-            w
-            for w, v in zip(working, chosen, strict=True)
-            if (v > WINDOW if axis == "size" else v * other(base, axis) >= base["window_batch"])
-        ]
-        growth = max(full) / full[0]
-        label = f"working memory, {axis} {chosen[-len(full)]} to {chosen[-1]}"
-        claims.append(Claim(label, growth, TARGET, at_most=True, unit="x"))
-    rows = [
-        [axis, value, *(f"{point[part]:.0f}" for part in ("peak", "condition", "results", "fields", "working"))]
-        for (axis, value), point in found.items()
-    ]
-    columns = [
-        "varied",
-        "value",
-        "peak MB above the idle process",
-        "condition images",
-        "results",
-        "fields of the sampler",
-        "working memory",
-    ]
-    raw = {f"{axis} = {value}": each for (axis, value), each in processes.items()}
+    parts = {"working": "working memory"}
+    if raw_tensors:
+        parts["tensors"] = "working memory, tensors alone"
+    for part, name in parts.items():
+        for axis, chosen in values.items():
+            # a point below one full batch needs less: what counts is growth from the first full one on
+            full = [
+                value
+                for value in chosen
+                if (value > WINDOW if axis == "size" else value * other(base, axis) >= base["window_batch"])
+            ]
+            sizes = [found[axis, value][part] for value in full]
+            label = f"{name}, {axis} {full[0]} to {full[-1]}"
+            claims.append(Claim(label, max(sizes) / sizes[0], TARGET, at_most=True, unit="x"))
+    headings = {
+        "peak": "peak MB above the idle process",
+        "condition": "condition images",
+        "results": "results",
+        "fields": "fields of the sampler",
+        "working": "working memory",
+    }
+    if raw_tensors:
+        headings["tensors"] = "its tensors alone"
+    rows = [[axis, value, *(f"{point[part]:.0f}" for part in headings)] for (axis, value), point in found.items()]
+    columns = ["varied", "value", *headings.values()]
+    raw: dict[str, Any] = {f"{axis} = {value}": each for (axis, value), each in processes.items()}
+    if raw_tensors:
+        raw["tensors alone"] = raw_tensors
     return Result({"base": base, "window": WINDOW}, claims, [Table("Peak memory", columns, rows)], raw)
 
 
@@ -85,12 +96,12 @@ def other(base: dict[str, int], axis: str) -> int:
     return base["slices"] if axis == "members" else base["members"]
 
 
-def measured(point: dict[str, int], arguments: argparse.Namespace) -> dict[str, float]:
-    """One point, on a CPU in one process of its own."""
+def measured(point: dict[str, int], arguments: argparse.Namespace, what: str = "resident") -> dict[str, float]:
+    """One point, on a CPU in one process of its own; ``what`` is counted there, "resident" memory or "tensors"."""
     if torch.device(arguments.device).type == "cuda":
-        return at_point(point, arguments.device)
+        return at_point(point, arguments.device, Allocated(arguments.device))
     scripts = Path(__file__).resolve().parents[1]
-    code = f"from benchmarks.memory import child; child({json.dumps(point)}, {arguments.threads!r})"
+    code = f"from benchmarks.memory import child; child({json.dumps(point)}, {arguments.threads!r}, {what!r})"
     path = os.pathsep.join([str(scripts), str(scripts.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path}
@@ -98,16 +109,16 @@ def measured(point: dict[str, int], arguments: argparse.Namespace) -> dict[str, 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def child(point: dict[str, int], threads: int | None) -> None:
+def child(point: dict[str, int], threads: int | None, what: str) -> None:
     """Sample at one point and print the memory it took as JSON."""
     from cgdpm_med import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(threads or torch.get_num_threads())
-    print(json.dumps(at_point(point, "cpu")))
+    print(json.dumps(at_point(point, "cpu", {"resident": Resident, "tensors": Tensors}[what]())))
 
 
-def at_point(point: dict[str, int], device: str) -> dict[str, float]:
+def at_point(point: dict[str, int], device: str, meter: Meter) -> dict[str, float]:
     """Memory that sampling takes at one point, by what holds it, in MB."""
     from cgdpm_med import SliceEnsembleInferer
 
@@ -122,12 +133,12 @@ def at_point(point: dict[str, int], device: str) -> dict[str, float]:
     with torch.inference_mode():
         x, t, y = torch.zeros(1, CLASSES, 32, 32), torch.zeros(1), torch.zeros(1, 3, 32, 32)
         predictor.denoiser.network(x.to(device), t.to(device), y.to(device))
-        idle = reset_peak(device)
-        results: Any = inferer(volume, predictor)
+        with meter:
+            results: Any = inferer(volume, predictor)
     one = 4 * CLASSES * size * size / 2**20
     found = {
-        "idle": idle,
-        "peak": peak(device) - idle,
+        "idle": meter.idle,
+        "peak": meter.peak,
         "condition": 4 * predictor.denoiser.network.cond_channels * slices * size * size / 2**20,
         "results": results.nelement() * results.element_size() / 2**20,
         "fields": FIELDS * one * (1 if windowed else min(members * slices, point["window_batch"])),
@@ -136,23 +147,74 @@ def at_point(point: dict[str, int], device: str) -> dict[str, float]:
     return found
 
 
-def reset_peak(device: str) -> float:
-    """Forget the high-water mark where the system can (Linux); what the process holds now, in MB."""
-    if torch.device(device).type == "cuda":
+# --- meters: MB before the work (idle) and, above that, at its most (peak) ---------------------------------------------
+
+
+class Meter(ABC):
+    """Measures what is done inside it."""
+
+    idle: float = 0.0
+    peak: float = 0.0
+
+    @abstractmethod
+    def __enter__(self) -> Meter: ...
+
+    @abstractmethod
+    def __exit__(self, *error: object) -> None: ...
+
+
+class Resident(Meter):
+    """The process's resident memory, the heap's gaps included (Linux)."""
+
+    def __enter__(self) -> Resident:
+        try:  # forget the high-water mark
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+            self.idle = status("VmRSS")
+        except OSError:
+            self.idle = high_water()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.peak = high_water() - self.idle
+
+
+class Tensors(Meter):
+    """What PyTorch's allocator gives out on the CPU and takes back, by the profiler."""
+
+    def __enter__(self) -> Tensors:
+        from torch.profiler import ProfilerActivity, profile
+
+        self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self.profiler.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.profiler.stop()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            self.profiler.export_chrome_trace(str(path))
+            events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        self.peak = max(e["args"]["Total Allocated"] for e in events if e.get("name") == "[memory]") / 2**20
+
+
+class Allocated(Meter):
+    """The tensors of a GPU, by PyTorch's allocator."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def __enter__(self) -> Allocated:
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / 2**20
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return peak(device)
-    return status("VmRSS")
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self.idle = torch.cuda.memory_allocated(self.device) / 2**20
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.peak = torch.cuda.max_memory_allocated(self.device) / 2**20 - self.idle
 
 
-def peak(device: str) -> float:
-    """High-water mark in MB: of the resident memory, or of a GPU's tensors."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
+def high_water() -> float:
+    """Highest resident memory so far in MB."""
     return status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
