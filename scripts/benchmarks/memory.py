@@ -147,7 +147,7 @@ def at_point(point: dict[str, int], device: str, meter: Meter) -> dict[str, floa
     return found
 
 
-# --- meters: MB before the work (idle) and, above that, at its most (peak) ---------------------------------------------
+# --- meters: MB before the work (idle) and, above that, at its most (peak) --------------------------------
 
 
 class Meter(ABC):
