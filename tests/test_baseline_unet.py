@@ -63,6 +63,22 @@ def trained(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+def test_short_runs_on_packed_volumes_leave_weights_and_no_checkpoint(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flag in ("benchmark", "deterministic"):  # set back afterwards
+        monkeypatch.setattr(torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag))
+    names = ("train", "baseline_unet", "../../../configs/packed", "../../../configs/short_runs_gpu")
+    where = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path)}
+    flow = workflow("train", *names, epochs=1, filters=FILTERS, **where)
+    scaling = flow.parser.get_parsed_content("preprocessing").transforms[4].scaler
+    assert (scaling.lower, scaling.upper) == (0, 100)
+    assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.deterministic
+    flow.run()
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["model.pt", "model_last.pt"]
+
+
 def inference(phantoms: Path, trained: Path, *more: str, **overrides: Any) -> ConfigWorkflow:
     weights = str(trained / "model_last.pt")
     where = {"dataset_dir": str(phantoms), "weights": weights, "filters": FILTERS}
