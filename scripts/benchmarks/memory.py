@@ -13,6 +13,7 @@ On a GPU, PyTorch's allocator counts its tensors itself, and one process measure
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -167,6 +168,9 @@ class Resident(Meter):
     """The process's resident memory, the heap's gaps included (Linux)."""
 
     def __enter__(self) -> Resident:
+        # what loading has freed goes back to the system: sampling would fill it unseen, here more and there less
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
         try:  # forget the high-water mark
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
             self.idle = status("VmRSS")
