@@ -142,3 +142,10 @@ def test_a_packed_dataset_trains_on_the_same_pixels(tmp_path: Path) -> None:
         assert np.array_equal(a["label"], b["label"])
         # the percentiles are of the same voxels; half a step of 8 bits is 1/255 of the range of two
         assert np.abs(a["image"] - b["image"]).max() <= 1 / 255 + 1e-6
+
+
+def test_packing_never_replaces_the_originals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = load_script("pack_acdc")
+    with pytest.raises(SystemExit):
+        script.parse_arguments(["--dataset-dir", str(tmp_path), "--output", str(tmp_path / "a" / "..")])
+    assert "another folder" in capsys.readouterr().err
