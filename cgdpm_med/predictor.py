@@ -13,9 +13,12 @@ from cgdpm_med.diffusion.ensemble import mask_probabilities, sample_ensemble
 from cgdpm_med.diffusion.guidance import check_interval, guided
 from cgdpm_med.diffusion.sampling import check_start, encode
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.volumes import InputError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 TARGETS = ("mask", "image")
+COMPILER_OPTIONS = {"cpp.simdlen": 256}
+"""Of torch.compile: PyTorch 2.13's CPU kernels of 512 bits made attention in bfloat16 NaN on a Xeon."""
 
 
 class DiffusionPredictor(nn.Module):
@@ -86,7 +89,7 @@ class DiffusionPredictor(nn.Module):
         if compile:
             for network in (denoiser, guide):
                 if network is not None:
-                    network.compile(dynamic=False)
+                    network.compile(dynamic=False, options=COMPILER_OPTIONS)
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, Cc, *S) -> mean over members, (B, C, *S): probabilities of a mask, or an image in [-1, 1].
@@ -119,6 +122,9 @@ class DiffusionPredictor(nn.Module):
             member_ids: which members; 0 … K-1 by default.
             progress: called with the number of finished fields.
             wrap: applied to the (guided) denoiser before sampling, for example a windowed one.
+
+        Raises:
+            InputError: when the network's predictions are not numbers.
         """
         dtype = autocast_dtype(image.device, self.precision)
         denoiser = self._sampling_denoiser(image.device, dtype)
@@ -141,10 +147,15 @@ class DiffusionPredictor(nn.Module):
                 start=self.start,
                 clip=(-self.scale, self.scale) if self.target == "mask" else (-1.0, 1.0),
             )
+        # in place and in parts: all of them are large, one by one would keep a GPU waiting
+        parts = x_0.flatten(0, 1).split(self.limit.of(x_0.shape[3:], x_0.device))
+        if not all(bool(part.sum(dtype=torch.float32).isfinite()) for part in parts):
+            # a mask's probabilities would be equal for all classes, and its doubt would look like any other
+            remedy = "Try precision float32, and without compile"
+            raise InputError("the network's predictions are not finite numbers", remedy=remedy)
         if self.target == "image":
             return x_0.clamp_(-1, 1)
-        # in place and in parts: all of them are large, one by one would keep a GPU waiting
-        for part in x_0.flatten(0, 1).split(self.limit.of(x_0.shape[3:], x_0.device)):
+        for part in parts:
             part.copy_(mask_probabilities(part, self.scale, channel_dim=1))
         return x_0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from cgdpm_med.diffusion.ensemble import mask_probabilities, sample_ensemble
 from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.schedule import NoiseSchedule
-from cgdpm_med.predictor import Autocast, DiffusionPredictor, autocast_dtype
+from cgdpm_med.networks.blocks import Attention
+from cgdpm_med.predictor import COMPILER_OPTIONS, Autocast, DiffusionPredictor, autocast_dtype
+from cgdpm_med.volumes import InputError
 
 SAMPLE = NoiseSchedule(1000, "cosine", "sample")
 KEYS = ["a/0", "a/1", "b/0"]
@@ -222,3 +225,37 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 def test_unknown_precision_of_a_device() -> None:
     with pytest.raises(ValueError, match="not 'half'"):
         autocast_dtype(torch.device("cpu"), "half")
+
+
+# --- predictions that are not numbers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["mask", "image"])
+def test_predictions_that_are_not_numbers_are_an_error(target: str) -> None:
+    """One pixel of one image is enough: a mask's probabilities there would look like doubt."""
+
+    class Spoilt(nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            output = torch.zeros_like(x_t)
+            output[:, 0, 0, 0] = torch.where(y[:, 0, 0, 0] > 0, torch.nan, 0.0)
+            return output
+
+    model = DiffusionPredictor(Spoilt(), schedule=SAMPLE, target=target, steps=2, members=2, precision="float32")
+    images = torch.full((2, 1, 4, 4), -1.0)
+    assert model.ensemble(images).isfinite().all()
+    images[0, 0, 0, 0] = 1.0
+    with pytest.raises(InputError, match="not finite numbers"):
+        model.ensemble(images)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_attention_in_bfloat16_is_eager(generator: torch.Generator) -> None:
+    """On a CPU with a matrix unit it was NaN throughout without the options."""
+    attention = Attention(64)
+    nn.init.normal_(attention.proj.weight, std=0.1, generator=generator)
+    x = torch.randn(2, 64, 8, 8, generator=generator).bfloat16()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        eager = attention(x)
+        attention.compile(dynamic=False, options=COMPILER_OPTIONS)
+        torch.testing.assert_close(attention(x), eager, atol=0.05, rtol=0.02)
+        assert (eager - x).abs().mean() > 0.02  # attention did something

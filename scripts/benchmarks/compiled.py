@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from cgdpm_med.predictor import COMPILER_OPTIONS
+
 from .contestants import condition, shipped
 from .harness import Claim, Result, Table, alternate, console, median, ratio, timed
 
@@ -31,7 +33,8 @@ def run(arguments: argparse.Namespace) -> Result:
         modes["compiled, CUDA graphs"] = "reduce-overhead"
     predictors = {name: shipped(**common).to(arguments.device) for name in ("eager", *modes)}
     for name, mode in modes.items():
-        predictors[name].denoiser.compile(dynamic=False, mode=mode)
+        how: dict[str, Any] = {"options": COMPILER_OPTIONS} if mode == "default" else {"mode": mode}
+        predictors[name].denoiser.compile(dynamic=False, **how)
     y = condition(arguments.slices, arguments.size, 3, arguments.device)
     work = {name: (lambda predictor=predictor: predictor.ensemble(y)) for name, predictor in predictors.items()}
     first: dict[str, float] = {}
