@@ -250,7 +250,7 @@ def test_predictions_that_are_not_numbers_are_an_error(target: str) -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_attention_in_bfloat16_is_eager(generator: torch.Generator) -> None:
-    """On a CPU with a matrix unit it was NaN throughout without the options."""
+    """On a CPU with a matrix unit it was NaN without the options."""
     attention = Attention(64)
     nn.init.normal_(attention.proj.weight, std=0.1, generator=generator)
     x = torch.randn(2, 64, 8, 8, generator=generator).bfloat16()

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from cgdpm_med.predictor import COMPILER_OPTIONS
-
 from .contestants import condition, shipped
 from .harness import Claim, Result, Table, alternate, console, median, ratio, timed
 
@@ -28,13 +26,13 @@ def run(arguments: argparse.Namespace) -> Result:
     if arguments.quick:
         arguments.members, arguments.slices, arguments.size, arguments.steps, arguments.repeats = 1, 1, 32, 1, 1
     common = {"members": arguments.members, "steps": arguments.steps}
-    modes = {"compiled": "default"}
+    predictors = {"eager": shipped(**common), "compiled": shipped(**common, compile=True)}
     if torch.device(arguments.device).type == "cuda":
-        modes["compiled, CUDA graphs"] = "reduce-overhead"
-    predictors = {name: shipped(**common).to(arguments.device) for name in ("eager", *modes)}
-    for name, mode in modes.items():
-        how: dict[str, Any] = {"options": COMPILER_OPTIONS} if mode == "default" else {"mode": mode}
-        predictors[name].denoiser.compile(dynamic=False, **how)
+        predictors["compiled, CUDA graphs"] = graphs = shipped(**common)
+        graphs.denoiser.compile(dynamic=False, mode="reduce-overhead")
+    for predictor in predictors.values():
+        predictor.to(arguments.device)
+    modes = [name for name in predictors if name != "eager"]
     y = condition(arguments.slices, arguments.size, 3, arguments.device)
     work = {name: (lambda predictor=predictor: predictor.ensemble(y)) for name, predictor in predictors.items()}
     first: dict[str, float] = {}

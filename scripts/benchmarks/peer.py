@@ -63,8 +63,7 @@ def run(arguments: argparse.Namespace) -> Result:
         "ours": lambda: predictor.ensemble(y),
     }
     if arguments.compile:
-        static = shipped(members=arguments.members, steps=arguments.steps).to(device)
-        static.denoiser.compile(dynamic=False)
+        static = shipped(members=arguments.members, steps=arguments.steps, compile=True).to(device)
         work["ours, compiled"] = lambda: static.ensemble(y)
         console.print(f"  compiling: {timed(work['ours, compiled'], device):.0f} s")
     times = alternate(work, arguments.repeats, device)
