@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cgdpm_med.cuda_graphs import GraphReplay
 from cgdpm_med.diffusion.batching import BatchLimit
 from cgdpm_med.diffusion.ensemble import mask_probabilities, sample_ensemble
 from cgdpm_med.diffusion.guidance import check_interval, guided
@@ -40,6 +41,8 @@ class DiffusionPredictor(nn.Module):
         precision: "float32", "bfloat16" (inside the network only), or "auto": bfloat16 where the device is fast at it.
         compile: compile the networks with torch.compile, once for every shape of a batch: a minute or more at the first
             volume of each, which only long runs over scans of one size repay. Needs a C++ compiler.
+        cuda_graphs: on an NVIDIA GPU, record an evaluation when its shape comes for the second time, and replay it from
+            then on; see :class:`~cgdpm_med.cuda_graphs.GraphReplay`.
 
     Raises:
         ValueError: for an unknown target or precision, members below one, or steps, a start or an interval beyond the
@@ -67,6 +70,7 @@ class DiffusionPredictor(nn.Module):
         max_batch: int | str = "auto",
         precision: str = "auto",
         compile: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         super().__init__()
         if target not in TARGETS:
@@ -86,6 +90,8 @@ class DiffusionPredictor(nn.Module):
         self.members, self.seed, self.precision = members, seed, precision
         self.limit = BatchLimit(max_batch)
         self.register_load_state_dict_pre_hook(_place_bare_network)
+        self.compiled, self.cuda_graphs = compile, cuda_graphs
+        self._replays: dict[tuple[str, torch.dtype], GraphReplay] = {}
         if compile:
             for network in (denoiser, guide):
                 if network is not None:
@@ -160,11 +166,22 @@ class DiffusionPredictor(nn.Module):
         return x_0
 
     def _sampling_denoiser(self, device: torch.device, dtype: torch.dtype) -> Any:
-        denoiser: Any = Autocast(self.denoiser, device, dtype)
+        denoiser: Any = self._evaluated("denoiser", device, dtype)
         if self.guide is None:
             return denoiser
-        guide = Autocast(self.guide, device, dtype)
+        guide = self._evaluated("guide", device, dtype)
         return guided(denoiser, guide, self.schedule, scale=self.guidance_scale, interval=self.guidance_interval)
+
+    def _evaluated(self, name: str, device: torch.device, dtype: torch.dtype) -> Autocast:
+        network = getattr(self, name)
+        evaluated = Autocast(network, device, dtype)
+        if device.type == "cuda" and self.cuda_graphs:
+            if (name, dtype) not in self._replays:
+                options = COMPILER_OPTIONS if self.compiled else None
+                self._replays[name, dtype] = GraphReplay(network, dtype, options)
+            evaluated.replay = self._replays[name, dtype]
+            evaluated.replay.refresh()
+        return evaluated
 
 
 def _place_bare_network(predictor: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -193,17 +210,18 @@ class Autocast:
     def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         self.network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device, self.dtype = device, dtype
+        self.replay: GraphReplay | None = None  # what evaluates the network instead of itself
 
     def _context(self) -> torch.autocast:
         return lower_precision(self.device, self.dtype)
 
     def encode_condition(self, y: Tensor) -> Any:
         with self._context():
-            return encode(self.network, y)
+            return encode(self.replay or self.network, y)
 
     def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
         with self._context():
-            return self.network(x_t, t, context).to(x_t.dtype)
+            return (self.replay or self.network)(x_t, t, context).to(x_t.dtype)
 
 
 def lower_precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -17,6 +17,7 @@ from cgdpm_med.networks.blocks import (
     ResBlock,
     add_per_image,
     conv,
+    conv_transpose,
     group_norm,
     timestep_embedding,
 )
@@ -198,3 +199,19 @@ def test_odd_kernels_keep_the_size_and_patches_do_not_overlap() -> None:
     nn.init.constant_(patches.weight, 0.25)
     nn.init.zeros_(patches.bias)
     torch.testing.assert_close(patches(x), F.avg_pool2d(x, 2))
+
+
+class OnAnotherDevice(torch.Tensor):
+    """Takes the way that tensors of a GPU take."""
+
+    is_cpu = False  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_patches_as_matrix_products(size: int, generator: torch.Generator) -> None:
+    down, up = conv(2, 3, 8, size, size).double(), conv_transpose(2, 8, 3, size).double()
+    for layer, channels in ((down, 3), (up, 8)):
+        x = torch.randn(2, channels, 3 * size, 2 * size, generator=generator, dtype=torch.float64)
+        product = layer(x.as_subclass(OnAnotherDevice)).as_subclass(torch.Tensor)
+        assert product.stride() != layer(x).stride()  # it was another way
+        torch.testing.assert_close(product, layer(x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from cgdpm_med import (
 )
 from cgdpm_med.diffusion.batching import BatchLimit
 from cgdpm_med.engines import DiffusionUpdate
+from cgdpm_med.networks.blocks import conv, conv_transpose
 from cgdpm_med.networks.normalisation import GroupNorm
 from cgdpm_med.phantom import write_phantom_dataset
 
@@ -137,6 +139,77 @@ def test_group_normalisation_is_that_of_the_cpu(film: bool, layout: torch.memory
         found.append([z.detach().cpu() for z in (out, again, leaf.grad, own.weight.grad)])
     for ours, expected in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 40, 36), (3, 96, 32, 32), (2, 160, 16, 16), (2, 352, 4, 6), (5, 12, 3, 3)])
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalisation_in_one_kernel(shape: tuple[int, ...], silu: bool, per_image: bool, dtype: torch.dtype) -> None:
+    from cgdpm_med.networks.fused_norm import group_norm
+
+    generator = torch.Generator().manual_seed(0)
+    channels, groups = shape[1], math.gcd(32, shape[1])
+    x = (30 + 2 * torch.randn(shape, generator=generator)).to(dtype)
+    affine = (shape[0], channels) if per_image else (channels,)
+    scale, shift = (torch.randn(affine, generator=generator) for _ in range(2))
+    exact = nn.functional.group_norm(x.double(), groups) * scale.double().reshape(-1, channels, 1, 1)
+    exact = exact + shift.double().reshape(-1, channels, 1, 1)
+    exact = nn.functional.silu(exact) if silu else exact
+    last = x.to(GPU).contiguous(memory_format=torch.channels_last)
+    found = group_norm(last, scale.to(GPU), shift.to(GPU), groups, 1e-5, silu)
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    error = (found.cpu().double() - exact).norm() / exact.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 3e-3)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_patches_are_those_of_the_cpu(grad: bool) -> None:
+    for layer, shape in ((conv(2, 4, 8, 2, 2), (3, 4, 12, 8)), (conv_transpose(2, 8, 5, 2), (3, 8, 6, 4))):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        found = []
+        for device in (torch.device("cpu"), GPU):
+            own, leaf = copy.deepcopy(layer).to(device), x.to(device, copy=True).requires_grad_(grad)
+            with torch.set_grad_enabled(grad):
+                out = own(leaf)
+            if grad:
+                (out**2).sum().backward()
+                assert leaf.grad is not None
+            found.append([z.detach().cpu() for z in (out, *([leaf.grad, own.weight.grad] if grad else []))])
+        for ours, expected in zip(found[1], found[0], strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_replayed_evaluations_are_the_networks_own(images: Tensor) -> None:
+    graphs, eager = (predictor(precision="auto", cuda_graphs=each).to(GPU) for each in (True, False))
+    for seed in range(3):
+        graphs.seed = eager.seed = seed
+        assert torch.equal(graphs.ensemble(images.to(GPU)), eager.ensemble(images.to(GPU)))
+    assert all(replay._recordings for replay in graphs._replays.values())
+    assert len(graphs._replays) == 2  # denoiser and guide
+    other = predictor(precision="auto", cuda_graphs=False).to(GPU)
+    for model in (graphs, other):  # weights that were loaded later count
+        model.denoiser.load_state_dict(small_mask_denoiser(5).state_dict())
+    again = graphs.ensemble(images.to(GPU))
+    other.seed = graphs.seed
+    assert torch.equal(again, other.ensemble(images.to(GPU)))
+
+
+class Peeking(nn.Module):
+    """A denoiser that looks at a number on the CPU, which a recording cannot contain."""
+
+    def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return 0.5 * x_t + float(context.sum())
+
+
+def test_what_cannot_be_recorded_runs_without(images: Tensor) -> None:
+    model = DiffusionPredictor(Peeking(), None, SCHEDULE, out_channels=1, target="image", steps=4, members=2).to(GPU)
+    with pytest.warns(UserWarning, match="cannot be recorded"):
+        drawn = model.ensemble(images.to(GPU))
+    expected = DiffusionPredictor(Peeking(), None, SCHEDULE, out_channels=1, target="image", steps=4, members=2)
+    torch.testing.assert_close(drawn.cpu(), expected.ensemble(images), atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(model.ensemble(images.to(GPU)), drawn)
 
 
 def test_a_training_step_is_that_of_the_cpu(images: Tensor) -> None:

@@ -43,6 +43,30 @@ def test_values_and_gradients(size: tuple[int, int], channels: int, groups: int)
     torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
 
 
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("silu", [False, True])
+def test_written_out_for_compiling(silu: bool, per_image: bool) -> None:
+    _, theirs = pair(12, 4, torch.float64)
+    x = maps(3, 12, 6, 10, dtype=torch.float64)
+    scale, shift = film_of(*(3, 12) if per_image else (12,))
+    expected = torch.nn.functional.group_norm(x, 4)
+    expected = expected * scale.reshape(-1, 12, 1, 1) + shift.reshape(-1, 12, 1, 1)
+    expected = torch.nn.functional.silu(expected) if silu else expected
+    torch.testing.assert_close(normalisation._written_out(x, scale, shift, 4, theirs.eps, silu), expected)
+    rounded = normalisation._written_out(x.bfloat16(), scale.float(), shift.float(), 4, theirs.eps, silu)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.double() - expected).norm() < 4e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_silu_follows(layout: torch.memory_format) -> None:
+    norm, _ = pair(12, 4, torch.float64)
+    x, film = maps(3, 12, 6, 10, dtype=torch.float64).contiguous(memory_format=layout), film_of(3, 12)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(norm(x, film, silu=True), torch.nn.functional.silu(norm(x, film)))
+
+
 def test_numerical_gradient() -> None:
     norm, _ = pair(4, 2, torch.float64)
     x = maps(2, 4, 3, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()

@@ -82,8 +82,13 @@ class KeyedNoise:
         threads = torch.get_num_threads() if drawn.size > SERIAL else 1
         with ThreadPoolExecutor(threads) as pool:
             list((pool.map if threads > 1 else map)(fill, range(len(drawn))))
-        noise = torch.from_numpy(drawn).to(device=device, dtype=dtype).reshape(-1, *shape[1:])
-        return noise if len(noise) == len(self.places) else noise[torch.tensor(self.places, device=noise.device)]
+        noise = _moved(torch.from_numpy(drawn), device).to(dtype).reshape(-1, *shape[1:])
+        return noise if len(noise) == len(self.places) else noise[_moved(torch.tensor(self.places), device)]
+
+
+def _moved(x: Tensor, device: torch.device | str) -> Tensor:
+    """On the device; from pinned memory to a GPU, so that the CPU goes on while the GPU has work of its own."""
+    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
 
 
 @torch.no_grad()
@@ -205,6 +210,8 @@ class MaskDenoiser(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
         """-> (B, C, *S) in [-scale, scale]."""
         logits = self.network(x_t, t, context).float()
+        if not logits.is_cpu:
+            logits = logits.contiguous()  # as x_t is: a GPU is slow where layouts meet
         p = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
         return self.scale * (2 * p - 1)
 

@@ -120,11 +120,15 @@ class NoiseSchedule:
         """Gather ``table`` at ``t`` in the precision a computation on ``like`` should have (at least float32).
 
         Returns:
-            shape (B, 1, …) to broadcast against ``like`` of shape (B, …); B = 1 for an integer ``t``.
+            shape (B, 1, …) to broadcast against ``like`` of shape (B, …). For an integer ``t`` B = 1, or on a GPU a
+            tensor without dimensions on the CPU.
         """
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         if isinstance(t, int):
-            return torch.full((1,) * like.ndim, float(getattr(self, table)[t]), dtype=dtype, device=like.device)
+            value = torch.tensor(float(getattr(self, table)[t]), dtype=dtype)
+            if not like.is_cpu and like.dtype == dtype:
+                return value  # a GPU's kernels take it as an argument, and run twice as fast as with a tensor there
+            return value.to(like.device).reshape((1,) * like.ndim)
         key = (table, t.device)
         if key not in self._copies:
             values: Tensor = getattr(self, table)

@@ -21,14 +21,43 @@ Join = tuple[Tensor, Tensor]
 
 def conv(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Module:
     """Convolution in 2 or 3 dimensions; odd kernels are padded so that stride 1 keeps the size, even ones are not."""
-    layer = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-    return layer(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2 if kernel_size % 2 else 0)
+    padding = kernel_size // 2 if kernel_size % 2 else 0
+    if spatial_dims == 2:
+        patches = kernel_size == stride and not padding
+        return (PatchConv2d if patches else nn.Conv2d)(in_channels, out_channels, kernel_size, stride, padding)
+    return nn.Conv3d(in_channels, out_channels, kernel_size, stride, padding)
 
 
 def conv_transpose(spatial_dims: int, in_channels: int, out_channels: int, factor: int) -> nn.Module:
     """Transposed convolution without overlap: each position becomes a patch of side ``factor``."""
-    layer = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
+    layer = PatchConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
     return layer(in_channels, out_channels, factor, stride=factor)
+
+
+class PatchConv2d(nn.Conv2d):
+    """Convolution whose stride is its kernel's size: on a GPU one matrix product, for which cuDNN has slow kernels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, Cin, H, W) -> (B, Cout, H / k, W / k), channels last on a GPU."""
+        if x.is_cpu:
+            return super().forward(x)
+        k = self.kernel_size[0]
+        patches = x.unflatten(3, (-1, k)).unflatten(2, (-1, k)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class PatchConvTranspose2d(nn.ConvTranspose2d):
+    """Transposed convolution whose stride is its kernel's size; see :class:`PatchConv2d`."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(B, Cin, H, W) -> (B, Cout, H k, W k), channels last on a GPU."""
+        if x.is_cpu or output_size is not None:
+            return super().forward(x, output_size)
+        k, channels = self.kernel_size[0], self.out_channels
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # rows are (row, column, channel) of a patch
+        bias = None if self.bias is None else self.bias.repeat(k * k)
+        patches = F.linear(x.permute(0, 2, 3, 1), weight, bias).unflatten(3, (k, k, channels))
+        return patches.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 def group_norm(channels: int) -> GroupNorm:
@@ -109,21 +138,21 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor | None = None, joined: Join | None = None) -> Tensor:
         """x: (B, Cin, *S); emb: (B or 1, E); joined: from a ConditionJoin of this block. -> (B, Cout, *S')."""
-        h = self.conv1(self.resample(F.silu(self.norm1(x), inplace=True)))
+        h = self.conv1(self.resample(self.norm1(x, silu=True)))
         x = self.skip(self.resample(x))
         if joined is not None:
             h, x = add_per_image(h, joined[0]), add_per_image(x, joined[1])
-        h = self.conv2(self.dropout(F.silu(self._modulated(h, emb), inplace=True)))
+        h = self.conv2(self.dropout(self._modulated(h, emb)))
         # into the convolution's own output, which no gradient needs: an addition costs what memory it touches
         return h.add_(x) if h.dtype == x.dtype else h + x
 
     def _modulated(self, h: Tensor, emb: Tensor | None) -> Tensor:
-        """Second normalisation and FiLM in one: (C,) where the batch shares one embedding, as when sampling."""
+        """Second normalisation, FiLM and SiLU in one: (C,) where the batch shares one embedding, as when sampling."""
         if self.emb is None or emb is None:
-            return self.norm2(h)
+            return self.norm2(h, silu=True)
         film = self.emb(F.silu(emb)).to(self.norm2.weight.dtype)
         scale, shift = (film[0] if len(film) == 1 else film).chunk(2, dim=-1)
-        return self.norm2(h, (1 + scale, shift))
+        return self.norm2(h, (1 + scale, shift), silu=True)
 
 
 class ConditionJoin(nn.Module):
@@ -142,7 +171,7 @@ class ConditionJoin(nn.Module):
 
     def forward(self, features: Tensor) -> Join:
         """features: (B, Cc, *S) -> two tensors (B, Cout, *S)."""
-        return self.conv(F.silu(self.norm(features), inplace=True)), self.skip(features)
+        return self.conv(self.norm(features, silu=True)), self.skip(features)
 
 
 class Resample(nn.Module):

@@ -1,13 +1,17 @@
-"""Group normalisation around two slow paths of PyTorch's CPU kernels.
+"""Group normalisation around the slow paths of PyTorch's kernels in channels last, the faster layout for convolutions.
 
-Channels last is the faster layout for convolutions, but group normalisation in it is slow in two places (PyTorch 2.13,
-one AVX-512 core): forward in bfloat16 on maps of 16 x 16 it takes five times as long as in float32, conversions
-included, and backward on every map ten to forty times as long as in the ordinary layout. The first is therefore done
-in float32, the second is written out.
+On a CPU it is slow in two places (PyTorch 2.13, one AVX-512 core): forward in bfloat16 on maps of 16 x 16 it takes five
+times as long as in float32, conversions included, and backward on every map ten to forty times as long as in the
+ordinary layout. The first is therefore done in float32, the second is written out.
+
+On a GPU PyTorch knows the ordinary layout alone. A kernel of our own serves sampling there (``fused_norm``), and what
+torch.compile sees is written in sums that it can join with what stands beside them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,19 +23,62 @@ CACHED = 2**19  # values whose gradient is computed at once: in float32 they sta
 
 
 class GroupNorm(nn.GroupNorm):
-    """``nn.GroupNorm`` with the same parameters and results, and an optional modulation of its output."""
+    """``nn.GroupNorm`` with the same parameters and results, an optional modulation of its output, and SiLU."""
 
-    def forward(self, x: Tensor, film: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Normalise (B, C, *S); ``film`` is a further scale and shift of the channels, (C,) or (B, C) each."""
+    def forward(self, x: Tensor, film: tuple[Tensor, Tensor] | None = None, *, silu: bool = False) -> Tensor:
+        """Normalise (B, C, *S).
+
+        Args:
+            film: a further scale and shift of the channels, (C,) or (B, C) each.
+            silu: apply SiLU to the result.
+        """
         scale: Tensor = self.weight if film is None else self.weight * film[0]
         shift: Tensor = self.bias if film is None else self.bias * film[0] + film[1]
-        if x.device.type != "cpu" or x.ndim != 4 or x.is_contiguous() or torch.compiler.is_compiling():
+        if not x.is_cpu and torch.compiler.is_compiling():
+            return _written_out(x, scale, shift, self.num_groups, self.eps, silu)
+        if not torch.is_grad_enabled() and _fits_fused(x) and (fused := _fused()):
+            return fused(x, scale, shift, self.num_groups, self.eps, silu)
+        h = self._normalised(x, scale, shift)
+        return F.silu(h, inplace=True) if silu else h
+
+    def _normalised(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        if not x.is_cpu or x.ndim != 4 or x.is_contiguous() or torch.compiler.is_compiling():
             if scale.ndim == 1:
                 return F.group_norm(x, self.num_groups, scale, shift, self.eps)
             return _modulated(F.group_norm(x, self.num_groups, eps=self.eps), scale, shift)
         if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
             return _ChannelsLast.apply(x, scale, shift, self.num_groups, self.eps)
         return _forward(x, scale, shift, self.num_groups, self.eps)[0]
+
+
+def _fits_fused(x: Tensor) -> bool:
+    if not x.is_cuda or x.ndim != 4 or x.dtype == torch.float64:
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+@cache
+def _fused() -> Callable[..., Tensor] | None:
+    """The kernel, where Triton is installed: PyTorch's builds for CUDA bring it."""
+    try:
+        from .fused_norm import group_norm
+    except ImportError:
+        return None
+    return group_norm
+
+
+def _written_out(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+    """In sums over the pixels of each channel, which are joined to groups: for torch.compile on a GPU."""
+    z = x.to(torch.promote_types(x.dtype, torch.float32))
+    axes = tuple(range(2, x.ndim))
+    variance, mean = (each.unflatten(1, (groups, -1)) for each in torch.var_mean(z, dim=axes, correction=0))
+    of_group = mean.mean(dim=2, keepdim=True)
+    rstd = (variance + (mean - of_group) ** 2).mean(dim=2, keepdim=True).add(eps).rsqrt()
+    factor = rstd.expand_as(mean).flatten(1) * scale
+    term = shift - of_group.expand_as(mean).flatten(1) * factor
+    factor, term = (each.reshape(*each.shape, *[1] * len(axes)) for each in (factor, term))
+    h = torch.addcmul(term, z, factor)
+    return (F.silu(h) if silu else h).to(x.dtype)
 
 
 def _modulated(h: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:

@@ -371,7 +371,7 @@ class ConditionalUNet(nn.Module):
         skips = self.encoder(h, emb, context.encoder)
         h = self.mid2(self.mid_attention(self.mid1(skips[-1], emb, context.bottleneck)), emb)
         h = self.decoder(h, skips, emb, context.decoder)
-        return self.head(F.silu(self.norm_out(h), inplace=True))
+        return self.head(self.norm_out(h, silu=True))
 
     def encode_condition(self, y: Tensor | None, size: Sequence[int] | None = None) -> ConditionFeatures:
         """Everything the network needs of the condition image; independent of t and x_t.

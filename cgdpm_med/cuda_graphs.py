@@ -1,0 +1,163 @@
+"""Evaluations of a network on an NVIDIA GPU, recorded as CUDA graphs and replayed.
+
+An evaluation of a small network is some hundred kernels, and starting each one takes the CPU longer than running it
+takes the GPU. A recorded evaluation is started as a whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from cgdpm_med.diffusion.batching import is_out_of_memory
+
+RECORDINGS = 16
+"""Shapes of one network that are kept recorded; the one that was not used for longest goes first."""
+
+CASTABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+
+
+class Recording(NamedTuple):
+    """A graph, the tensors it reads and those it writes (None where there is none), and how the latter are nested."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor | None]
+    outputs: list[Tensor | None]
+    nesting: Any
+
+
+class GraphReplay:
+    """A network's evaluations: the first of a shape runs as it stands, the second is recorded.
+
+    Weights are read from a copy in ``dtype``, because autocast's own casts do not outlive its context. All recordings
+    share one pool of memory, which other evaluations cannot use while they are kept. A network that cannot be recorded,
+    or not within the memory, runs as it stands.
+
+    Args:
+        network: ``network(x_t, t, context)``, on a GPU, in evaluation mode.
+        dtype: of its convolutions and matrix products.
+        compile_options: of torch.compile for the copy; None leaves it uncompiled.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype, compile_options: dict[str, Any] | None = None) -> None:
+        self.network, self.dtype, self.compile_options = network, dtype, compile_options
+        self._state: list[tuple[int, int]] | None = None
+        self._recordable = True
+        self._copy: Any = None
+        self._forget()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GraphReplay, (self.network, self.dtype, self.compile_options)  # graphs belong to one process
+
+    def _forget(self) -> None:
+        self._seen: set[Hashable] = set()
+        self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
+        self._held: dict[str, tuple[Hashable, Sequence[Any]]] = {}
+        self._pool: Any = None
+
+    def refresh(self) -> None:
+        """Take the network's weights as they are now, and forget what was recorded with others."""
+        parameters = list(self.network.parameters())
+        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        if state == self._state:
+            return
+        self._forget()
+        self._state = state
+        with torch.inference_mode(False), torch.no_grad():
+            self._copy = copy.deepcopy(self.network).requires_grad_(False)
+            for module in self._copy.modules():
+                if isinstance(module, CASTABLE):
+                    module.to(self.dtype)
+        if self.compile_options is not None:
+            self._copy.compile(dynamic=False, options=self.compile_options)
+
+    def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
+        """The network's output. Call :meth:`refresh` before the first evaluation."""
+        if t.stride(0) != 0:
+            return self._run(self._evaluate, x_t, t, context)
+        return self._run(self._evaluate_at_one, x_t, t[:1], context)
+
+    def encode_condition(self, y: Tensor) -> Any:
+        """The network's features of the condition image, or y itself when it has none."""
+        return self._run(self._encode, y) if hasattr(self._copy, "encode_condition") else y
+
+    def _evaluate(self, x_t: Tensor, t: Tensor, context: Any) -> Any:
+        return self._copy(x_t, t, context)
+
+    def _evaluate_at_one(self, x_t: Tensor, t: Tensor, context: Any) -> Any:
+        return self._copy(x_t, t.expand(len(x_t)), context)
+
+    def _encode(self, y: Tensor) -> Any:
+        return self._copy.encode_condition(y)
+
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(*arguments)``, from its recording where there is one; tensors of the caller's own."""
+        leaves, nesting = pytree.tree_flatten(arguments)
+        if not self._recordable or not _tensors(leaves):
+            return function(*arguments)
+        key = function.__name__, str(nesting), tuple(None if leaf is None else _kind(leaf) for leaf in leaves)
+        if key not in self._seen or not (key in self._recordings or self._record(key, function, leaves, nesting)):
+            self._seen.add(key)
+            return function(*arguments)
+        self._recordings.move_to_end(key)
+        recording = self._recordings[key]
+        # the condition's features stay the same, step after step: those of the last call are in place
+        before = self._held.get(function.__name__, (None, leaves))
+        there = before[1] if before[0] == key else [None] * len(leaves)
+        for place, leaf, held in zip(recording.inputs, leaves, there, strict=True):
+            if place is not None and leaf is not held:
+                place.copy_(leaf)
+        self._held[function.__name__] = key, [None, None, *leaves[2:]][: len(leaves)]
+        recording.graph.replay()
+        copies = [output if output is None else output.clone() for output in recording.outputs]
+        return pytree.tree_unflatten(copies, recording.nesting)
+
+    def _record(
+        self, key: Hashable, function: Callable[..., Any], leaves: Sequence[Tensor | None], nesting: Any
+    ) -> bool:
+        """Whether the call could be recorded."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                inputs = [None if leaf is None else _place(leaf) for leaf in leaves]
+                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                    result = function(*pytree.tree_unflatten(inputs, nesting))
+        except RuntimeError as error:
+            self._forget()
+            self._recordable = False
+            if not is_out_of_memory(error):
+                reason = str(error).partition("\n")[0]
+                warnings.warn(f"cannot be recorded as a CUDA graph and runs without: {reason}", stacklevel=2)
+            return False
+        outputs, nested = pytree.tree_flatten(result)
+        if not _tensors(outputs):
+            self._recordable = False
+            return False
+        self._keep(key, Recording(graph, inputs, outputs, nested))
+        return True
+
+    def _keep(self, key: Hashable, recording: Recording) -> None:
+        self._recordings[key] = recording
+        if len(self._recordings) > RECORDINGS:
+            self._recordings.popitem(last=False)
+
+
+def _tensors(leaves: Sequence[Any]) -> bool:
+    return all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves)
+
+
+def _kind(leaf: Tensor) -> tuple[Hashable, ...]:
+    return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+
+
+def _place(leaf: Tensor) -> Tensor:
+    return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device).zero_()

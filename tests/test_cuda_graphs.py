@@ -1,0 +1,164 @@
+"""GraphReplay without a GPU: what it decides, with a stand-in for CUDA graphs that runs the function again."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from small_networks import small_mask_denoiser
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from cgdpm_med import cuda_graphs
+from cgdpm_med.cuda_graphs import GraphReplay, Recording
+
+
+class Again:
+    """Replays by computing anew from the inputs in place."""
+
+    def __init__(self, function: Callable[..., Any], inputs: list[Tensor | None], nesting: Any) -> None:
+        self.function, self.inputs, self.nesting = function, inputs, nesting
+        self.outputs, self.nested = pytree.tree_flatten(self.compute())
+        self.replays = 0
+
+    def compute(self) -> Any:
+        with torch.no_grad():
+            return self.function(*pytree.tree_unflatten(self.inputs, self.nesting))
+
+    def replay(self) -> None:
+        self.replays += 1
+        for place, value in zip(self.outputs, pytree.tree_leaves(self.compute()), strict=True):
+            if place is not None:
+                place.copy_(value)
+
+
+@pytest.fixture(autouse=True)
+def _recorded_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(
+        self: GraphReplay, key: Hashable, function: Callable[..., Any], leaves: Sequence[Tensor | None], nesting: Any
+    ) -> bool:
+        places = [None if leaf is None else cuda_graphs._place(leaf) for leaf in leaves]
+        graph: Any = Again(function, places, nesting)
+        self._keep(key, Recording(graph, graph.inputs, graph.outputs, graph.nested))
+        return True
+
+    monkeypatch.setattr(GraphReplay, "_record", record)
+
+
+def fields(count: int = 6, size: int = 16, seed: int = 0) -> Tensor:
+    return torch.randn(count, 4, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def images(seed: int = 0) -> Tensor:
+    return torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def replay() -> GraphReplay:
+    made = GraphReplay(small_mask_denoiser(0), torch.float32)
+    made.refresh()
+    return made
+
+
+@torch.no_grad()
+def test_every_call_is_the_networks(replay: GraphReplay) -> None:
+    network, t = small_mask_denoiser(0), torch.tensor([700])
+    for call in range(8):
+        y = images(call // 4)  # another condition after four steps
+        if call % 4 == 0:
+            features, expected_features = replay.encode_condition(y), network.encode_condition(y)
+            for found, expected in zip(*map(pytree.tree_leaves, (features, expected_features)), strict=True):
+                assert (found is None) == (expected is None)
+                if found is not None:
+                    torch.testing.assert_close(found, expected)
+        x_t, times = fields(seed=call), (t - 100 * call % 300).expand(6)
+        torch.testing.assert_close(replay(x_t, times, features), network(x_t, times, expected_features))
+    assert (
+        sum(recording.graph.replays for recording in replay._recordings.values()) == 8
+    )  # 7 of 8 evaluations, 1 of 2 encodings
+
+
+@torch.no_grad()
+def test_results_are_the_callers_own(replay: GraphReplay) -> None:
+    features, times = replay.encode_condition(images()), torch.tensor([5]).expand(6)
+    first, second, third = (replay(fields(seed=seed), times, features) for seed in (0, 1, 2))
+    kept = second.clone()
+    assert not torch.equal(second, third)
+    replay(fields(seed=3), times, features)
+    assert torch.equal(second, kept)
+    assert not torch.equal(first, second)
+
+
+@torch.no_grad()
+def test_one_recording_for_every_shape_and_way_to_give_t(replay: GraphReplay) -> None:
+    features = replay.encode_condition(images())
+    for _ in range(3):
+        for count in (3, 6):
+            replay(fields(count), torch.tensor([5]).expand(count), features)
+        replay(fields(6), torch.tensor([5, 6, 7, 8, 9, 10]), features)
+    network = small_mask_denoiser(0)
+    t = torch.tensor([900, 6, 7, 8, 9, 10])
+    torch.testing.assert_close(replay(fields(6), t, features), network(fields(6), t, features))
+    assert len(replay._recordings) == 3
+
+
+@torch.no_grad()
+def test_new_weights_are_taken(replay: GraphReplay) -> None:
+    features, times = replay.encode_condition(images()), torch.tensor([5]).expand(6)
+    for _ in range(3):
+        before = replay(fields(), times, features)
+    replay.refresh()
+    assert replay._recordings  # nothing changed
+    replay.network.load_state_dict(small_mask_denoiser(1).state_dict())
+    replay.refresh()
+    assert not replay._recordings
+    features = replay.encode_condition(images())
+    for _ in range(3):
+        after = replay(fields(), times, features)
+        torch.testing.assert_close(after, small_mask_denoiser(1)(fields(), times, images()))
+    assert not torch.allclose(before, after)
+
+
+@torch.no_grad()
+def test_the_least_used_recording_goes_first(replay: GraphReplay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "RECORDINGS", 2)
+    features, times = small_mask_denoiser(0).encode_condition(images()), torch.tensor([5])
+    for count in (3, 3, 6, 6, 3, 9, 9):
+        replay(fields(count), times.expand(count), features)
+    assert [recording.inputs[0].shape[0] for recording in replay._recordings.values()] == [3, 9]  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def test_lower_precision_keeps_norms(replay: GraphReplay) -> None:
+    low = GraphReplay(small_mask_denoiser(0), torch.bfloat16)
+    low.refresh()
+    kinds = {name.rpartition(".")[0].rpartition(".")[2]: p.dtype for name, p in low._copy.named_parameters()}
+    assert kinds["conv1"] == torch.bfloat16
+    assert kinds["norm1"] == torch.float32
+    assert {p.dtype for p in low.network.parameters()} == {torch.float32}
+
+
+def test_recordings_stay_behind_in_copies(replay: GraphReplay) -> None:
+    with torch.no_grad():
+        for _ in range(3):
+            replay(fields(), torch.tensor([5]).expand(6), images())
+    for other in (copy.deepcopy(replay), pickle.loads(pickle.dumps(replay))):
+        assert replay._recordings
+        assert not other._recordings
+        assert other.network is not replay.network
+
+
+def test_what_holds_more_than_tensors_runs_as_it_stands() -> None:
+    class Odd(torch.nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor, context: str) -> Tensor:
+            return x_t + len(context)
+
+    odd = GraphReplay(Odd(), torch.float32)
+    odd.refresh()
+    for _ in range(3):
+        assert torch.equal(odd(fields(), torch.tensor([5]).expand(6), "abc"), fields() + 3)
+    assert not odd._recordings
