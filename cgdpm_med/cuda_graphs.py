@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from cgdpm_med.diffusion.batching import is_out_of_memory
 
-RECORDINGS = 16
+RECORDINGS = 8
 """Shapes of one network that are kept recorded; the one that was not used for longest goes first."""
 
 CASTABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
@@ -37,8 +37,8 @@ class GraphReplay:
     """A network's evaluations: the first of a shape runs as it stands, the second is recorded.
 
     Weights are read from a copy in ``dtype``, because autocast's own casts do not outlive its context. All recordings
-    share one pool of memory, which other evaluations cannot use while they are kept. A network that cannot be recorded,
-    or not within the memory, runs as it stands.
+    share one pool of memory, which nothing else can use while they are kept: when an evaluation finds no memory,
+    they are given up. A network that cannot be recorded, or not within the memory, runs as it stands.
 
     Args:
         network: ``network(x_t, t, context)``, on a GPU, in evaluation mode.
@@ -101,11 +101,11 @@ class GraphReplay:
         """``function(*arguments)``, from its recording where there is one; tensors of the caller's own."""
         leaves, nesting = pytree.tree_flatten(arguments)
         if not self._recordable or not _tensors(leaves):
-            return function(*arguments)
+            return self._as_it_stands(function, arguments)
         key = function.__name__, str(nesting), tuple(None if leaf is None else _kind(leaf) for leaf in leaves)
         if key not in self._seen or not (key in self._recordings or self._record(key, function, leaves, nesting)):
             self._seen.add(key)
-            return function(*arguments)
+            return self._as_it_stands(function, arguments)
         self._recordings.move_to_end(key)
         recording = self._recordings[key]
         # the condition's features stay the same, step after step: those of the last call are in place
@@ -118,6 +118,17 @@ class GraphReplay:
         recording.graph.replay()
         copies = [output if output is None else output.clone() for output in recording.outputs]
         return pytree.tree_unflatten(copies, recording.nesting)
+
+    def _as_it_stands(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            if not self._recordings or not is_out_of_memory(error):
+                raise
+        # outside the handler, where the exception no longer holds the tensors of the failed attempt
+        self._forget()
+        torch.cuda.empty_cache()
+        return function(*arguments)
 
     def _record(
         self, key: Hashable, function: Callable[..., Any], leaves: Sequence[Tensor | None], nesting: Any

@@ -162,3 +162,26 @@ def test_what_holds_more_than_tensors_runs_as_it_stands() -> None:
     for _ in range(3):
         assert torch.equal(odd(fields(), torch.tensor([5]).expand(6), "abc"), fields() + 3)
     assert not odd._recordings
+
+
+@torch.no_grad()
+def test_recordings_give_way_to_an_evaluation(replay: GraphReplay) -> None:
+    features, times = replay.encode_condition(images()), torch.tensor([5])
+    for _ in range(2):
+        replay(fields(3), times.expand(3), features)
+    evaluate, failures = replay._copy.forward, [torch.OutOfMemoryError("no memory"), ValueError("another fault")]
+
+    def full(x_t: Tensor, t: Tensor, context: Any) -> Tensor:
+        if failures:
+            raise failures.pop(0)
+        return evaluate(x_t, t, context)
+
+    replay._copy.forward = full
+    expected = small_mask_denoiser(0)(fields(6), times.expand(6), features)
+    with pytest.raises(ValueError, match="another fault"):  # of the second attempt, which followed the first
+        replay(fields(6), times.expand(6), features)
+    assert not replay._recordings
+    torch.testing.assert_close(replay(fields(6), times.expand(6), features), expected)
+    failures.append(torch.OutOfMemoryError("no memory"))
+    with pytest.raises(torch.OutOfMemoryError):  # nothing is left to give up
+        replay(fields(9), times.expand(9), features)
