@@ -7,6 +7,7 @@ takes the GPU. A recorded evaluation is started as a whole.
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -38,7 +39,8 @@ class GraphReplay:
 
     Weights are read from a copy in ``dtype``, because autocast's own casts do not outlive its context. All recordings
     share one pool of memory, which nothing else can use while they are kept: when an evaluation finds no memory,
-    they are given up. A network that cannot be recorded, or not within the memory, runs as it stands.
+    they are given up. A network that cannot be recorded, or not within the memory, runs as it stands. Threads take
+    turns; all of them have to use one CUDA stream.
 
     Args:
         network: ``network(x_t, t, context)``, on a GPU, in evaluation mode.
@@ -51,6 +53,7 @@ class GraphReplay:
         self._state: list[tuple[int, int]] | None = None
         self._recordable = True
         self._copy: Any = None
+        self._lock = threading.RLock()  # threads share the tensors that a recording reads and writes
         self._forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -64,8 +67,12 @@ class GraphReplay:
 
     def refresh(self) -> None:
         """Take the network's weights as they are now, and forget what was recorded with others."""
-        parameters = list(self.network.parameters())
-        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        with self._lock:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        state = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
         if state == self._state:
             return
         self._forget()
@@ -99,6 +106,10 @@ class GraphReplay:
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """``function(*arguments)``, from its recording where there is one; tensors of the caller's own."""
+        with self._lock:
+            return self._run_alone(function, arguments)
+
+    def _run_alone(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         leaves, nesting = pytree.tree_flatten(arguments)
         if not self._recordable or not _tensors(leaves):
             return self._as_it_stands(function, arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -185,3 +186,16 @@ def test_recordings_give_way_to_an_evaluation(replay: GraphReplay) -> None:
     failures.append(torch.OutOfMemoryError("no memory"))
     with pytest.raises(torch.OutOfMemoryError):  # nothing is left to give up
         replay(fields(9), times.expand(9), features)
+
+
+def test_threads_take_turns(replay: GraphReplay) -> None:
+    network, times = small_mask_denoiser(0), torch.tensor([5]).expand(6)
+
+    @torch.no_grad()
+    def difference(seed: int) -> float:
+        features = replay.encode_condition(images(seed))
+        expected = network(fields(seed=seed), times, network.encode_condition(images(seed)))
+        return max((replay(fields(seed=seed), times, features) - expected).abs().max().item() for _ in range(5))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(difference, range(16))) < 1e-5
