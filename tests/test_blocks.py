@@ -16,6 +16,7 @@ from cgdpm_med.networks.blocks import (
     Resample,
     ResBlock,
     add_per_image,
+    concatenated,
     conv,
     conv_transpose,
     group_norm,
@@ -215,3 +216,42 @@ def test_patches_as_matrix_products(size: int, generator: torch.Generator) -> No
         product = layer(x.as_subclass(OnAnotherDevice)).as_subclass(torch.Tensor)
         assert product.stride() != layer(x).stride()  # it was another way
         torch.testing.assert_close(product, layer(x))
+
+
+def test_bias_behind_a_transposed_convolution(generator: torch.Generator) -> None:
+    x = torch.randn(2, 6, 5, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    ours = conv_transpose(2, 6, 4, 2).double()
+    theirs = nn.ConvTranspose2d(6, 4, 2, stride=2).double()
+    theirs.load_state_dict(ours.state_dict())
+    found = []
+    for layer in (ours, theirs):
+        out = layer(x)
+        found.append([out, *torch.autograd.grad((out**3).sum(), [x, *layer.parameters()])])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("side", [4, 12], ids=["few positions", "many"])
+def test_attention_in_training_is_that_of_sampling(side: int, generator: torch.Generator) -> None:
+    attention = Attention(32, num_heads=2).double()
+    nn.init.normal_(attention.proj.weight, generator=generator)  # it begins at zero
+    x = torch.randn(2, 32, side, side, generator=generator, dtype=torch.float64).requires_grad_()
+    with torch.no_grad():
+        expected = attention(x)
+    torch.testing.assert_close(attention(x), expected)
+    assert torch.autograd.gradcheck(attention, (x[:1, :, :2, :2].detach().requires_grad_(),))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_concatenation_gives_dense_gradients(layout: torch.memory_format, generator: torch.Generator) -> None:
+    h, skip = (torch.randn(2, c, 4, 6, generator=generator).contiguous(memory_format=layout) for c in (3, 5))
+    weights = torch.randn(2, 8, 4, 6, generator=generator).contiguous(memory_format=layout)
+    reached: list[Tensor] = []
+    leaf = h.requires_grad_()
+    inner = leaf * 2
+    inner.register_hook(reached.append)
+    out = concatenated(inner, skip)
+    assert torch.equal(out, torch.cat([2 * h, skip], dim=1))
+    (out * weights).sum().backward()
+    assert torch.equal(reached[0], weights[:, :3])
+    assert reached[0].is_contiguous(memory_format=layout)
+    torch.testing.assert_close(leaf.grad, 2 * weights[:, :3])

@@ -42,7 +42,7 @@ class GroupNorm(nn.GroupNorm):
         return F.silu(h, inplace=True) if silu else h
 
     def _normalised(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        if not x.is_cpu or x.ndim != 4 or x.is_contiguous() or torch.compiler.is_compiling():
+        if not x.is_cpu or not _channels_last(x) or torch.compiler.is_compiling():
             if scale.ndim == 1:
                 return F.group_norm(x, self.num_groups, scale, shift, self.eps)
             return _modulated(F.group_norm(x, self.num_groups, eps=self.eps), scale, shift)
@@ -51,10 +51,12 @@ class GroupNorm(nn.GroupNorm):
         return _forward(x, scale, shift, self.num_groups, self.eps)[0]
 
 
+def _channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 def _fits_fused(x: Tensor) -> bool:
-    if not x.is_cuda or x.ndim != 4 or x.dtype == torch.float64:
-        return False
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return x.is_cuda and x.dtype != torch.float64 and _channels_last(x)
 
 
 @cache

@@ -20,7 +20,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,6 +30,7 @@ from .blocks import (
     Join,
     ResBlock,
     add_per_image,
+    concatenated,
     conv,
     conv_transpose,
     group_norm,
@@ -193,7 +193,7 @@ class Decoder(nn.Module):
         for index, (blocks, attns) in enumerate(zip(self.levels, self.attentions, strict=True)):
             joined = joins[len(self.levels) - 1 - index] if joins else None
             for block, attn in zip(blocks, attns, strict=True):  # type: ignore[call-overload]
-                h = attn(block(torch.cat([h, skips.pop()], dim=1), emb, joined))
+                h = attn(block(concatenated(h, skips.pop()), emb, joined))
                 joined = None
             if index < len(self.ups):
                 up = self.ups[index]
