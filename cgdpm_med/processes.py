@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+
 import torch.distributed as dist
 
 _LEFT: list[dist.ProcessGroup] = []
+# While Python still runs: its end stops threads that wait for its lock, as gloo's may, and the process would abort.
+atexit.register(_LEFT.clear)
 
 
 def leave_process_group() -> None:
