@@ -6,7 +6,6 @@ takes the GPU. A recorded evaluation is started as a whole.
 
 from __future__ import annotations
 
-import copy
 import threading
 import warnings
 from collections import OrderedDict
@@ -17,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from cgdpm_med.cast_copy import CastCopy
 from cgdpm_med.diffusion.batching import is_out_of_memory
 
 RECORDINGS = 8
 """Shapes of one network that are kept recorded; the one that was not used for longest goes first."""
-
-CASTABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
 
 class Recording(NamedTuple):
@@ -37,10 +35,10 @@ class Recording(NamedTuple):
 class GraphReplay:
     """A network's evaluations: the first of a shape runs as it stands, the second is recorded.
 
-    Weights are read from a copy in ``dtype``, because autocast's own casts do not outlive its context. All recordings
-    share one pool of memory, which nothing else can use while they are kept: when an evaluation finds no memory,
-    they are given up. A network that cannot be recorded, or not within the memory, runs as it stands. Threads take
-    turns; all of them have to use one CUDA stream.
+    Weights are those of a :class:`~cgdpm_med.cast_copy.CastCopy`. All recordings share one pool of memory, which
+    nothing else can use while they are kept: when an evaluation finds no memory, they are given up. A network that
+    cannot be recorded, or not within the memory, runs as it stands. Threads take turns; all of them have to use one
+    CUDA stream.
 
     Args:
         network: ``network(x_t, t, context)``, on a GPU, in evaluation mode.
@@ -49,15 +47,14 @@ class GraphReplay:
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype, compile_options: dict[str, Any] | None = None) -> None:
-        self.network, self.dtype, self.compile_options = network, dtype, compile_options
-        self._state: list[tuple[int, int]] | None = None
+        self.source = CastCopy(network, dtype, compile_options)
         self._recordable = True
-        self._copy: Any = None
         self._lock = threading.RLock()  # threads share the tensors that a recording reads and writes
         self._forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return GraphReplay, (self.network, self.dtype, self.compile_options)  # graphs belong to one process
+        source = self.source
+        return GraphReplay, (source.network, source.dtype, source.compile_options)  # graphs belong to one process
 
     def _forget(self) -> None:
         self._seen: set[Hashable] = set()
@@ -68,22 +65,8 @@ class GraphReplay:
     def refresh(self) -> None:
         """Take the network's weights as they are now, and forget what was recorded with others."""
         with self._lock:
-            self._refresh()
-
-    def _refresh(self) -> None:
-        tensors = [*self.network.parameters(), *self.network.buffers()]
-        state = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
-        if state == self._state:
-            return
-        self._forget()
-        self._state = state
-        with torch.inference_mode(False), torch.no_grad():
-            self._copy = copy.deepcopy(self.network).requires_grad_(False)
-            for module in self._copy.modules():
-                if isinstance(module, CASTABLE):
-                    module.to(self.dtype)
-        if self.compile_options is not None:
-            self._copy.compile(dynamic=False, options=self.compile_options)
+            if self.source.refresh():
+                self._forget()
 
     def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
         """The network's output. Call :meth:`refresh` before the first evaluation."""
@@ -93,16 +76,16 @@ class GraphReplay:
 
     def encode_condition(self, y: Tensor) -> Any:
         """The network's features of the condition image, or y itself when it has none."""
-        return self._run(self._encode, y) if hasattr(self._copy, "encode_condition") else y
+        return self._run(self._encode, y) if hasattr(self.source.copy, "encode_condition") else y
 
     def _evaluate(self, x_t: Tensor, t: Tensor, context: Any) -> Any:
-        return self._copy(x_t, t, context)
+        return self.source(x_t, t, context)
 
     def _evaluate_at_one(self, x_t: Tensor, t: Tensor, context: Any) -> Any:
-        return self._copy(x_t, t.expand(len(x_t)), context)
+        return self.source(x_t, t.expand(len(x_t)), context)
 
     def _encode(self, y: Tensor) -> Any:
-        return self._copy.encode_condition(y)
+        return self.source.encode_condition(y)
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """``function(*arguments)``, from its recording where there is one; tensors of the caller's own."""

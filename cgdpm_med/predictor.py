@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cgdpm_med.cast_copy import CastCopy
 from cgdpm_med.cuda_graphs import GraphReplay
 from cgdpm_med.diffusion.batching import BatchLimit
 from cgdpm_med.diffusion.ensemble import mask_probabilities, sample_ensemble
@@ -91,11 +92,7 @@ class DiffusionPredictor(nn.Module):
         self.limit = BatchLimit(max_batch)
         self.register_load_state_dict_pre_hook(_place_bare_network)
         self.compiled, self.cuda_graphs = compile, cuda_graphs
-        self._replays: dict[tuple[str, torch.dtype], GraphReplay] = {}
-        if compile:
-            for network in (denoiser, guide):
-                if network is not None:
-                    network.compile(dynamic=False, options=COMPILER_OPTIONS)
+        self._evaluators: dict[tuple[str, str, torch.dtype], Autocast] = {}
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, Cc, *S) -> mean over members, (B, C, *S): probabilities of a mask, or an image in [-1, 1].
@@ -134,25 +131,23 @@ class DiffusionPredictor(nn.Module):
         """
         dtype = autocast_dtype(image.device, self.precision)
         denoiser = self._sampling_denoiser(image.device, dtype)
-        # around the whole sampling too: weights are cast when first used and kept until the outermost context ends
-        with lower_precision(image.device, dtype):
-            x_0 = sample_ensemble(
-                wrap(denoiser) if wrap else denoiser,
-                image,
-                self.schedule,
-                shape=(self.out_channels, *self._target_size(image)),
-                members=self.members,
-                seed=self.seed,
-                keys=keys,
-                member_ids=member_ids,
-                max_batch=self.limit,
-                progress=progress,
-                steps=self.steps,
-                method=self.method,
-                eta=self.eta,
-                start=self.start,
-                clip=(-self.scale, self.scale) if self.target == "mask" else (-1.0, 1.0),
-            )
+        x_0 = sample_ensemble(
+            wrap(denoiser) if wrap else denoiser,
+            image,
+            self.schedule,
+            shape=(self.out_channels, *self._target_size(image)),
+            members=self.members,
+            seed=self.seed,
+            keys=keys,
+            member_ids=member_ids,
+            max_batch=self.limit,
+            progress=progress,
+            steps=self.steps,
+            method=self.method,
+            eta=self.eta,
+            start=self.start,
+            clip=(-self.scale, self.scale) if self.target == "mask" else (-1.0, 1.0),
+        )
         # in place and in parts: all of them are large, one by one would keep a GPU waiting
         parts = x_0.flatten(0, 1).split(self.limit.of(x_0.shape[3:], x_0.device))
         if not all(bool(part.sum(dtype=torch.float32).isfinite()) for part in parts):
@@ -173,15 +168,12 @@ class DiffusionPredictor(nn.Module):
         return guided(denoiser, guide, self.schedule, scale=self.guidance_scale, interval=self.guidance_interval)
 
     def _evaluated(self, name: str, device: torch.device, dtype: torch.dtype) -> Autocast:
-        network = getattr(self, name)
-        evaluated = Autocast(network, device, dtype)
-        if device.type == "cuda" and self.cuda_graphs:
-            if (name, dtype) not in self._replays:
-                options = COMPILER_OPTIONS if self.compiled else None
-                self._replays[name, dtype] = GraphReplay(network, dtype, options)
-            evaluated.replay = self._replays[name, dtype]
-            evaluated.replay.refresh()
-        return evaluated
+        network, key = getattr(self, name), (name, device.type, dtype)
+        if key not in self._evaluators or self._evaluators[key].network is not network:
+            how = {"compile": self.compiled, "cuda_graphs": self.cuda_graphs}
+            self._evaluators[key] = Autocast(network, device, dtype, **how)
+        self._evaluators[key].refresh()
+        return self._evaluators[key]
 
 
 def _place_bare_network(predictor: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -203,25 +195,51 @@ def _place_bare_network(predictor: nn.Module, state_dict: dict[str, Any], prefix
 class Autocast:
     """Evaluates a network in evaluation mode and lower precision; what enters and leaves the sampler stays float32.
 
-    The weights of 2D convolutions are laid out channels last, which vector units and tensor cores read faster. Their
-    values stay.
+    The weights of 2D convolutions are laid out channels last, which vector units and tensor cores read faster; their
+    values stay. In lower precision a copy of the network is evaluated, which takes the weights as they are whenever a
+    condition is encoded.
+
+    Args:
+        compile: evaluate a copy that torch.compile has compiled.
+        cuda_graphs: on an NVIDIA GPU, evaluate by a :class:`~cgdpm_med.cuda_graphs.GraphReplay`.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        self.network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device, self.dtype = device, dtype
-        self.replay: GraphReplay | None = None  # what evaluates the network instead of itself
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        compile: bool = False,
+        cuda_graphs: bool = False,
+    ) -> None:
+        self.network, self.device, self.dtype = network, device, dtype
+        self.copy: CastCopy | GraphReplay | None = None  # what is evaluated instead
+        options = COMPILER_OPTIONS if compile else None
+        if cuda_graphs and device.type == "cuda":
+            self.copy = GraphReplay(network, dtype, options)
+        elif compile or dtype != torch.float32:
+            self.copy = CastCopy(network, dtype, options)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take the network's weights as they are now."""
+        if self.copy is None:
+            self.network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        else:
+            self.copy.refresh()
 
     def _context(self) -> torch.autocast:
         return lower_precision(self.device, self.dtype)
 
     def encode_condition(self, y: Tensor) -> Any:
+        self.refresh()
         with self._context():
-            return encode(self.replay or self.network, y)
+            return encode(self.copy or self.network, y)
 
     def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
         with self._context():
-            return (self.replay or self.network)(x_t, t, context).to(x_t.dtype)
+            return (self.copy or self.network)(x_t, t, context).to(x_t.dtype)
 
 
 def lower_precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -114,7 +114,7 @@ def test_new_weights_are_taken(replay: GraphReplay) -> None:
         before = replay(fields(), times, features)
     replay.refresh()
     assert replay._recordings  # nothing changed
-    replay.network.load_state_dict(small_mask_denoiser(1).state_dict())
+    replay.source.network.load_state_dict(small_mask_denoiser(1).state_dict())
     replay.refresh()
     assert not replay._recordings
     features = replay.encode_condition(images())
@@ -137,10 +137,10 @@ def test_the_least_used_recording_goes_first(replay: GraphReplay, monkeypatch: p
 def test_lower_precision_keeps_norms(replay: GraphReplay) -> None:
     low = GraphReplay(small_mask_denoiser(0), torch.bfloat16)
     low.refresh()
-    kinds = {name.rpartition(".")[0].rpartition(".")[2]: p.dtype for name, p in low._copy.named_parameters()}
+    kinds = {name.rpartition(".")[0].rpartition(".")[2]: p.dtype for name, p in low.source.copy.named_parameters()}
     assert kinds["conv1"] == torch.bfloat16
     assert kinds["norm1"] == torch.float32
-    assert {p.dtype for p in low.network.parameters()} == {torch.float32}
+    assert {p.dtype for p in low.source.network.parameters()} == {torch.float32}
 
 
 def test_recordings_stay_behind_in_copies(replay: GraphReplay) -> None:
@@ -150,7 +150,7 @@ def test_recordings_stay_behind_in_copies(replay: GraphReplay) -> None:
     for other in (copy.deepcopy(replay), pickle.loads(pickle.dumps(replay))):
         assert replay._recordings
         assert not other._recordings
-        assert other.network is not replay.network
+        assert other.source.network is not replay.source.network
 
 
 def test_what_holds_more_than_tensors_runs_as_it_stands() -> None:
@@ -170,14 +170,14 @@ def test_recordings_give_way_to_an_evaluation(replay: GraphReplay) -> None:
     features, times = replay.encode_condition(images()), torch.tensor([5])
     for _ in range(2):
         replay(fields(3), times.expand(3), features)
-    evaluate, failures = replay._copy.forward, [torch.OutOfMemoryError("no memory"), ValueError("another fault")]
+    evaluate, failures = replay.source.copy.forward, [torch.OutOfMemoryError("no memory"), ValueError("another fault")]
 
     def full(x_t: Tensor, t: Tensor, context: Any) -> Tensor:
         if failures:
             raise failures.pop(0)
         return evaluate(x_t, t, context)
 
-    replay._copy.forward = full
+    replay.source.copy.forward = full
     expected = small_mask_denoiser(0)(fields(6), times.expand(6), features)
     with pytest.raises(ValueError, match="another fault"):  # of the second attempt, which followed the first
         replay(fields(6), times.expand(6), features)

@@ -28,6 +28,7 @@ ROOMS = (
     "slices",
     "augment",
     "phantom",
+    "cast_copy",
     "cuda_graphs",
     "predictor",
     "inferers",

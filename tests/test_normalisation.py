@@ -168,3 +168,28 @@ def test_bfloat16_with_a_modulation_per_image_is_no_worse_than_in_steps(size: tu
         out = ours(x, (scale, shift))
     assert out.dtype == torch.bfloat16
     assert (out - exact).abs().mean() <= (steps - exact).abs().mean()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("film", [False, True])
+def test_torch_compile_sees_one_operation_on_a_cpu(film: bool) -> None:
+    norm, _ = pair(12, 4, torch.float32)
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op.startswith("call"))
+        return graph
+
+    x = maps(3, 12, 20, 18, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    modulation = (torch.linspace(0.5, 2, 12), torch.linspace(-1, 1, 12)) if film else None
+    out = torch.compile(norm, backend=backend, dynamic=False)(x, modulation, silu=True)
+    assert torch.equal(out, norm(x, modulation, silu=True))
+    assert out.stride() == x.stride()
+    assert sum("cgdpm_med.group_norm" in name for name in seen) == 1
+    assert not any("native" in name or "silu" in name for name in seen)
+
+
+def test_the_one_operation_is_well_formed() -> None:
+    x = maps(2, 8, 4, 6, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    arguments = (x, torch.rand(8), torch.rand(8), 4, 1e-5, True)
+    torch.library.opcheck(torch.ops.cgdpm_med.group_norm.default, arguments)

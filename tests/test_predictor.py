@@ -259,3 +259,12 @@ def test_compiled_attention_in_bfloat16_is_eager(generator: torch.Generator) -> 
         attention.compile(dynamic=False, options=COMPILER_OPTIONS)
         torch.testing.assert_close(attention(x), eager, atol=0.05, rtol=0.02)
         assert (eager - x).abs().mean() > 0.02  # attention did something
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.parametrize(("precision", "within"), [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_compiled_is_eager(images: Tensor, precision: str, within: float) -> None:
+    eager, compiled = (predictor(precision=precision, compile=each) for each in (False, True))
+    with torch.inference_mode():
+        found = compiled.ensemble(images, keys=KEYS)
+        torch.testing.assert_close(found, eager.ensemble(images, keys=KEYS), rtol=0, atol=within)

@@ -4,6 +4,8 @@ On a CPU it is slow in two places (PyTorch 2.13, one AVX-512 core): forward in b
 times as long as in float32, conversions included, and backward on every map ten to forty times as long as in the
 ordinary layout. The first is therefore done in float32, the second is written out.
 
+torch.compile makes kernels for a CPU that are slower still (several times at 64 x 64), so it is shown one operation.
+
 On a GPU PyTorch knows the ordinary layout alone. A kernel of our own serves sampling there (``fused_norm``), and what
 torch.compile sees is written in sums that it can join with what stands beside them.
 """
@@ -34,12 +36,15 @@ class GroupNorm(nn.GroupNorm):
         """
         scale: Tensor = self.weight if film is None else self.weight * film[0]
         shift: Tensor = self.bias if film is None else self.bias * film[0] + film[1]
-        if not x.is_cpu and torch.compiler.is_compiling():
-            return _written_out(x, scale, shift, self.num_groups, self.eps, silu)
+        if torch.compiler.is_compiling():
+            if not x.is_cpu:
+                return _written_out(x, scale, shift, self.num_groups, self.eps, silu)
+            if not torch.is_grad_enabled() and _channels_last(x):
+                return _as_one(x, scale, shift, self.num_groups, self.eps, silu)
         if not torch.is_grad_enabled() and _fits_fused(x) and (fused := _fused()):
             return fused(x, scale, shift, self.num_groups, self.eps, silu)
         h = self._normalised(x, scale, shift)
-        return F.silu(h, inplace=True) if silu else h
+        return F.silu(h, inplace=not h.requires_grad) if silu else h  # in place it would keep a copy for the gradient
 
     def _normalised(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         if not x.is_cpu or not _channels_last(x) or torch.compiler.is_compiling():
@@ -101,6 +106,18 @@ def _forward(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -
     if scale.ndim == 2:
         _modulated(h, scale, shift, out=h)
     return h.to(x.dtype), mean, rstd
+
+
+@torch.library.custom_op("cgdpm_med::group_norm", mutates_args=())
+def _as_one(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+    """What torch.compile is not to take apart on a CPU."""
+    h = _forward(x, scale, shift, groups, eps)[0]
+    return F.silu(h, inplace=True) if silu else h
+
+
+@_as_one.register_fake
+def _(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+    return torch.empty_like(x)
 
 
 class _ChannelsLast(torch.autograd.Function):

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgdpm_med import Autocast, GuidanceLoss, Replay, autocast_dtype, guide_from_denoiser, sample
+from cgdpm_med import (
+    Autocast,
+    GuidanceLoss,
+    Replay,
+    autocast_dtype,
+    guide_from_denoiser,
+    keep_freed_memory,
+    sample,
+)
 from cgdpm_med.diffusion.losses import guidance_target
 from cgdpm_med.diffusion.sampling import encode
 
@@ -36,6 +44,7 @@ def run(arguments: argparse.Namespace) -> Result:
     if arguments.quick:
         arguments.batch, arguments.size, arguments.iterations = 2, 32, 7
         arguments.literal_steps, arguments.repeats = [2, 4, 6], 1
+    keep_freed_memory()  # as the bundles do, whose training this is on both sides
     device = torch.device(arguments.device)
     training = Training(arguments, device)
     work: dict[str, Callable[[], Any]] = {"replay": training.replay, "training step alone": training.one_step}

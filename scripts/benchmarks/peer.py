@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cgdpm_med import Autocast, autocast_dtype, sample_ensemble
-from cgdpm_med.cuda_graphs import GraphReplay
 from cgdpm_med.diffusion.ensemble import MaskDenoiser
 from cgdpm_med.networks.unet import ConditionalUNet, ConditionFeatures
-from cgdpm_med.predictor import COMPILER_OPTIONS
 
 from .contestants import (
     CLASSES,
@@ -232,19 +230,11 @@ def ladder(
             Autocast(mask_denoiser(fresh()), torch.device(device), dtype), "auto"
         ),
     }
-    if torch.device(device).type == "cuda":
-        recorded = Autocast(mask_denoiser(fresh()), torch.device(device), dtype)
-        recorded.replay = GraphReplay(recorded.network, dtype)
-        recorded.replay.refresh()
-        rungs["+ CUDA graphs"] = draw(recorded, "auto")
+    place, graphs = torch.device(device), torch.device(device).type == "cuda"
+    if graphs:
+        rungs["+ CUDA graphs"] = draw(Autocast(mask_denoiser(fresh()), place, dtype, cuda_graphs=True), "auto")
     if arguments.compile:
-        compiled = mask_denoiser(fresh())
-        evaluated = Autocast(compiled, torch.device(device), dtype)
-        if torch.device(device).type == "cuda":
-            evaluated.replay = GraphReplay(compiled, dtype, COMPILER_OPTIONS)
-            evaluated.replay.refresh()
-        else:
-            compiled.compile(dynamic=False, options=COMPILER_OPTIONS)
+        evaluated = Autocast(mask_denoiser(fresh()), place, dtype, compile=True, cuda_graphs=graphs)
         rungs["+ compile"] = draw(evaluated, "auto")
         console.print(f"  compiling: {timed(rungs['+ compile'], device):.0f} s")
     with torch.inference_mode():
