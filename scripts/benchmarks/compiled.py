@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from cgdpm_med import keep_freed_memory
+
 from .contestants import condition, shipped
 from .harness import Claim, Result, Table, alternate, console, median, ratio, timed
 
@@ -25,6 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Result:
     if arguments.quick:
         arguments.members, arguments.slices, arguments.size, arguments.steps, arguments.repeats = 1, 1, 32, 1, 1
+    keep_freed_memory()  # as the command does
     common = {"members": arguments.members, "steps": arguments.steps}
     if torch.device(arguments.device).type == "cuda":
         predictors = {
