@@ -160,21 +160,20 @@ def _gradient(dy: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor) 
     precision = torch.promote_types(x.dtype, torch.float32)
     dy = dy.to(precision, copy=True)  # becomes dx
     x, scale, mean, rstd = (z.to(precision) for z in (x, scale, mean, rstd))
-    groups, each = mean.shape[1], x.shape[2] // mean.shape[1]
+    shape = mean.shape[1], x.shape[2] // mean.shape[1]  # groups, and channels of each
+    mean, rstd, scale = mean[..., None], rstd[..., None], scale.unflatten(1, shape)
+    sum_dy, sum_dy_x = dy.sum(1).unflatten(1, shape), (dy * x).sum(1).unflatten(1, shape)
 
     def by_group(z: Tensor) -> Tensor:
-        return (z * scale).unflatten(1, (groups, each)).sum(-1)
+        return (z * scale).sum(-1, keepdim=True) / (shape[1] * x.shape[1])
 
-    def by_channel(z: Tensor) -> Tensor:
-        return z.repeat_interleave(each, dim=1)
-
-    sum_dy, sum_dy_x = dy.sum(1), (dy * x).sum(1)
     # dx = rstd (g - mean(g) - x_hat mean(g x_hat)), g = scale dy, x_hat = rstd (x - mean): linear in dy and in x
-    of_x = (by_group(sum_dy) * mean - by_group(sum_dy_x)) * rstd**3 / (each * x.shape[1])
-    of_one = -of_x * mean - by_group(sum_dy) * rstd / (each * x.shape[1])
-    dx = torch.addcmul(by_channel(of_one)[:, None], dy, (by_channel(rstd) * scale)[:, None], out=dy)
-    dx.addcmul_(x, by_channel(of_x)[:, None])
-    return dx, (sum_dy_x - by_channel(mean) * sum_dy) * by_channel(rstd), sum_dy
+    of_dy, mean_g = scale * rstd, by_group(sum_dy)
+    of_x = (mean_g * mean - by_group(sum_dy_x)) * rstd**3
+    of_one = -of_x * mean - mean_g * rstd
+    of_one, of_x, of_dy = (z.expand_as(of_dy).flatten(1)[:, None] for z in (of_one, of_x, of_dy))
+    dx = torch.addcmul(of_one, dy, of_dy, out=dy).addcmul_(x, of_x)
+    return dx, ((sum_dy_x - mean * sum_dy) * rstd).flatten(1), sum_dy.flatten(1)
 
 
 def _rows(x: Tensor) -> Tensor:
