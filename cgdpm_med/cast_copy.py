@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ class CastCopy:
     """A copy in evaluation mode, with the weights of convolutions and matrix products in ``dtype`` and channels last.
 
     Autocast rounds the weights to the same values, but anew at every evaluation where no gradient is asked of them: on
-    a CPU that is a tenth of the time of a small batch. Call it within autocast, which casts what enters the layers.
+    a CPU that is a tenth of the time of a small batch. Call it within autocast, which casts what enters the layers. A
+    network that leaves autocast somewhere keeps its weights.
 
     Args:
         network: ``network(x_t, t, context)``.
@@ -27,6 +29,7 @@ class CastCopy:
         self.network, self.dtype, self.compile_options = network, dtype, compile_options
         self.copy: Any = None
         self._state: list[tuple[int, int]] | None = None
+        self._castable: tuple[type[nn.Module], ...] = CASTABLE
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -40,7 +43,7 @@ class CastCopy:
             if state == self._state:
                 return False
             with torch.inference_mode(False), torch.no_grad():
-                cast = [m for m in self.network.modules() if isinstance(m, CASTABLE)]
+                cast = [m for m in self.network.modules() if isinstance(m, self._castable)]
                 # handed to deepcopy as copies it has made already: no second set of weights in full precision
                 made: dict[int, Any] = {
                     id(weight): nn.Parameter(weight.detach().to(self.dtype, copy=True), requires_grad=False)
@@ -56,8 +59,24 @@ class CastCopy:
 
     def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
         """The network's output. Call :meth:`refresh` before the first evaluation."""
-        return self.copy(x_t, t, context)  # type: ignore[no-any-return]
+        return self._run(lambda network: network(x_t, t, context))  # type: ignore[no-any-return]
 
     def encode_condition(self, y: Tensor) -> Any:
         """The network's features of the condition image, or y itself when it has none."""
-        return self.copy.encode_condition(y) if hasattr(self.copy, "encode_condition") else y
+        return self._run(lambda network: network.encode_condition(y)) if hasattr(self.copy, "encode_condition") else y
+
+    def _run(self, evaluate: Callable[[Any], Any]) -> Any:
+        try:
+            return evaluate(self.copy)
+        except RuntimeError as error:
+            if not self._castable or self.dtype == torch.float32 or not _of_precisions(error):
+                raise
+        with self._lock:
+            self._castable, self._state = (), None
+        self.refresh()
+        return evaluate(self.copy)
+
+
+def _of_precisions(error: RuntimeError) -> bool:
+    """Whether a layer complains that its weights and what enters it differ in precision."""
+    return any(name in str(error) for name in ("BFloat16", "Half", "bfloat16", "float16"))

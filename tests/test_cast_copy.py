@@ -85,6 +85,44 @@ def test_a_bare_function_of_the_condition_is_handed_on() -> None:
     assert torch.equal(made(fields(), T, y), 2 * fields())
 
 
+class Leaves(nn.Module):
+    """Its last layer is evaluated in float32."""
+
+    def __init__(self, error: str = "") -> None:
+        super().__init__()
+        self.first, self.last, self.error = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 4, 1), error
+
+    def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        if self.error:
+            raise RuntimeError(self.error)
+        h = self.first(x_t)
+        with torch.autocast("cpu", enabled=False):
+            return self.last(h.float())  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_a_network_that_leaves_autocast_keeps_its_weights() -> None:
+    torch.manual_seed(0)
+    network, other = Leaves(), Leaves()
+    made = CastCopy(network, torch.bfloat16)
+    made.refresh()
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            torch.testing.assert_close(made(fields(), T, fields()), network(fields(), T, fields()))
+            assert not made.refresh()
+        network.load_state_dict(other.state_dict())
+        assert made.refresh()
+        torch.testing.assert_close(made(fields(), T, fields()), other(fields(), T, fields()))
+
+
+@pytest.mark.parametrize("error", ["something else", "BFloat16 whatever the weights"])
+def test_other_faults_are_told(error: str) -> None:
+    made = CastCopy(Leaves(error), torch.bfloat16)
+    made.refresh()
+    with pytest.raises(RuntimeError, match=error):
+        made(fields(), T, fields())
+
+
 @pytest.mark.parametrize("assign", [False, True])
 def test_new_weights_are_taken(assign: bool) -> None:
     network, other = small_mask_denoiser(0), small_mask_denoiser(1)
