@@ -49,17 +49,22 @@ def run(arguments: argparse.Namespace) -> Result:
         if axis == "size":  # one member: a large image is long enough
             point["members"] = 1
     repeats = 1 if arguments.quick else arguments.repeats
-    processes: dict[tuple[str, int], list[dict[str, float]]] = {}
+    processes: dict[str, list[dict[str, float]]] = {}  # of a point; two axes share the one they have in common
+    tensors: dict[str, dict[str, float]] = {}
+    for (axis, value), point in points.items():
+        key = json.dumps(point)
+        processes.setdefault(key, []).extend(measured(point, arguments) for _ in range(repeats))
+        if torch.device(arguments.device).type == "cpu" and key not in tensors:
+            tensors[key] = measured(point, arguments, "tensors")
+        console.print(f"  {axis} = {value}: {processes[key][-1]}")
     found: dict[tuple[str, int], dict[str, float]] = {}
     raw_tensors: dict[str, dict[str, float]] = {}
     for (axis, value), point in points.items():
-        processes[axis, value] = each = [measured(point, arguments) for _ in range(repeats)]
+        each = processes[json.dumps(point)]
         found[axis, value] = {part: median([process[part] for process in each]) for part in each[0]}
-        if torch.device(arguments.device).type == "cpu":
-            tensors = measured(point, arguments, "tensors")
-            found[axis, value]["tensors"] = tensors["working"]
-            raw_tensors[f"{axis} = {value}"] = tensors
-        console.print(f"  {axis} = {value}: {found[axis, value]}")
+        if tensors:
+            raw_tensors[f"{axis} = {value}"] = tensors[json.dumps(point)]
+            found[axis, value]["tensors"] = tensors[json.dumps(point)]["working"]
     claims = []
     parts = {"working": "working memory"}
     if raw_tensors:
@@ -86,7 +91,7 @@ def run(arguments: argparse.Namespace) -> Result:
         headings["tensors"] = "its tensors alone"
     rows = [[axis, value, *(f"{point[part]:.0f}" for part in headings)] for (axis, value), point in found.items()]
     columns = ["varied", "value", *headings.values()]
-    raw: dict[str, Any] = {f"{axis} = {value}": each for (axis, value), each in processes.items()}
+    raw: dict[str, Any] = {f"{axis} = {value}": processes[json.dumps(point)] for (axis, value), point in points.items()}
     if raw_tensors:
         raw["tensors alone"] = raw_tensors
     return Result({"base": base, "window": WINDOW}, claims, [Table("Peak memory", columns, rows)], raw)
