@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import tempfile
 from typing import Any
 
 import torch
@@ -43,7 +45,8 @@ def run(arguments: argparse.Namespace) -> Result:
     y = condition(arguments.slices, arguments.size, 3, arguments.device)
     work = {name: (lambda predictor=predictor: predictor.ensemble(y)) for name, predictor in predictors.items()}
     first: dict[str, float] = {}
-    with torch.inference_mode():
+    with tempfile.TemporaryDirectory() as cache, torch.inference_mode():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # what an earlier run compiled is not there
         for name in modes:
             first[name] = timed(work[name], arguments.device)
             console.print(f"  first call, {name}: {first[name]:.1f} s")
