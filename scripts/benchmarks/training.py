@@ -188,7 +188,7 @@ def recorded(trainer: Any) -> list[float]:
     from ignite.engine import Events
 
     losses: list[float] = []
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(e.state.output["loss"].item()))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(float(e.state.output["loss"])))
     return losses
 
 
