@@ -28,7 +28,6 @@ class CastCopy:
     def __init__(self, network: nn.Module, dtype: torch.dtype, compile_options: dict[str, Any] | None = None) -> None:
         self.network, self.dtype, self.compile_options = network, dtype, compile_options
         self.copy: Any = None
-        self._state: list[tuple[int, int]] | None = None
         self._castable: tuple[type[nn.Module], ...] = CASTABLE
         self._lock = threading.Lock()
 
@@ -36,45 +35,57 @@ class CastCopy:
         return CastCopy, (self.network, self.dtype, self.compile_options)  # made anew where it is needed
 
     def refresh(self) -> bool:
-        """Take the network's weights as they are now; returns whether they are others than before."""
-        with self._lock:
-            tensors = [*self.network.parameters(), *self.network.buffers()]
-            state = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
-            if state == self._state:
-                return False
-            with torch.inference_mode(False), torch.no_grad():
-                cast = [m for m in self.network.modules() if isinstance(m, self._castable)]
-                # handed to deepcopy as copies it has made already: no second set of weights in full precision
-                made: dict[int, Any] = {
-                    id(weight): nn.Parameter(weight.detach().to(self.dtype, copy=True), requires_grad=False)
-                    for module in cast
-                    for weight in module.parameters(recurse=False)
-                }
-                fresh = copy.deepcopy(self.network, made).eval().requires_grad_(False)
-                fresh.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            if self.compile_options is not None:
-                fresh.compile(dynamic=False, options=self.compile_options)
-            self.copy, self._state = fresh, state
-            return True
+        """Take the network's weights as they are now; returns whether the copy is a new one, not only its weights."""
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            theirs, ours = _tensors(self.network), _tensors(self.copy)
+            if self.copy is None or [(x.shape, x.device) for x in theirs] != [(x.shape, x.device) for x in ours]:
+                self.copy = self._made()
+                return True
+            if (
+                ours
+            ):  # all, because what has changed is not to be seen: fused optimisers leave a tensor's version as it is
+                torch._foreach_copy_(ours, theirs)
+            return False
+
+    def _made(self) -> nn.Module:
+        castable = [m for m in self.network.modules() if isinstance(m, self._castable)]
+        # handed to deepcopy as copies it has made already: no second set of weights in full precision
+        made: dict[int, Any] = {
+            id(weight): nn.Parameter(weight.detach().to(self.dtype, copy=True), requires_grad=False)
+            for module in castable
+            for weight in module.parameters(recurse=False)
+        }
+        fresh = copy.deepcopy(self.network, made).eval().requires_grad_(False)
+        fresh.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.compile_options is not None:
+            fresh.compile(dynamic=False, options=self.compile_options)
+        return fresh
 
     def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
-        """The network's output. Call :meth:`refresh` before the first evaluation."""
+        """The network's output, with the weights of the last :meth:`refresh`."""
         return self._run(lambda network: network(x_t, t, context))  # type: ignore[no-any-return]
 
     def encode_condition(self, y: Tensor) -> Any:
         """The network's features of the condition image, or y itself when it has none."""
-        return self._run(lambda network: network.encode_condition(y)) if hasattr(self.copy, "encode_condition") else y
+        if not hasattr(self.network, "encode_condition"):
+            return y
+        return self._run(lambda network: network.encode_condition(y))
 
     def _run(self, evaluate: Callable[[Any], Any]) -> Any:
+        if self.copy is None:
+            self.refresh()
         try:
             return evaluate(self.copy)
         except RuntimeError as error:
             if not self._castable or self.dtype == torch.float32 or not _of_precisions(error):
                 raise
-        with self._lock:
-            self._castable, self._state = (), None
+        self._castable, self.copy = (), None
         self.refresh()
         return evaluate(self.copy)
+
+
+def _tensors(network: nn.Module | None) -> list[Tensor]:
+    return [] if network is None else [*network.parameters(), *network.buffers()]
 
 
 def _of_precisions(error: RuntimeError) -> bool:

@@ -76,7 +76,7 @@ class GraphReplay:
 
     def encode_condition(self, y: Tensor) -> Any:
         """The network's features of the condition image, or y itself when it has none."""
-        return self._run(self._encode, y) if hasattr(self.source.copy, "encode_condition") else y
+        return self._run(self._encode, y) if hasattr(self.source.network, "encode_condition") else y
 
     def _evaluate(self, x_t: Tensor, t: Tensor, context: Any) -> Any:
         return self.source(x_t, t, context)

@@ -196,8 +196,8 @@ class Autocast:
     """Evaluates a network in evaluation mode and lower precision; what enters and leaves the sampler stays float32.
 
     The weights of 2D convolutions are laid out channels last, which vector units and tensor cores read faster; their
-    values stay. In lower precision a copy of the network is evaluated, which takes the weights as they are whenever a
-    condition is encoded.
+    values stay. In lower precision a copy of the network is evaluated, with the weights it had at the last
+    :meth:`refresh`.
 
     Args:
         compile: evaluate a copy that torch.compile has compiled.
@@ -233,7 +233,6 @@ class Autocast:
         return lower_precision(self.device, self.dtype)
 
     def encode_condition(self, y: Tensor) -> Any:
-        self.refresh()
         with self._context():
             return encode(self.copy or self.network, y)
 

@@ -111,7 +111,7 @@ def test_a_network_that_leaves_autocast_keeps_its_weights() -> None:
             torch.testing.assert_close(made(fields(), T, fields()), network(fields(), T, fields()))
             assert not made.refresh()
         network.load_state_dict(other.state_dict())
-        assert made.refresh()
+        made.refresh()
         torch.testing.assert_close(made(fields(), T, fields()), other(fields(), T, fields()))
 
 
@@ -127,10 +127,34 @@ def test_other_faults_are_told(error: str) -> None:
 def test_new_weights_are_taken(assign: bool) -> None:
     network, other = small_mask_denoiser(0), small_mask_denoiser(1)
     made = of(network)
-    assert not made.refresh()
+    evaluated = made.copy
     network.load_state_dict(other.state_dict(), assign=assign)
-    assert made.refresh()
+    assert not made.refresh()
+    assert made.copy is evaluated  # what was compiled or recorded of it stays
     assert torch.equal(autocast(made), autocast(of(other)))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_of_an_optimiser_are_taken(fused: bool) -> None:
+    network = small_mask_denoiser()
+    made = of(network)
+    before = autocast(made)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, fused=fused)
+    network(fields(), T, images()).square().mean().backward()
+    optimizer.step()
+    made.refresh()
+    after = autocast(made)
+    assert torch.equal(after, autocast(of(network)))
+    assert not torch.allclose(before, after, atol=0.01)
+
+
+def test_another_structure_makes_another_copy() -> None:
+    network = nn.Sequential(nn.Linear(2, 2))
+    made = CastCopy(network, torch.bfloat16)
+    assert made.refresh()
+    network.append(nn.Linear(2, 3))
+    assert made.refresh()
+    assert len(made.copy) == 2
 
 
 def test_copies_do_not_travel() -> None:
@@ -138,15 +162,16 @@ def test_copies_do_not_travel() -> None:
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         assert other.copy is None
         assert other.network is not made.network
-        assert other.refresh()
         assert torch.equal(autocast(other), autocast(made))
+        assert not other.refresh()
 
 
-def test_autocast_follows_the_weights_at_every_condition() -> None:
+def test_autocast_takes_new_weights_at_a_refresh() -> None:
     network, other = small_mask_denoiser(0), small_mask_denoiser(1)
     low = Autocast(network, CPU, torch.bfloat16)
     before = low(fields(), T, low.encode_condition(images()))
     network.load_state_dict(other.state_dict())
+    low.refresh()
     after = low(fields(), T, low.encode_condition(images()))
     assert not torch.allclose(before, after, atol=0.01)
     fresh = Autocast(other, CPU, torch.bfloat16)
