@@ -16,9 +16,8 @@ CASTABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspos
 class CastCopy:
     """A copy in evaluation mode, with the weights of convolutions and matrix products in ``dtype`` and channels last.
 
-    Autocast rounds the weights to the same values, but anew at every evaluation where no gradient is asked of them: on
-    a CPU that is a tenth of the time of a small batch. Call it within autocast, which casts what enters the layers. A
-    network that leaves autocast somewhere keeps its weights.
+    Autocast rounds the weights to the same values, but anew at every evaluation where no gradient is asked for. Call it
+    within autocast, which casts what enters the layers. A network that leaves autocast somewhere keeps its weights.
 
     Args:
         network: ``network(x_t, t, context)``.
@@ -41,9 +40,8 @@ class CastCopy:
             if self.copy is None or [(x.shape, x.device) for x in theirs] != [(x.shape, x.device) for x in ours]:
                 self.copy = self._made()
                 return True
-            if (
-                ours
-            ):  # all, because what has changed is not to be seen: fused optimisers leave a tensor's version as it is
+            # all of them: what has changed is not to be seen, a fused optimiser leaves a tensor's version as it is
+            if ours:
                 torch._foreach_copy_(ours, theirs)
             return False
 
