@@ -16,8 +16,9 @@ CASTABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspos
 class CastCopy:
     """A copy in evaluation mode, with the weights of convolutions and matrix products in ``dtype`` and channels last.
 
-    Autocast rounds the weights to the same values, but anew at every evaluation where no gradient is asked for. Call it
-    within autocast, which casts what enters the layers. A network that leaves autocast somewhere keeps its weights.
+    Autocast rounds the weights to the same values, but anew at every evaluation in inference mode, and everywhere those
+    that require no gradient (PyTorch 2.13). Call it within autocast, which casts what enters the layers. A network that
+    leaves autocast somewhere keeps its weights.
 
     Args:
         network: ``network(x_t, t, context)``.
