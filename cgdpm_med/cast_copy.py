@@ -34,17 +34,15 @@ class CastCopy:
     def __reduce__(self) -> tuple[Any, ...]:
         return CastCopy, (self.network, self.dtype, self.compile_options)  # made anew where it is needed
 
-    def refresh(self) -> bool:
-        """Take the network's weights as they are now; returns whether the copy is a new one, not only its weights."""
+    def refresh(self) -> None:
+        """Take the network's weights as they are now; the copy stays the same object while its structure does."""
         with self._lock, torch.inference_mode(False), torch.no_grad():
             theirs, ours = _tensors(self.network), _tensors(self.copy)
             if self.copy is None or [(x.shape, x.device) for x in theirs] != [(x.shape, x.device) for x in ours]:
                 self.copy = self._made()
-                return True
-            # all of them: what has changed is not to be seen, a fused optimiser leaves a tensor's version as it is
-            if ours:
+            elif ours:
+                # all of them: what has changed is not to be seen, a fused optimiser leaves a tensor's version as it is
                 torch._foreach_copy_(ours, theirs)
-            return False
 
     def _made(self) -> nn.Module:
         castable = [m for m in self.network.modules() if isinstance(m, self._castable)]

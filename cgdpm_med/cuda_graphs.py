@@ -41,7 +41,7 @@ class GraphReplay:
     CUDA stream.
 
     Args:
-        network: ``network(x_t, t, context)``, on a GPU, in evaluation mode.
+        network: ``network(x_t, t, context)``, on a GPU.
         dtype: of its convolutions and matrix products.
         compile_options: of torch.compile for the copy; None leaves it uncompiled.
     """
@@ -61,12 +61,12 @@ class GraphReplay:
         self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
         self._held: dict[str, tuple[Hashable, Sequence[Any]]] = {}
         self._pool: Any = None
+        self._recorded_copy = self.source.copy
 
     def refresh(self) -> None:
-        """Take the network's weights as they are now, and forget what was recorded with others."""
+        """Take the network's weights as they are now; recordings read them where they are."""
         with self._lock:
-            if self.source.refresh():
-                self._forget()
+            self.source.refresh()
 
     def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
         """The network's output. Call :meth:`refresh` before the first evaluation."""
@@ -93,6 +93,8 @@ class GraphReplay:
             return self._run_alone(function, arguments)
 
     def _run_alone(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+        if self.source.copy is not self._recorded_copy:  # recordings would read what the old one has left
+            self._forget()
         leaves, nesting = pytree.tree_flatten(arguments)
         if not self._recordable or not _tensors(leaves):
             return self._as_it_stands(function, arguments)

@@ -172,7 +172,8 @@ class DiffusionPredictor(nn.Module):
         if key not in self._evaluators or self._evaluators[key].network is not network:
             how = {"compile": self.compiled, "cuda_graphs": self.cuda_graphs}
             self._evaluators[key] = Autocast(network, device, dtype, **how)
-        self._evaluators[key].refresh()
+        else:
+            self._evaluators[key].refresh()
         return self._evaluators[key]
 
 

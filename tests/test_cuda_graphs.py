@@ -123,6 +123,20 @@ def test_new_weights_are_taken(replay: GraphReplay) -> None:
 
 
 @torch.no_grad()
+def test_recordings_of_another_copy_are_not_replayed(replay: GraphReplay) -> None:
+    features, times = replay.encode_condition(images()), torch.tensor([5]).expand(6)
+    for _ in range(3):
+        expected = replay(fields(), times, features)
+    assert replay._recordings
+    replay.source.copy = None  # as a network that leaves autocast makes it
+    torch.testing.assert_close(replay(fields(), times, features), expected)
+    assert not replay._recordings
+    for _ in range(3):
+        torch.testing.assert_close(replay(fields(), times, features), expected)
+    assert replay._recordings
+
+
+@torch.no_grad()
 def test_the_least_used_recording_goes_first(replay: GraphReplay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs, "RECORDINGS", 2)
     features, times = small_mask_denoiser(0).encode_condition(images()), torch.tensor([5])
