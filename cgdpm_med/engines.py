@@ -1,6 +1,6 @@
 """Parts for MONAI's SupervisedTrainer: what a batch means, what an iteration does, and an exact resume.
 
-A training run is ``SupervisedTrainer(loss_function=DiffusionLoss(…), prepare_batch=MaskPrepareBatch(…),
+A training run is ``SupervisedTrainer(loss_function=DiffusionLoss(…), prepare_batch=TargetPrepareBatch(…),
 iteration_update=DiffusionUpdate(…), train_handlers=[TrainingState(…), …])``; ignite's EMAHandler keeps the average.
 """
 
@@ -19,28 +19,31 @@ from monai.utils import CommonKeys
 from torch import Tensor
 
 from cgdpm_med.diffusion.ensemble import key_seed
+from cgdpm_med.diffusion.targets import Target
 from cgdpm_med.predictor import autocast_dtype, check_precision
 from cgdpm_med.slices import EpochSampler
-from cgdpm_med.transforms import encode_mask
 from cgdpm_med.volumes import InputError, atomic_write
 
 
-class MaskPrepareBatch:
-    """Batch to (x_0, y): the encoded mask is the diffusion target, the image is the condition.
+class TargetPrepareBatch:
+    """Batch to (x_0, y): the encoded truth is the diffusion target, the image is its condition.
 
     Args:
-        num_classes, scale: see :func:`~cgdpm_med.transforms.encode_mask`.
-        augment: ``augment(image, label) -> (image, label)`` on the whole batch, for example
-            :class:`~cgdpm_med.SliceAugment`; None for validation.
+        target: how truth is encoded.
+        truth_key, condition_key: of the batch; for super-resolution "image" and "condition".
+        augment: ``augment(y, truth) -> (y, truth)`` on the whole batch, for example :class:`~cgdpm_med.SliceAugment`;
+            None for validation.
     """
 
     def __init__(
         self,
-        num_classes: int = 4,
-        scale: float = 1.0,
+        target: Target,
+        truth_key: str = CommonKeys.LABEL,
+        condition_key: str = CommonKeys.IMAGE,
         augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        self.num_classes, self.scale, self.augment = num_classes, scale, augment
+        self.target, self.augment = target, augment
+        self.truth_key, self.condition_key = truth_key, condition_key
 
     def __call__(
         self,
@@ -49,28 +52,11 @@ class MaskPrepareBatch:
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        image = _plain(batchdata[CommonKeys.IMAGE]).to(device, non_blocking=non_blocking)
-        label = _plain(batchdata[CommonKeys.LABEL]).to(device, non_blocking=non_blocking)
+        y = _plain(batchdata[self.condition_key]).to(device, non_blocking=non_blocking)
+        truth = _plain(batchdata[self.truth_key]).to(device, non_blocking=non_blocking)
         if self.augment is not None:
-            image, label = self.augment(image, label)
-        return encode_mask(label, self.num_classes, self.scale), image
-
-
-class ImagePrepareBatch:
-    """Batch to (x_0, y) for super-resolution: the image is the target, its low-resolution version the condition."""
-
-    def __init__(self, condition_key: str = "condition") -> None:
-        self.condition_key = condition_key
-
-    def __call__(
-        self,
-        batchdata: Mapping[str, Tensor],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor]:
-        x_0 = _plain(batchdata[CommonKeys.IMAGE]).to(device, non_blocking=non_blocking)
-        return x_0, _plain(batchdata[self.condition_key]).to(device, non_blocking=non_blocking)
+            y, truth = self.augment(y, truth)
+        return self.target.encode(truth, y), y
 
 
 def _plain(x: Tensor) -> Tensor:

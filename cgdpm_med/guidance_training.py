@@ -72,7 +72,7 @@ class ReplayLoader:
     Args:
         replay: the frozen chain.
         images: batches of images; with a ``sampler`` that has ``set_epoch``, which is told the epoch.
-        prepare_batch: batch to (s_0, y), for example :class:`~cgdpm_med.MaskPrepareBatch`.
+        prepare_batch: batch to (s_0, y), for example :class:`~cgdpm_med.TargetPrepareBatch`.
         batch_size: examples per training step.
         batches: training steps per epoch; the stream of images is repeated as often as they need.
         device: of the training.

@@ -8,11 +8,10 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from torch import Tensor
+from torch.nn.functional import interpolate
 
+from cgdpm_med.diffusion.targets import Target
 from cgdpm_med.predictor import DiffusionPredictor
-
-# background, RV, myocardium, LV in ACDC's order; further classes repeat
-COLOURS = torch.tensor([[0.0, 0.0, 0.0], [0.26, 0.53, 0.96], [0.30, 0.75, 0.35], [0.93, 0.29, 0.25]])
 
 
 class SampleGrid:
@@ -38,40 +37,24 @@ class SampleGrid:
 
     def __call__(self, engine: Any) -> None:
         output = engine.state.output[0] if isinstance(engine.state.output, list) else engine.state.output
-        image = torch.as_tensor(output[CommonKeys.IMAGE])[: self.images]
-        truth = torch.as_tensor(output[CommonKeys.LABEL])[: self.images]
-        drawn = self.predictor.ensemble(image, member_ids=range(self.members))
-        grid = sample_grid(image, truth, drawn, mask=self.predictor.target == "mask")
+        y = torch.as_tensor(output[CommonKeys.IMAGE])[: self.images]
+        x_0 = torch.as_tensor(output[CommonKeys.LABEL])[: self.images]
+        drawn, target = self.predictor.ensemble(y, member_ids=range(self.members)), self.predictor.target
+        grid = sample_grid(y, target.decode(x_0, y), drawn, target)
         self.writer.add_image("samples", grid, engine.state.epoch)
 
 
-def sample_grid(image: Tensor, truth: Tensor, members: Tensor, mask: bool) -> Tensor:
+def sample_grid(y: Tensor, truth: Tensor, members: Tensor, target: Target) -> Tensor:
     """One row per image: condition, truth, members. -> (3, B * H, (2 + K) * W) in [0, 1].
 
     Args:
-        image: condition, (B, Cc, H', W'); the middle channel is shown, or all three of a colour image.
-        truth: target, (B, C, H, W).
+        y: condition, (B, Cc, H', W').
+        truth: the prediction that would be right, (B, C, H, W).
         members: (K, B, C, H, W).
-        mask: colour the classes, instead of reading images in [-1, 1].
     """
-    if mask:
-        middle = image[:, image.shape[1] // 2][:, None]
-        low, high = middle.amin(), middle.amax()
-        condition = ((middle - low) / (high - low).clamp(min=1e-6)).expand(-1, 3, -1, -1)
-        tiles = [condition, colour(truth), *(colour(member) for member in members)]
-    else:
-        size = truth.shape[2:]
-        colours = image[:, : truth.shape[1]]  # a class may travel as last channel
-        low_resolution = torch.nn.functional.interpolate(colours, size, mode="nearest")
-        tiles = [(t.clamp(-1, 1) + 1) / 2 for t in (low_resolution, truth, *members)]
-        tiles = [t.expand(-1, 3, -1, -1) for t in tiles]
+    condition = interpolate(target.condition_picture(y), truth.shape[2:], mode="nearest")
+    tiles = [condition, *(target.picture(drawn) for drawn in (truth, *members))]
     return torch.cat([torch.cat(list(tile.cpu()), dim=1) for tile in tiles], dim=2)
-
-
-def colour(channels: Tensor) -> Tensor:
-    """(B, C, H, W) probabilities or target channels -> (B, 3, H, W) colours of the classes."""
-    labels = channels.argmax(dim=1) if channels.shape[1] > 1 else (channels[:, 0] > 0).long()
-    return COLOURS.to(labels.device)[labels % len(COLOURS)].movedim(-1, 1)
 
 
 class Progress:

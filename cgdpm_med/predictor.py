@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from cgdpm_med.cast_copy import CastCopy
 from cgdpm_med.cuda_graphs import GraphReplay
 from cgdpm_med.diffusion.batching import BatchLimit
-from cgdpm_med.diffusion.ensemble import mask_probabilities, sample_ensemble
+from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.guidance import check_interval, guided
 from cgdpm_med.diffusion.sampling import check_start, encode
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.diffusion.targets import MaskDenoiser, MaskTarget, Target
 from cgdpm_med.volumes import InputError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-TARGETS = ("mask", "image")
 COMPILER_OPTIONS = {"cpp.simdlen": 256}
 """Of torch.compile: PyTorch 2.13's CPU kernels of 512 bits made attention in bfloat16 NaN on a Xeon."""
 
@@ -27,13 +27,11 @@ class DiffusionPredictor(nn.Module):
     """Samples an ensemble for each condition image and returns its mean.
 
     Args:
-        denoiser: what every sampler calls, for masks a :class:`~cgdpm_med.MaskDenoiser`.
+        denoiser: what every sampler calls, as the target's ``denoiser`` makes it of a network.
         guide: the guidance network, or None.
-        schedule: of the sampling.
-        out_channels: channels C of the target.
-        target: "mask" (probabilities are averaged) or "image" (clipped to [-1, 1] and averaged).
-        scale: magnitude of the encoded mask.
-        size_factor: size of the target / size of the condition.
+        schedule: of the sampling; by default one that predicts x_0.
+        target: what is made. Members are decoded, and their mean is the prediction.
+        out_channels: in place of a target: a mask of so many channels, of the denoiser's scale.
         guidance_scale, guidance_interval: w and [t_lo, t_hi); see :func:`~cgdpm_med.guided`.
         steps, method, eta, start: see :func:`~cgdpm_med.trajectory`.
         members: K.
@@ -46,8 +44,8 @@ class DiffusionPredictor(nn.Module):
             then on; see :class:`~cgdpm_med.cuda_graphs.GraphReplay`.
 
     Raises:
-        ValueError: for an unknown target or precision, members below one, or steps, a start or an interval beyond the
-            schedule.
+        ValueError: for a schedule or a denoiser that does not fit the target, an unknown precision, members below one,
+            or steps, a start or an interval beyond the schedule.
     """
 
     def __init__(
@@ -55,11 +53,9 @@ class DiffusionPredictor(nn.Module):
         denoiser: nn.Module,
         guide: nn.Module | None = None,
         schedule: NoiseSchedule | None = None,
+        target: Target | None = None,
         *,
-        out_channels: int = 4,
-        target: str = "mask",
-        scale: float = 1.0,
-        size_factor: int = 1,
+        out_channels: int | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[int, int] | None = None,
         steps: int = 10,
@@ -74,18 +70,17 @@ class DiffusionPredictor(nn.Module):
         cuda_graphs: bool = True,
     ) -> None:
         super().__init__()
-        if target not in TARGETS:
-            raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {target!r}")
         check_precision(precision)
         if members < 1:
             raise ValueError(f"an ensemble needs at least one member, not {members}")
         self.denoiser, self.guide = denoiser, guide
-        self.schedule = schedule or NoiseSchedule()
+        self.schedule = schedule or NoiseSchedule(prediction_type="sample")
+        self.target = _target_of(denoiser, target, out_channels)
+        self.target.check(self.schedule)
         visitable = self.schedule.T if start is None else check_start(start, self.schedule.T) + 1
         if not 1 <= steps <= visitable:
             raise ValueError(f"steps must be between 1 and {visitable} (the chain's timesteps), not {steps}")
         check_interval(guidance_interval, self.schedule.T)
-        self.out_channels, self.target, self.scale, self.size_factor = out_channels, target, scale, size_factor
         self.guidance_scale, self.guidance_interval = guidance_scale, guidance_interval
         self.steps, self.method, self.eta, self.start = steps, method, eta, start
         self.members, self.seed, self.precision = members, seed, precision
@@ -94,8 +89,18 @@ class DiffusionPredictor(nn.Module):
         self.compiled, self.cuda_graphs = compile, cuda_graphs
         self._evaluators: dict[tuple[str, str, torch.dtype], Autocast] = {}
 
+    @property
+    def out_channels(self) -> int:
+        """Channels of the target, and of each member."""
+        return self.target.channels
+
+    @property
+    def size_factor(self) -> int:
+        """Size of the target / size of the condition."""
+        return self.target.size_factor
+
     def forward(self, image: Tensor) -> Tensor:
-        """image: (B, Cc, *S) -> mean over members, (B, C, *S): probabilities of a mask, or an image in [-1, 1].
+        """image: (B, Cc, *S) -> mean over members, (B, C, *S), for example the probabilities of a mask.
 
         Memory does not grow with the members: no more of them are held than are evaluated at once.
         """
@@ -117,7 +122,7 @@ class DiffusionPredictor(nn.Module):
         progress: Callable[[int], None] | None = None,
         wrap: Callable[[Any], Any] | None = None,
     ) -> Tensor:
-        """Every member: (K, B, C, *S), decoded to probabilities or images.
+        """Every member: (K, B, C, *S), decoded by the target.
 
         Args:
             image: condition images, (B, Cc, *S).
@@ -146,18 +151,18 @@ class DiffusionPredictor(nn.Module):
             method=self.method,
             eta=self.eta,
             start=self.start,
-            clip=(-self.scale, self.scale) if self.target == "mask" else (-1.0, 1.0),
+            correct=self.target.correct,
         )
         # in place and in parts: all of them are large, one by one would keep a GPU waiting
-        parts = x_0.flatten(0, 1).split(self.limit.of(x_0.shape[3:], x_0.device))
+        at_once = self.limit.of(x_0.shape[3:], x_0.device)
+        parts = x_0.flatten(0, 1).split(at_once)
         if not all(bool(part.sum(dtype=torch.float32).isfinite()) for part in parts):
             # a mask's probabilities would be equal for all classes, and its doubt would look like any other
             remedy = "Try precision float32, and without compile"
             raise InputError("the network's predictions are not finite numbers", remedy=remedy)
-        if self.target == "image":
-            return x_0.clamp_(-1, 1)
-        for part in parts:
-            part.copy_(mask_probabilities(part, self.scale, channel_dim=1))
+        for member in x_0:
+            for part, y in zip(member.split(at_once), image.split(at_once), strict=True):
+                part.copy_(self.target.decode(part, y))
         return x_0
 
     def _sampling_denoiser(self, device: torch.device, dtype: torch.dtype) -> Any:
@@ -175,6 +180,21 @@ class DiffusionPredictor(nn.Module):
         else:
             self._evaluators[key].refresh()
         return self._evaluators[key]
+
+
+def _target_of(denoiser: nn.Module, target: Target | None, out_channels: int | None) -> Target:
+    """The target itself, or that of the shorthand, once it is sure that the denoiser speaks its scale."""
+    scale = denoiser.scale if isinstance(denoiser, MaskDenoiser) else None
+    if target is None:
+        channels = 4 if out_channels is None else out_channels
+        target = MaskTarget(max(channels, 2), 1.0 if scale is None else scale, one_hot=channels > 1)
+    elif not isinstance(target, Target):
+        raise ValueError(f"target must be a Target, such as MaskTarget(4) or ImageTarget(), not {target!r}")
+    elif out_channels not in (None, target.channels):
+        raise ValueError(f"the target has {target.channels} channels, out_channels says {out_channels}")
+    if scale is not None and isinstance(target, MaskTarget) and scale != target.scale:
+        raise ValueError(f"the denoiser's masks are scaled by {scale}, the target's by {target.scale}")
+    return target
 
 
 def _place_bare_network(predictor: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

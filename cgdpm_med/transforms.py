@@ -1,4 +1,4 @@
-"""Dictionary transforms: reading volumes on their true grid, masks as diffusion targets, members to masks, saving.
+"""Dictionary transforms: reading volumes on their true grid, members to masks, saving.
 
 Spaces: ``image`` and ``label`` are (1, X, Y, Z) MetaTensors whose affine has the true voxel spacing (see ``volumes``).
 Members of an ensemble travel as one (K * C, X, Y, Z) tensor, member by member, so that MONAI's ``Invertd`` brings all
@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Randomizable, Spacingd
 from monai.utils import TraceKeys
-from torch import Tensor
 
-from cgdpm_med.diffusion.ensemble import disagreement, entropy, fuse_majority, fuse_mean, labels_of, mask_probabilities
+from cgdpm_med.diffusion.degradation import AreaDegradation
+from cgdpm_med.diffusion.ensemble import disagreement, entropy, fuse_majority, fuse_mean, labels_of
 from cgdpm_med.volumes import (
     InputError,
     Spacing,
@@ -143,58 +142,6 @@ class LoneSpacingd(Spacingd):
         return {**data, **super().__call__(alone, lazy=lazy)}
 
 
-def encode_mask(labels: Tensor, num_classes: int, scale: float = 1.0) -> Tensor:
-    """Label map to diffusion target: one-hot channels in {-scale, +scale}; a binary mask is one channel.
-
-    Soft labels, class probabilities such as a label map resampled to a coarser grid has, become channels in
-    [-scale, +scale]: a pixel that is half myocardium says so, and the boundary keeps its place between pixels.
-
-    Args:
-        labels: (B, 1, *S) with values 0 … num_classes - 1, or floating probabilities (B, num_classes, *S).
-        num_classes: C; 2 gives a single channel.
-
-    Returns:
-        float32, (B, C, *S), or (B, 1, *S) when num_classes = 2.
-    """
-    if labels.is_floating_point() and labels.shape[1] == num_classes:
-        probabilities = labels.float()
-    else:
-        probabilities = F.one_hot(labels[:, 0].long(), num_classes).movedim(-1, 1).float()
-    if num_classes == 2:
-        probabilities = probabilities[:, 1:]
-    return scale * (2 * probabilities - 1)
-
-
-class EncodeMaskd(MapTransform):
-    """:func:`encode_mask` for one item: (1, *S) labels to (C, *S) target."""
-
-    def __init__(
-        self, keys: KeysCollection, num_classes: int, scale: float = 1.0, allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.num_classes, self.scale = num_classes, scale
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = encode_mask(out[key][None], self.num_classes, self.scale)[0]
-        return out
-
-
-class DecodeMaskd(MapTransform):
-    """Target channels (C, *S) to labels (1, *S) uint8, through probabilities."""
-
-    def __init__(self, keys: KeysCollection, scale: float = 1.0, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.scale = scale
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = labels_of(mask_probabilities(out[key], self.scale, channel_dim=0), channel_dim=0)
-        return out
-
-
 class FuseMembersd(MapTransform):
     """Members on the native grid to one mask with its uncertainty.
 
@@ -283,22 +230,13 @@ class Degraded(MapTransform):
 
     def __init__(self, keys: KeysCollection, factor: int, condition_key: str = "condition") -> None:
         super().__init__(keys)
-        if factor < 1:
-            raise ValueError(f"the down-sampling factor must be at least 1, not {factor}")
-        self.factor, self.condition_key = factor, condition_key
+        self.degradation, self.condition_key = AreaDegradation(factor), condition_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            out[self.condition_key] = area_downsample(torch.as_tensor(out[key])[None], self.factor)[0]
+            out[self.condition_key] = self.degradation.degrade(torch.as_tensor(out[key])[None])[0]
         return out
-
-
-def area_downsample(image: Tensor, factor: int) -> Tensor:
-    """Mean over factor x factor (x factor) blocks; (B, C, *S) -> (B, C, *S / factor)."""
-    if any(n % factor for n in image.shape[2:]):
-        raise ValueError(f"spatial size {tuple(image.shape[2:])} must be divisible by the factor {factor}")
-    return (F.avg_pool2d if image.ndim == 4 else F.avg_pool3d)(image, factor)
 
 
 class RandDegraded(Randomizable, MapTransform):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cgdpm_med import InputError, SuperResolver, bundle_path, contact_sheet, image_datalist, write_picture
 from cgdpm_med.apps.evaluate_pictures import bicubic, evaluate_super_resolution, read_reference
-from cgdpm_med.transforms import area_downsample
+from cgdpm_med.diffusion.degradation import AreaDegradation
 from cgdpm_med.volumes import atomic_write
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -180,7 +180,7 @@ def score(resolver: SuperResolver, folder: Path, arguments: argparse.Namespace) 
     datalist = image_datalist(arguments.test_dir)[: arguments.test_pictures]
     summary = evaluate_super_resolution(resolver, datalist, folder / "evaluation", size=size, batch_size=16)
     fine = references(arguments, size)
-    shown = resolver(area_downsample(fine, resolver.factor), [item["key"] for item in datalist[:SHOWN]])[0]
+    shown = resolver(AreaDegradation(resolver.factor).degrade(fine), [item["key"] for item in datalist[:SHOWN]])[0]
     with atomic_write(folder / "shown.pt") as stream:
         torch.save(shown, stream)
     return {
@@ -269,7 +269,7 @@ def write_sheet(results: Mapping[str, Sequence[Result]], arguments: argparse.Nam
     """Input, bicubic, every finished row of the first seed, reference."""
     first = next(iter(results.values()))[0]
     fine = references(arguments, first["size"])
-    coarse = area_downsample(fine, first["factor"])
+    coarse = AreaDegradation(first["factor"]).degrade(fine)
     columns = {"input": coarse, "bicubic": bicubic(coarse, first["factor"])}
     for row in results:
         shown = place(row, arguments.seeds[0], arguments) / "shown.pt"

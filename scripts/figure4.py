@@ -36,8 +36,8 @@ from torch import Tensor
 
 from cgdpm_med.data import acdc_patients
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.diffusion.targets import MaskTarget
 from cgdpm_med.phantom import PhantomSpec, make_phantom
-from cgdpm_med.transforms import encode_mask
 from cgdpm_med.volumes import InputError, atomic_write, read_labels
 
 LENGTHS = (100, 500, 1000, 2000, 5000, 10000, 20000, 50000)
@@ -98,7 +98,7 @@ def acdc_cases(folder: Path, size: int) -> Iterator[Tensor]:
 def mask_of(labels: NDArray[Any], size: int) -> Tensor:
     """The middle slice of a label volume about its centre, encoded to (1, 4, size, size) in {-1, +1}."""
     middle = torch.from_numpy(np.ascontiguousarray(labels[:, :, labels.shape[2] // 2]).astype(np.int64))
-    return encode_mask(torch.as_tensor(ResizeWithPadOrCrop(size)(middle[None]))[None], num_classes=4)
+    return MaskTarget(4, scale=1.0).encode(torch.as_tensor(ResizeWithPadOrCrop(size)(middle[None]))[None])
 
 
 def image_cases(folder: Path, size: int) -> Iterator[Tensor]:

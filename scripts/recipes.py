@@ -5,7 +5,7 @@ python scripts/recipes.py --dataset-dir DIR --output OUT --iterations 600 defaul
 A recipe is a YAML file of overrides: configs/recipes/<name>.yaml, the bundle's configs/<name>.yaml, or a path;
 "default" is the bundle as it stands. It is stacked on train.yaml, and on inference.yaml for scoring; a file
 <name>_inference.yaml beside it takes its place there. Keys below a section that one of the two lacks
-(loss#objective#dice_weight) reach the other alone. Without names the rows are default, every file of configs/recipes,
+(loss#timesteps#power) reach the other alone. Without names the rows are default, every file of configs/recipes,
 and baseline_unet.
 
 Every row starts from random weights, or from --initial-weights (of one network, so recipes that change it are out).

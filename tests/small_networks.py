@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cgdpm_med.diffusion.ensemble import MaskDenoiser
+from cgdpm_med.diffusion.targets import MaskDenoiser
 from cgdpm_med.networks.unet import ConditionalUNet
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.sampling import sample, trajectory
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.inferers import WindowedDenoiser
 from cgdpm_med.networks.adm import adm_upsampler, load_adm_upsampler, read_topology
 from cgdpm_med.networks.classes import ClassConditioned, append_class
@@ -199,9 +200,7 @@ def test_each_window_has_the_class_of_its_image() -> None:
     predictor = DiffusionPredictor(
         ClassConditioned(LabelEcho()),
         schedule=NoiseSchedule(prediction_type="sample"),
-        out_channels=3,
-        target="image",
-        size_factor=2,
+        target=ImageTarget(3, factor=2),
         members=2,
         steps=2,
         precision="float32",

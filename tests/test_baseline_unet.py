@@ -172,7 +172,7 @@ def test_the_network_sees_the_image_alone(generator: torch.Generator) -> None:
     schedule = NoiseSchedule(schedule="cosine", prediction_type="sample")
     image = torch.randn(1, 1, 4, 4, generator=generator)
     first, second = (
-        DiffusionPredictor(denoiser, schedule=schedule, scale=0.1, members=2, steps=steps, seed=seed)
+        DiffusionPredictor(denoiser, schedule=schedule, members=2, steps=steps, seed=seed)
         for steps, seed in ((1, 0), (3, 7))
     )
     members = first.ensemble(image)

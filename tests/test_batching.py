@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cgdpm_med import DiffusionPredictor, NoiseSchedule, sample_ensemble
 from cgdpm_med.diffusion.batching import AUTO_PIXELS, BatchLimit, is_out_of_memory
+from cgdpm_med.diffusion.targets import ImageTarget
 
 SCHEDULE = NoiseSchedule(1000, "cosine", "sample")
 CPU = torch.device("cpu")
@@ -98,10 +99,10 @@ def test_bad_limits_are_refused(bad: object) -> None:
 
 def test_the_predictor_finds_its_batch(generator: torch.Generator) -> None:
     denoiser = Cramped(2, ERRORS["cpu"])
-    model = DiffusionPredictor(denoiser, schedule=SCHEDULE, out_channels=1, target="image", members=4, steps=2)
+    model = DiffusionPredictor(denoiser, schedule=SCHEDULE, target=ImageTarget(1), members=4, steps=2)
     images = torch.randn(3, 1, 4, 2, generator=generator)
     expected = DiffusionPredictor(
-        Cramped(99, ERRORS["cpu"]), schedule=SCHEDULE, out_channels=1, target="image", members=4, steps=2, max_batch=1
+        Cramped(99, ERRORS["cpu"]), schedule=SCHEDULE, target=ImageTarget(1), members=4, steps=2, max_batch=1
     ).ensemble(images)
     assert torch.equal(model.ensemble(images), expected)
     torch.testing.assert_close(model(images), expected.mean(dim=0))

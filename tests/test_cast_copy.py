@@ -11,7 +11,7 @@ from small_networks import small_mask_denoiser
 from torch import Tensor, nn
 
 from cgdpm_med.cast_copy import CastCopy
-from cgdpm_med.diffusion.ensemble import MaskDenoiser
+from cgdpm_med.diffusion.targets import MaskDenoiser
 from cgdpm_med.predictor import Autocast
 
 CPU = torch.device("cpu")

@@ -30,6 +30,7 @@ from cgdpm_med import (
     sample_ensemble,
 )
 from cgdpm_med.diffusion.batching import BatchLimit
+from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.engines import DiffusionUpdate
 from cgdpm_med.networks.blocks import conv, conv_transpose
 from cgdpm_med.networks.normalisation import GroupNorm
@@ -56,7 +57,7 @@ def images() -> Tensor:
 
 def predictor(**settings: Any) -> DiffusionPredictor:
     """A guided one: denoiser and guide differ."""
-    common: dict[str, Any] = {"scale": 0.5, "steps": 4, "members": 5, "precision": "float32"}
+    common: dict[str, Any] = {"steps": 4, "members": 5, "precision": "float32"}
     guide = guide_from_denoiser(small_network(1), SCHEDULE)
     return DiffusionPredictor(small_mask_denoiser(0), guide, SCHEDULE, **{**common, **settings})
 
@@ -204,10 +205,10 @@ class Peeking(nn.Module):
 
 
 def test_what_cannot_be_recorded_runs_without(images: Tensor) -> None:
-    model = DiffusionPredictor(Peeking(), None, SCHEDULE, out_channels=1, target="image", steps=4, members=2).to(GPU)
+    model = DiffusionPredictor(Peeking(), None, SCHEDULE, ImageTarget(1), steps=4, members=2).to(GPU)
     with pytest.warns(UserWarning, match="cannot be recorded"):
         drawn = model.ensemble(images.to(GPU))
-    expected = DiffusionPredictor(Peeking(), None, SCHEDULE, out_channels=1, target="image", steps=4, members=2)
+    expected = DiffusionPredictor(Peeking(), None, SCHEDULE, ImageTarget(1), steps=4, members=2)
     torch.testing.assert_close(drawn.cpu(), expected.ensemble(images), atol=1e-3, rtol=1e-2)
     torch.testing.assert_close(model.ensemble(images.to(GPU)), drawn)
 

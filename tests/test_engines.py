@@ -24,13 +24,13 @@ from small_networks import small_network
 from torch import Tensor, nn
 
 from cgdpm_med.data import load_split
-from cgdpm_med.diffusion.losses import DiffusionLoss, MaskLoss
+from cgdpm_med.diffusion.losses import DiffusionLoss
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.diffusion.targets import ImageTarget, MaskTarget
 from cgdpm_med.engines import (
     BestWeights,
     DiffusionUpdate,
-    ImagePrepareBatch,
-    MaskPrepareBatch,
+    TargetPrepareBatch,
     TrainingState,
     WarmupCosine,
     random_state,
@@ -38,7 +38,6 @@ from cgdpm_med.engines import (
 )
 from cgdpm_med.phantom import write_phantom_dataset
 from cgdpm_med.slices import EpochSampler
-from cgdpm_med.transforms import encode_mask
 from cgdpm_med.volumes import InputError
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -49,22 +48,22 @@ def test_mask_batch_is_target_and_condition(generator: torch.Generator) -> None:
         "image": MetaTensor(torch.rand(2, 3, 4, 4, generator=generator)),
         "label": torch.randint(0, 4, (2, 1, 4, 4), generator=generator, dtype=torch.uint8),
     }
-    x_0, y = MaskPrepareBatch(num_classes=4, scale=0.1)(batch, "cpu")
-    assert torch.equal(x_0, encode_mask(batch["label"], 4, 0.1))
+    x_0, y = TargetPrepareBatch(MaskTarget(4, 0.1))(batch, "cpu")
+    assert torch.equal(x_0, MaskTarget(4, 0.1).encode(batch["label"]))
     assert torch.equal(y, batch["image"].as_tensor())
     assert type(y) is Tensor
 
     def mirrored(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         return image.flip(2), label.flip(2)
 
-    x_0, y = MaskPrepareBatch(num_classes=4, augment=mirrored)(batch, "cpu")
-    assert torch.equal(x_0, encode_mask(batch["label"].flip(2), 4))
+    x_0, y = TargetPrepareBatch(MaskTarget(4), augment=mirrored)(batch, "cpu")
+    assert torch.equal(x_0, MaskTarget(4).encode(batch["label"].flip(2)))
     assert torch.equal(y, batch["image"].as_tensor().flip(2))
 
 
 def test_image_batch_is_target_and_condition() -> None:
     batch = {"image": torch.ones(1, 3, 8, 8), "condition": torch.zeros(1, 3, 2, 2)}
-    x_0, y = ImagePrepareBatch()(batch, "cpu")
+    x_0, y = TargetPrepareBatch(ImageTarget(), "image", "condition")(batch, "cpu")
     assert x_0 is batch["image"]
     assert y is batch["condition"]
 
@@ -72,6 +71,7 @@ def test_image_batch_is_target_and_condition() -> None:
 # --- one iteration ----------------------------------------------------------------------------------------------------
 
 SCHEDULE = NoiseSchedule(1000, "cosine", "sample")
+BINARY = MaskTarget(2, scale=0.5)
 
 
 def batches(count: int) -> list[dict[str, Tensor]]:
@@ -94,7 +94,7 @@ def trainer(
         network=network,
         optimizer=torch.optim.Adam(network.parameters(), lr=lr),
         loss_function=loss,
-        prepare_batch=MaskPrepareBatch(num_classes=2, scale=0.5),
+        prepare_batch=TargetPrepareBatch(BINARY),
         iteration_update=DiffusionUpdate(**({"precision": "float32"} | update)),
         decollate=False,
     )
@@ -104,7 +104,7 @@ def trainer(
 def test_the_loss_falls(precision: str) -> None:
     torch.manual_seed(0)
     network = small_network(in_channels=1)
-    engine = trainer(network, DiffusionLoss(SCHEDULE, MaskLoss()), iterations=60, precision=precision)
+    engine = trainer(network, DiffusionLoss(SCHEDULE, BINARY), iterations=60, precision=precision)
     losses: list[float] = []
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(e.state.output["loss"]))
     engine.run()
@@ -115,12 +115,12 @@ def test_the_loss_falls(precision: str) -> None:
 def test_one_iteration_is_a_clipped_optimiser_step() -> None:
     network = small_network(in_channels=1)
     twin = small_network(in_channels=1)
-    loss = DiffusionLoss(SCHEDULE, MaskLoss())
+    loss = DiffusionLoss(SCHEDULE, BINARY)
     engine = trainer(network, loss, iterations=1, max_grad_norm=0.01)
     torch.manual_seed(5)
     engine.run()
     torch.manual_seed(5)
-    x_0, y = MaskPrepareBatch(2, 0.5)(batches(1)[0], "cpu")
+    x_0, y = TargetPrepareBatch(BINARY)(batches(1)[0], "cpu")
     expected = loss(twin.train(), x_0, y)
     expected.backward()
     norm = math.sqrt(sum(float((p.grad**2).sum()) for p in twin.parameters()))

@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from cgdpm_med.diffusion.ensemble import (
     SERIAL,
     KeyedNoise,
-    MaskDenoiser,
     disagreement,
     entropy,
     fuse_majority,
     fuse_mean,
     key_seed,
-    mask_probabilities,
     mutual_information,
     sample_ensemble,
 )
 from cgdpm_med.diffusion.sampling import sample
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.diffusion.targets import MaskDenoiser
 from cgdpm_med.networks import ConditionalUNet
 
 SCHEDULE = NoiseSchedule(prediction_type="v_prediction")
@@ -286,25 +285,6 @@ def test_mask_denoiser_encodes_as_its_network_does(network: ConditionalUNet, ima
     assert MaskDenoiser(Logits()).encode_condition(images) is images
     features = MaskDenoiser(network).encode_condition(images)
     assert torch.equal(features.stem, network.encode_condition(images).stem)
-
-
-def test_probabilities_invert_the_mask_denoiser() -> None:
-    p = torch.rand(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-    p = p / p.sum(1, keepdim=True)
-    torch.testing.assert_close(mask_probabilities(0.1 * (2 * p - 1), scale=0.1), p, rtol=0, atol=1e-6)
-    torch.testing.assert_close(mask_probabilities(0.1 * (2 * p[:, :1] - 1), 0.1), p[:, :1], rtol=0, atol=1e-6)
-
-
-def test_probabilities_of_values_off_the_range() -> None:
-    x_0 = torch.tensor([[-1.0, 3.0, -1.0], [-5.0, 1.0, -1.0], [-1.0, 0.0, -2.0]])  # three pixels of three classes
-    p = mask_probabilities(x_0.T.reshape(3, 3, 1)).squeeze(-1).T
-    expected = torch.tensor([[0, 1, 0], [0, 1, 0], [0, 1, 0]], dtype=torch.float32)
-    torch.testing.assert_close(p, expected)
-    nothing = mask_probabilities(torch.full((4, 1, 1), -1.5))
-    torch.testing.assert_close(nothing, torch.full((4, 1, 1), 0.25))  # no class more than another, and sum 1
-    volume = mask_probabilities(torch.full((2, 3, 2, 2, 2), 0.2), channel_dim=1)
-    torch.testing.assert_close(volume, torch.full((2, 3, 2, 2, 2), 1 / 3))
-    torch.testing.assert_close(mask_probabilities(torch.tensor([[[-3.0, 0.0, 2.0]]])), torch.tensor([[[0, 0.5, 1]]]))
 
 
 # Three members' 3 x 3 masks of two foreground classes; the members agree in the first column, two of three in the

@@ -22,6 +22,7 @@ from cgdpm_med import SuperResolver, contact_sheet, evaluate_super_resolution, f
 from cgdpm_med.apps.contact_sheet import GAP, HEADING
 from cgdpm_med.diffusion.ensemble import KeyedNoise
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.volumes import InputError
 
@@ -41,7 +42,7 @@ class Nearest(nn.Module):
 
 def resolver(members: int = 1, **network: float) -> SuperResolver:
     schedule = NoiseSchedule(prediction_type="sample")
-    settings: dict[str, Any] = {"out_channels": 3, "target": "image", "size_factor": FACTOR, "steps": 1}
+    settings: dict[str, Any] = {"target": ImageTarget(factor=FACTOR), "steps": 1}
     return SuperResolver(
         DiffusionPredictor(Nearest(**network), schedule=schedule, members=members, precision="float32", **settings)
     )

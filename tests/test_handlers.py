@@ -16,26 +16,18 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from cgdpm_med.diffusion.schedule import NoiseSchedule
-from cgdpm_med.handlers import COLOURS, Progress, SampleGrid, colour, sample_grid
+from cgdpm_med.diffusion.targets import PALETTE, ImageTarget, MaskTarget
+from cgdpm_med.handlers import Progress, SampleGrid, sample_grid
 from cgdpm_med.predictor import DiffusionPredictor
-from cgdpm_med.transforms import encode_mask
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def one_hot(labels: list[list[int]], classes: int = 4) -> Tensor:
-    return encode_mask(torch.tensor(labels)[None, None], classes, scale=0.1)
+COLOURS = torch.tensor(PALETTE)
 
 
-def test_colours_of_classes_by_hand() -> None:
-    picture = colour(one_hot([[0, 1], [2, 3]]))
-    assert picture.shape == (1, 3, 2, 2)
-    for (row, col), label in {(0, 0): 0, (0, 1): 1, (1, 0): 2, (1, 1): 3}.items():
-        assert torch.equal(picture[0, :, row, col], COLOURS[label])
-    assert not COLOURS[0].any()
-    # a single channel is foreground above zero; a fifth class begins anew
-    assert torch.equal(colour(torch.tensor([[[[-0.1, 0.1]]]]))[0, :, 0], COLOURS[:2].T)
-    assert torch.equal(colour(one_hot([[5]], classes=6))[0, :, 0, 0], COLOURS[1])
+def one_hot(labels: list[list[int]]) -> Tensor:
+    return MaskTarget(4).probabilities(torch.tensor(labels)[None, None])
 
 
 def test_mask_grid_by_hand() -> None:
@@ -45,7 +37,7 @@ def test_mask_grid_by_hand() -> None:
     image[:, 2] = 99
     truth = torch.cat([one_hot([[0, 1]]), one_hot([[2, 3]])])
     members = torch.stack([truth, truth.flip(-1)])
-    grid = sample_grid(image, truth, members, mask=True)
+    grid = sample_grid(image, truth, members, MaskTarget(4))
     assert grid.shape == (3, 2, 4 * 2)
     assert torch.equal(grid[:, :, :2], torch.tensor([[0.0, 0.25], [0.5, 1.0]]).expand(3, 2, 2))
     expected = COLOURS[torch.tensor([[0, 1, 0, 1, 1, 0], [2, 3, 2, 3, 3, 2]])].movedim(-1, 0)
@@ -55,7 +47,7 @@ def test_mask_grid_by_hand() -> None:
 def test_image_grid_by_hand() -> None:
     low = torch.tensor([[[[-1.0]], [[0.0]], [[1.0]]]])
     truth = torch.full((1, 3, 2, 2), 0.5)
-    grid = sample_grid(low, truth, torch.full((1, 1, 3, 2, 2), 7.0), mask=False)
+    grid = sample_grid(low, truth, torch.full((1, 1, 3, 2, 2), 7.0), ImageTarget())
     assert grid.shape == (3, 2, 6)
     assert grid[:, 0, 0].tolist() == [0, 0.5, 1]
     assert torch.equal(grid[:, :, :2], grid[:, :1, :1].expand(3, 2, 2))
@@ -64,7 +56,7 @@ def test_image_grid_by_hand() -> None:
 
 
 def test_grey_images_become_colour_pictures() -> None:
-    grid = sample_grid(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 2, 2), mask=False)
+    grid = sample_grid(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 2, 2), ImageTarget(1))
     assert torch.equal(grid, torch.full((3, 2, 6), 0.5))
 
 
@@ -73,11 +65,9 @@ def test_grey_images_become_colour_pictures() -> None:
 
 def test_grids_reach_tensorboard_every_few_epochs(tmp_path: Path, generator: torch.Generator) -> None:
     image = torch.randn(5, 1, 8, 8, generator=generator)
-    truth = encode_mask(torch.randint(0, 4, (5, 1, 8, 8), generator=generator), 4, 0.5)
+    truth = MaskTarget(4, 0.5).encode(torch.randint(0, 4, (5, 1, 8, 8), generator=generator))
     schedule = NoiseSchedule(1000, "cosine", "sample")
-    predictor = DiffusionPredictor(
-        small_mask_denoiser(), schedule=schedule, scale=0.5, steps=1, members=9, precision="float32"
-    )
+    predictor = DiffusionPredictor(small_mask_denoiser(), schedule=schedule, steps=1, members=9, precision="float32")
     engine = Engine(lambda engine, batch: {"image": image, "label": truth, "loss": 1.0})
     with SummaryWriter(str(tmp_path)) as writer:
         SampleGrid(writer, predictor, every=2, images=3, members=2).attach(engine)
@@ -91,9 +81,9 @@ def test_grids_reach_tensorboard_every_few_epochs(tmp_path: Path, generator: tor
 
 def test_the_grid_shows_the_members_of_the_predictor(generator: torch.Generator) -> None:
     image = torch.randn(2, 1, 8, 8, generator=generator)
-    truth = encode_mask(torch.randint(0, 4, (2, 1, 8, 8), generator=generator), 4, 0.5)
+    truth = MaskTarget(4, 0.5).encode(torch.randint(0, 4, (2, 1, 8, 8), generator=generator))
     schedule = NoiseSchedule(1000, "cosine", "sample")
-    predictor = DiffusionPredictor(small_mask_denoiser(), schedule=schedule, scale=0.5, steps=1, precision="float32")
+    predictor = DiffusionPredictor(small_mask_denoiser(), schedule=schedule, steps=1, precision="float32")
     shown: list[tuple[str, Tensor, int]] = []
 
     class Writer:
@@ -107,7 +97,7 @@ def test_the_grid_shows_the_members_of_the_predictor(generator: torch.Generator)
     ((tag, picture, step),) = shown
     members = predictor.ensemble(image, member_ids=[0, 1])
     assert (tag, step) == ("samples", 3)
-    assert torch.equal(picture, sample_grid(image, truth, members, mask=True))
+    assert torch.equal(picture, sample_grid(image, MaskTarget(4, 0.5).decode(truth), members, MaskTarget(4, 0.5)))
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ SCHEDULE = NoiseSchedule(1000, "cosine", "sample")
 
 
 def predictor(*, cond_channels: int = 1, **changes: Any) -> DiffusionPredictor:
-    defaults: dict[str, Any] = {"schedule": SCHEDULE, "scale": 0.5, "steps": 2, "members": 3, "precision": "float32"}
+    defaults: dict[str, Any] = {"schedule": SCHEDULE, "steps": 2, "members": 3, "precision": "float32"}
     return DiffusionPredictor(small_mask_denoiser(cond_channels=cond_channels), **(defaults | changes))
 
 

@@ -10,11 +10,9 @@ import torch.nn.functional as F
 from oracles import Gaussian
 from torch import Tensor
 
-from cgdpm_med.diffusion.ensemble import MaskDenoiser
-from cgdpm_med.diffusion.losses import (
-    DiffusionLoss,
-    MaskLoss,
-    NoisyTimesteps,
+from cgdpm_med.diffusion.losses import DiffusionLoss, NoisyTimesteps
+from cgdpm_med.diffusion.objectives import (
+    Objective,
     discretised_gaussian_log_likelihood,
     gaussian_kl,
     hybrid_loss,
@@ -24,6 +22,7 @@ from cgdpm_med.diffusion.losses import (
     vlb_term,
 )
 from cgdpm_med.diffusion.schedule import PREDICTION_TYPES, NoiseSchedule
+from cgdpm_med.diffusion.targets import MaskTarget, Target
 
 SCHEDULE = NoiseSchedule()
 T0 = torch.zeros(1, dtype=torch.int64)
@@ -75,6 +74,15 @@ def test_noisy_timesteps_follow_their_distribution(power: float) -> None:
         assert (t < c * T).double().mean().item() == pytest.approx(1 - (1 - c) ** (1 / power), abs=0.005)
 
 
+def scored_by(objective: Objective) -> Target:
+    class Scored(Target):
+        pass
+
+    target = Scored()
+    target.objective = objective  # type: ignore[method-assign]
+    return target
+
+
 def test_noisy_timesteps_weigh_the_loss_and_refuse_no_power() -> None:
     seen = []
 
@@ -83,7 +91,7 @@ def test_noisy_timesteps_weigh_the_loss_and_refuse_no_power() -> None:
         return t.double()
 
     x_0 = torch.zeros(50_000, 1)
-    loss = DiffusionLoss(SCHEDULE, objective, NoisyTimesteps(2.0))
+    loss = DiffusionLoss(SCHEDULE, scored_by(objective), NoisyTimesteps(2.0))
     value = loss(lambda x_t, t, context: x_t, x_0, generator=torch.Generator().manual_seed(0))
     assert torch.equal(value, seen[0].double().mean())
     assert value.item() == pytest.approx(1000 * (1 - 1 / 3), rel=0.01)  # E[u^2] = 1/3
@@ -107,7 +115,7 @@ def test_diffusion_loss_passes_on_what_it_drew() -> None:
 
     x_0, labels = torch.randn(64, 1, 8, 8), torch.zeros(64, dtype=torch.int64)
     draw = [
-        DiffusionLoss(SCHEDULE, objective)(
+        DiffusionLoss(SCHEDULE, scored_by(objective))(
             network, x_0, "y", generator=torch.Generator().manual_seed(seed), class_labels=labels
         )
         for seed in (1, 1, 2)
@@ -236,14 +244,14 @@ def test_objectives_refuse_outputs_of_the_wrong_width() -> None:
     with pytest.raises(ValueError, match="learned variance needs 2 output channels, got 1"):
         hybrid_loss(x, x, x, x, t, SCHEDULE)
     with pytest.raises(ValueError, match="one logit for each channel"):
-        MaskLoss()(x, torch.zeros(1, 4, 2, 2), x, x, t, SCHEDULE)
+        MaskTarget(4).objective(x, torch.zeros(1, 4, 2, 2), x, x, t, SCHEDULE)
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------
 
 
-def mask_loss(loss: MaskLoss, logits: Tensor, x_0: Tensor) -> Tensor:
-    return loss(logits, x_0, NONE, NONE, NONE, SCHEDULE)
+def mask_loss(target: MaskTarget, logits: Tensor, x_0: Tensor) -> Tensor:
+    return target.objective(logits, x_0, NONE, NONE, NONE, SCHEDULE)
 
 
 def test_binary_mask_loss_by_hand() -> None:
@@ -253,10 +261,12 @@ def test_binary_mask_loss_by_hand() -> None:
     entropy = (2 * math.log(4 / 3) + 2 * math.log(2)) / 4
     # overlap 3/4 + 1/2, total 2 + 2
     dice = 1 - (2 * 1.25 + 1) / (4 + 1)
-    assert mask_loss(MaskLoss(), logits, x_0).item() == pytest.approx(entropy + dice, rel=1e-6)
-    assert mask_loss(MaskLoss(dice_weight=0), logits, x_0).item() == pytest.approx(entropy, rel=1e-6)
+    assert mask_loss(MaskTarget(2, 0.1), logits, x_0).item() == pytest.approx(entropy + dice, rel=1e-6)
+    assert mask_loss(MaskTarget(2, 0.1, dice_weight=0), logits, x_0).item() == pytest.approx(entropy, rel=1e-6)
     weighted = (3 * (math.log(4 / 3) + math.log(2)) + math.log(4 / 3) + math.log(2)) / 4
-    assert mask_loss(MaskLoss(0, [1, 3]), logits, x_0).item() == pytest.approx(weighted, rel=1e-6)
+    assert mask_loss(MaskTarget(2, 0.1, dice_weight=0, class_weights=(1, 3)), logits, x_0).item() == pytest.approx(
+        weighted, rel=1e-6
+    )
 
 
 def test_two_class_mask_loss_by_hand() -> None:
@@ -266,15 +276,19 @@ def test_two_class_mask_loss_by_hand() -> None:
     logits = torch.cat([torch.zeros_like(foreground), foreground], dim=1)
     x_0 = torch.cat([-present, present], dim=1)
     entropy, dice = (2 * math.log(4 / 3) + 2 * math.log(2)) / 4, 1 - 3.5 / 5
-    assert mask_loss(MaskLoss(2.0), logits, x_0).item() == pytest.approx(entropy + 2 * dice, rel=1e-6)
+    assert mask_loss(MaskTarget(2, 1.0, True, dice_weight=2.0), logits, x_0).item() == pytest.approx(
+        entropy + 2 * dice, rel=1e-6
+    )
     weighted = (3 * (math.log(4 / 3) + math.log(2)) + math.log(4 / 3) + math.log(2)) / 4
-    assert mask_loss(MaskLoss(0, [1, 3]), logits, x_0).item() == pytest.approx(weighted, rel=1e-6)
+    assert mask_loss(
+        MaskTarget(2, 1.0, True, dice_weight=0, class_weights=(1, 3)), logits, x_0
+    ).item() == pytest.approx(weighted, rel=1e-6)
 
 
 def test_mask_loss_is_per_example_with_pooled_dice() -> None:
     logits = torch.tensor([[[[10.0]]], [[[-10.0]]]])  # certain: present, absent
     x_0 = torch.tensor([[[[1.0]]], [[[1.0]]]])  # both present
-    loss = mask_loss(MaskLoss(), logits, x_0)
+    loss = mask_loss(MaskTarget(2, 1.0), logits, x_0)
     pooled = 1 - (2 * 1 + 1) / (1 + 2 + 1)
     torch.testing.assert_close(loss, torch.tensor([pooled, 10 + pooled]), rtol=0, atol=2e-4)
 
@@ -302,16 +316,18 @@ def test_mask_loss_reads_soft_labels_by_their_scale() -> None:
     truth = torch.tensor([[[[0.5, 0.0]], [[0.5, 1.0]]]])
     entropy = (-0.5 * (math.log(0.75) + math.log(0.25)) + math.log(2)) / 2
     x_0 = 0.1 * (2 * truth - 1)
-    assert mask_loss(MaskLoss(0, scale=0.1), logits, x_0).item() == pytest.approx(entropy, rel=1e-5)
+    assert mask_loss(MaskTarget(2, 0.1, True, dice_weight=0), logits, x_0).item() == pytest.approx(entropy, rel=1e-5)
     dice = 1 - (1.25 + 1.5 - 0.75 + 1) / (1.25 + 1.5 + 1)
-    assert mask_loss(MaskLoss(scale=0.1), logits, x_0).item() == pytest.approx(entropy + dice, rel=1e-5)
+    assert mask_loss(MaskTarget(2, 0.1, True), logits, x_0).item() == pytest.approx(entropy + dice, rel=1e-5)
 
 
 def test_scale_changes_nothing_for_hard_labels(generator: torch.Generator) -> None:
     labels = torch.randint(0, 4, (2, 3, 3), generator=generator)
     x_0 = 0.1 * (2 * torch.nn.functional.one_hot(labels, 4).movedim(-1, 1).float() - 1)
     logits = torch.randn(2, 4, 3, 3, generator=generator)
-    torch.testing.assert_close(mask_loss(MaskLoss(scale=0.1), logits, x_0), mask_loss(MaskLoss(), logits, x_0))
+    torch.testing.assert_close(
+        mask_loss(MaskTarget(4, 0.1), logits, x_0), mask_loss(MaskTarget(4, 1.0), logits, 10 * x_0)
+    )
 
 
 class ConstantLogits(torch.nn.Module):
@@ -333,14 +349,15 @@ def test_cross_entropy_is_minimal_at_the_mean_of_x0(channels: int) -> None:
     one_hot = F.one_hot(labels, 3).movedim(-1, 1).float() if channels == 3 else (labels == 1)[:, None].float()
     x_0 = scale * (2 * one_hot - 1)
     network = ConstantLogits(channels)
-    objective, optimiser = MaskLoss(dice_weight=0), torch.optim.LBFGS(network.parameters(), max_iter=50)
+    target = MaskTarget(max(channels, 2), scale, dice_weight=0)
+    optimiser = torch.optim.LBFGS(network.parameters(), max_iter=50)
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = mask_loss(objective, network(x_0, T0, None), x_0).mean()
+        loss = mask_loss(target, network(x_0, T0, None), x_0).mean()
         loss.backward()
         return loss
 
     optimiser.step(closure)
-    predicted = MaskDenoiser(network, scale)(x_0, T0, None)
+    predicted = target.denoiser(network)(x_0, T0, None)
     torch.testing.assert_close(predicted, x_0.mean(dim=(2, 3), keepdim=True).expand_as(x_0), rtol=0, atol=1e-4)

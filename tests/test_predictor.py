@@ -10,19 +10,21 @@ import torch
 from small_networks import small_mask_denoiser, small_network
 from torch import Tensor, nn
 
-from cgdpm_med.diffusion.ensemble import mask_probabilities, sample_ensemble
+from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.diffusion.targets import ImageTarget, MaskTarget, Target
 from cgdpm_med.networks.blocks import Attention
 from cgdpm_med.predictor import COMPILER_OPTIONS, Autocast, DiffusionPredictor, autocast_dtype
 from cgdpm_med.volumes import InputError
 
 SAMPLE = NoiseSchedule(1000, "cosine", "sample")
+TARGET = MaskTarget(4, scale=0.5)
 KEYS = ["a/0", "a/1", "b/0"]
 
 
 def predictor(**settings: Any) -> DiffusionPredictor:
-    defaults: dict[str, Any] = {"schedule": SAMPLE, "scale": 0.5, "steps": 3, "members": 4, "precision": "float32"}
+    defaults: dict[str, Any] = {"schedule": SAMPLE, "steps": 3, "members": 4, "precision": "float32"}
     return DiffusionPredictor(small_mask_denoiser(), **(defaults | settings))
 
 
@@ -109,7 +111,7 @@ def laid_out(network: nn.Module) -> nn.Module:
 def test_ensemble_equals_the_sampler_it_wraps(images: Tensor, ensemble: Tensor) -> None:
     denoiser = laid_out(small_mask_denoiser())
     x_0 = sample_ensemble(denoiser, images, SAMPLE, shape=(4, 16, 12), members=4, keys=KEYS, steps=3, clip=(-0.5, 0.5))
-    assert torch.equal(ensemble, mask_probabilities(x_0, 0.5, channel_dim=2))
+    assert torch.equal(ensemble, torch.stack([TARGET.decode(x) for x in x_0]))
 
 
 def test_a_truncated_start_reaches_the_sampler(images: Tensor, ensemble: Tensor) -> None:
@@ -117,7 +119,7 @@ def test_a_truncated_start_reaches_the_sampler(images: Tensor, ensemble: Tensor)
     how = {"members": 4, "keys": KEYS, "timesteps": [0, 300, 600], "clip": (-0.5, 0.5)}
     x_0 = sample_ensemble(denoiser, images, SAMPLE, shape=(4, 16, 12), **how)
     truncated = predictor(start=600).ensemble(images, keys=KEYS)
-    assert torch.equal(truncated, mask_probabilities(x_0, 0.5, channel_dim=2))
+    assert torch.equal(truncated, torch.stack([TARGET.decode(x) for x in x_0]))
     assert (truncated - ensemble).abs().max() > 0.01
 
 
@@ -127,9 +129,7 @@ def test_images_are_clipped_and_enlarged(generator: torch.Generator) -> None:
     model = DiffusionPredictor(
         network,
         schedule=schedule,
-        out_channels=3,
-        target="image",
-        size_factor=4,
+        target=ImageTarget(3, factor=4),
         steps=4,
         members=2,
         precision="float32",
@@ -178,7 +178,7 @@ def test_guidance_equals_the_composed_denoiser(images: Tensor, ensemble: Tensor)
     denoiser = guided(laid_out(small_mask_denoiser()), guide, SAMPLE, scale=0.5, interval=interval)
     x_0 = sample_ensemble(denoiser, images, SAMPLE, shape=(4, 16, 12), members=4, keys=KEYS, steps=3, clip=(-0.5, 0.5))
     members = model.ensemble(images, keys=KEYS)
-    assert torch.equal(members, mask_probabilities(x_0, 0.5, channel_dim=2))
+    assert torch.equal(members, torch.stack([TARGET.decode(x) for x in x_0]))
     assert (members - ensemble).abs().max() > 0.01
 
 
@@ -211,7 +211,7 @@ def test_a_training_network_is_evaluated_without_dropout(images: Tensor) -> None
     ("settings", "message"),
     [
         ({"precision": "float16"}, "precision must be one of auto, float32, bfloat16, not 'float16'"),
-        ({"target": "masks"}, "target must be one of mask, image, not 'masks'"),
+        ({"target": "masks"}, "must be a Target.*'masks'"),
         ({"members": 0}, "at least one member, not 0"),
         ({"start": 1000}, "must start at a timestep 0 … 999, not 1000"),
         ({"start": 1, "steps": 3}, "steps must be between 1 and 2"),
@@ -230,8 +230,8 @@ def test_unknown_precision_of_a_device() -> None:
 # --- predictions that are not numbers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["mask", "image"])
-def test_predictions_that_are_not_numbers_are_an_error(target: str) -> None:
+@pytest.mark.parametrize("target", [MaskTarget(4), ImageTarget(4)])
+def test_predictions_that_are_not_numbers_are_an_error(target: Target) -> None:
     """One pixel of one image is enough: a mask's probabilities there would look like doubt."""
 
     class Spoilt(nn.Module):

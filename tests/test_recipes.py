@@ -72,10 +72,10 @@ def test_tables_as_text(tmp_path: Path) -> None:
 
 def test_each_stage_gets_the_keys_that_reach_it(recipes: ModuleType, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("# My recipe.\nspacing: 2.0\nloss#objective#dice_weight: 0.0\ninferer#scout_steps: 3\n")
+    recipe.write_text("# My recipe.\nspacing: 2.0\nloss#timesteps#power: 3.0\ninferer#scout_steps: 3\n")
     found = recipes.read_recipe(str(recipe))
     assert (found.name, found.about) == ("mine", "My recipe")
-    assert found.training == {"spacing": 2.0, "loss#objective#dice_weight": 0.0}
+    assert found.training == {"spacing": 2.0, "loss#timesteps#power": 3.0}
     assert found.inference == {"spacing": 2.0, "inferer#scout_steps": 3}
 
 
@@ -105,7 +105,7 @@ def test_a_shipped_recipe_trains_the_network_it_scores(recipes: ModuleType, name
 def test_a_recipe_changes_what_it_says(recipes: ModuleType) -> None:
     parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "train.yaml"))
     parser.update(dict(recipes.read_recipe("dice_weight_0").training))
-    assert parser.get_parsed_content("loss").objective.dice_weight == 0
+    assert parser.get_parsed_content("loss").target.dice_weight == 0
     parser.update(dict(recipes.read_recipe("augmentation_strong").training))
     augmentation = parser.get_parsed_content("augmentation")
     assert (augmentation.rotate, augmentation.size) == (0.5, (144, 144))

@@ -12,11 +12,11 @@ import torch
 from oracles import Gaussian
 from torch import Tensor, nn
 
-from cgdpm_med.diffusion.ensemble import MaskDenoiser
 from cgdpm_med.diffusion.guidance import Replay, ShuffleBuffer, strided_timesteps
 from cgdpm_med.diffusion.losses import GuidanceLoss
 from cgdpm_med.diffusion.sampling import trajectory
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.diffusion.targets import MaskDenoiser
 
 M, S = 0.7, 0.5
 BETAS = torch.linspace(0.02, 0.6, 12)

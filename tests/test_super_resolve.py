@@ -27,6 +27,7 @@ from cgdpm_med.apps.super_resolve import (
 )
 from cgdpm_med.diffusion.ensemble import KeyedNoise
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.images import Picture, read_picture, write_picture
 from cgdpm_med.networks.unet import ConditionalUNet
 from cgdpm_med.predictor import DiffusionPredictor
@@ -49,9 +50,10 @@ class Nearest(nn.Module):
 
 
 def resolver(denoiser: nn.Module | None = None, window: int | None = None, **changes: Any) -> SuperResolver:
-    settings: dict[str, Any] = {"steps": 1, "members": 1, "out_channels": 3, "size_factor": FACTOR}
+    target = ImageTarget(changes.pop("out_channels", 3), changes.pop("size_factor", FACTOR))
+    settings: dict[str, Any] = {"steps": 1, "members": 1, "target": target}
     predictor = DiffusionPredictor(
-        denoiser or Nearest(), schedule=SCHEDULE, target="image", precision="float32", **{**settings, **changes}
+        denoiser or Nearest(), schedule=SCHEDULE, precision="float32", **{**settings, **changes}
     )
     return SuperResolver(predictor, window)
 
@@ -150,7 +152,7 @@ def test_progress_reaches_one() -> None:
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 4, not 30"):
         resolver(small_unet(), window=30, size_factor=4)
-    with pytest.raises(ValueError, match="target='image'"):
+    with pytest.raises(ValueError, match="ImageTarget"):
         SuperResolver(DiffusionPredictor(Nearest(), schedule=SCHEDULE))
 
 

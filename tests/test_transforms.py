@@ -12,18 +12,15 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose, GaussianSmooth, Invertd, ResizeWithPadOrCropd, Spacingd
 
+from cgdpm_med.diffusion.degradation import AreaDegradation
 from cgdpm_med.phantom import PhantomSpec, write_phantom_patient
 from cgdpm_med.transforms import (
-    DecodeMaskd,
     Degraded,
-    EncodeMaskd,
     FuseMembersd,
     LoadVolumed,
     RandDegraded,
     SaveOnGridd,
-    area_downsample,
     case_name,
-    encode_mask,
     source_path,
 )
 from cgdpm_med.volumes import InputError, read_labels, read_volume
@@ -205,49 +202,6 @@ def test_case_name(path: str, name: str) -> None:
     assert case_name(path) == name
 
 
-# --- targets ----------------------------------------------------------------------------------------------------------
-
-
-def test_mask_target_by_hand() -> None:
-    labels = torch.tensor([[0, 1, 2], [3, 0, 1], [2, 2, 3]])[None]
-    target = EncodeMaskd("label", num_classes=4, scale=0.5)({"label": labels})["label"]
-    assert target.dtype == torch.float32
-    low, high = -0.5, 0.5
-    rv = torch.tensor([[low, high, low], [low, low, high], [low, low, low]])
-    assert torch.equal(target[1], rv)
-    assert torch.equal(target.sum(dim=0), torch.full((3, 3), high + 3 * low))
-    decoded = DecodeMaskd("label", scale=0.5)({"label": target})["label"]
-    assert decoded.dtype == torch.uint8
-    assert torch.equal(decoded.long(), labels)
-
-
-def test_binary_mask_is_one_channel() -> None:
-    labels = torch.tensor([[0, 1], [1, 0]])[None]
-    target = EncodeMaskd("label", num_classes=2)({"label": labels})["label"]
-    assert torch.equal(target, torch.tensor([[[-1.0, 1.0], [1.0, -1.0]]]))
-    assert torch.equal(DecodeMaskd("label")({"label": target})["label"].long(), labels)
-
-
-def test_encode_mask_of_a_batch_is_item_by_item(generator: torch.Generator) -> None:
-    labels = torch.randint(0, 4, (3, 1, 5, 4, 2), generator=generator, dtype=torch.uint8)
-    batch = encode_mask(labels, 4, scale=0.1)
-    assert batch.shape == (3, 4, 5, 4, 2)
-    for c in range(4):
-        assert torch.equal(batch[:, c] > 0, labels[:, 0] == c)
-
-
-def test_encode_mask_of_soft_labels_by_hand() -> None:
-    probabilities = torch.tensor([0.75, 0.25, 0.0, 0.0]).reshape(1, 4, 1, 1)
-    assert encode_mask(probabilities, 4, scale=0.1).flatten().tolist() == pytest.approx([0.05, -0.05, -0.1, -0.1])
-    assert encode_mask(probabilities[:, :2], 2).flatten().tolist() == [-0.5]
-
-
-def test_encode_mask_of_certain_soft_labels_is_that_of_the_label_map(generator: torch.Generator) -> None:
-    labels = torch.randint(0, 4, (2, 1, 5, 4), generator=generator)
-    one_hot = torch.nn.functional.one_hot(labels[:, 0], 4).movedim(-1, 1).half()
-    assert torch.equal(encode_mask(one_hot, 4, 0.1), encode_mask(labels, 4, 0.1))
-
-
 # --- members to masks -------------------------------------------------------------------------------------------------
 
 # three members, three voxels in a row, classes background / a / b; mean and majority disagree in the first voxel
@@ -330,12 +284,12 @@ def test_area_average_by_hand() -> None:
     assert torch.equal(out["condition"], torch.tensor([[[2.5, 4.5], [10.5, 12.5]]]))
     assert out["image"] is image
     cube = torch.arange(8.0).reshape(1, 1, 2, 2, 2)
-    assert area_downsample(cube, 2).item() == 3.5
+    assert AreaDegradation(2).degrade(cube).item() == 3.5
 
 
 def test_degradation_refuses_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match=r"\(4, 5\) must be divisible by the factor 2"):
-        area_downsample(torch.zeros(1, 1, 4, 5), 2)
+        AreaDegradation(2).degrade(torch.zeros(1, 1, 4, 5))
     with pytest.raises(ValueError, match="at least 1, not 0"):
         Degraded("image", factor=0)
 
@@ -345,10 +299,10 @@ def test_random_degradation_draws_then_degrades(generator: torch.Generator) -> N
     always = RandDegraded("image", factor=2, sigma_range=(0.5, 1.5), prob=1.0).set_random_state(seed=5)
     first = always({"image": image})
     assert 0.5 <= always.sigma <= 1.5
-    expected = area_downsample(GaussianSmooth(always.sigma)(image)[None], 2)[0]
+    expected = AreaDegradation(2).degrade(GaussianSmooth(always.sigma)(image)[None])[0]
     torch.testing.assert_close(first["condition"], expected)
     assert torch.equal(first["image"], image)
     again = RandDegraded("image", factor=2, sigma_range=(0.5, 1.5), prob=1.0).set_random_state(seed=5)({"image": image})
     assert torch.equal(again["condition"], first["condition"])
     never = RandDegraded("image", factor=2, prob=0.0)({"image": image})
-    assert torch.equal(never["condition"], area_downsample(image[None], 2)[0])
+    assert torch.equal(never["condition"], AreaDegradation(2).degrade(image[None])[0])

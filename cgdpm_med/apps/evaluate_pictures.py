@@ -25,10 +25,10 @@ from cgdpm_med.apps.console import CaseBar, complain
 from cgdpm_med.apps.contact_sheet import contact_sheet
 from cgdpm_med.apps.evaluate import settings
 from cgdpm_med.apps.super_resolve import SuperResolver, spread
+from cgdpm_med.diffusion.degradation import AreaDegradation
 from cgdpm_med.generation_metrics import FeatureStatistics, Inception, InceptionScore, Lpips, frechet_distance
 from cgdpm_med.images import area_resize, largest_centre_square, read_picture, write_picture
 from cgdpm_med.metrics import consistency, psnr, ssim
-from cgdpm_med.transforms import area_downsample
 from cgdpm_med.volumes import InputError, atomic_write
 from cgdpm_med.volumes.files import PathLike
 
@@ -151,7 +151,7 @@ def read_pairs(
                 items.append(item)
         if items:
             fine = torch.stack(references)
-            yield Pairs(items, fine, area_downsample(fine, factor))
+            yield Pairs(items, fine, AreaDegradation(factor).degrade(fine))
 
 
 def read_reference(path: PathLike, size: int) -> Tensor:
@@ -205,7 +205,7 @@ def score_picture(
 def picture_quality(image: Tensor, fine: Tensor, coarse: Tensor) -> Quality:
     """Scores of one picture, (3, H, W) in [-1, 1]."""
     pred, ref, low = (_unit(x)[None].double() for x in (image, fine, coarse))
-    down = area_downsample(pred, fine.shape[-1] // coarse.shape[-1])
+    down = AreaDegradation(fine.shape[-1] // coarse.shape[-1]).degrade(pred)
     return Quality(psnr(pred, ref), ssim(pred, ref), consistency(low, down.clamp(0, 1)))
 
 

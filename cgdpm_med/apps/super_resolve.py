@@ -22,6 +22,7 @@ from cgdpm_med.apps.cases import Case, nifti_files
 from cgdpm_med.apps.console import CaseBar, complain, input_error_behind
 from cgdpm_med.apps.segment import choose_device
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.images import PICTURE_SUFFIXES, image_datalist, read_picture, write_picture
 from cgdpm_med.inferers import WindowedDenoiser
 from cgdpm_med.networks.adm import load_adm_upsampler
@@ -41,7 +42,7 @@ class SuperResolver:
     """Images of any size to finer ones: what bundles and the command line share.
 
     Args:
-        predictor: with ``target="image"``; its ``size_factor`` is the refinement.
+        predictor: whose target is a picture; its ``size_factor`` is the refinement.
         window: side of the field the network sees, in fine pixels; larger images are denoised jointly in overlapping
             windows. None evaluates whole images.
         overlap, window_batch: see :class:`~cgdpm_med.WindowedDenoiser`.
@@ -61,8 +62,8 @@ class SuperResolver:
         class_index: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if predictor.target != "image":
-            raise ValueError("super-resolution needs a predictor with target='image'")
+        if predictor.target.makes != "picture":
+            raise ValueError("super-resolution needs a predictor of pictures: give it an ImageTarget or ResidualTarget")
         self.device = torch.device(device)
         self.predictor = predictor.to(self.device)
         self.window, self.overlap, self.window_batch = window, overlap, window_batch
@@ -141,9 +142,7 @@ class SuperResolver:
         predictor = DiffusionPredictor(
             network if classes is None else ClassConditioned(network),
             schedule=NoiseSchedule(),
-            out_channels=network.out_channels,
-            target="image",
-            size_factor=network.cond_scale,
+            target=ImageTarget(network.out_channels, network.cond_scale, learn_sigma=network.learn_sigma),
             **{"method": "ddpm", "steps": 250, "members": 1, **settings},
         )
         return cls(predictor, window, class_index=None if classes is None else class_index, device=device)

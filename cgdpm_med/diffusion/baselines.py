@@ -45,7 +45,7 @@ class Regression(nn.Module):
 class ConditionOnly(nn.Module):
     """Adapter: an ordinary network of the image alone, for a segmentation its class logits; x_t and t are ignored.
 
-    With ``DiffusionLoss(schedule, MaskLoss())`` it learns by cross-entropy and Dice, as a plain U-Net does. Inside a
+    With ``DiffusionLoss(schedule, MaskTarget(4))`` it learns by cross-entropy and Dice, as a plain U-Net does. Inside a
     ``MaskDenoiser`` one step of DDIM is the whole inference: the predictor's probabilities are the network's softmax.
     Every member of an ensemble is the same.
 

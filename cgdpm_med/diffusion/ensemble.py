@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .batching import BatchLimit, is_out_of_memory
 from .sampling import Denoiser, encode, sample
@@ -103,6 +103,7 @@ def sample_ensemble(
     keys: Sequence[Hashable] | None = None,
     member_ids: Sequence[int] | None = None,
     max_batch: int | str | BatchLimit = "auto",
+    correct: Callable[[Tensor, Tensor], Tensor] | None = None,
     progress: Callable[[int], None] | None = None,
     **as_trajectory: Any,
 ) -> Tensor:
@@ -117,6 +118,7 @@ def sample_ensemble(
         member_ids: which members to draw, by default 0 … K-1; overrides ``members``.
         max_batch: most target fields evaluated at once: a number, "auto", or a :class:`~.batching.BatchLimit` that
             several calls share. A batch that does not fit into the memory is drawn again in halves.
+        correct: ``correct(x_0, y)`` of every predicted x_0, see :meth:`.targets.Target.correct`.
         progress: called with the number of finished fields after each chunk.
         as_trajectory: steps, method, eta, clip, start, timesteps.
 
@@ -142,10 +144,14 @@ def sample_ensemble(
         if encoded is None or encoded[0] != rows:
             encoded = None  # the features before need not be held beside the new ones
             encoded = rows, encode(denoiser, context[rows.start : rows.stop])
+        how = as_trajectory
+        if correct is not None:
+            y = context[rows.start : rows.stop].repeat_interleave(len(columns), dim=0)
+            how = {**as_trajectory, "correct": lambda x_0: correct(x_0, y)}
         # members of one image lie beside each other in the batch
         noise = KeyedNoise(seed, [(keys[row], ids[column]) for row in rows for column in columns])
         x_T = noise.randn((len(rows) * len(columns), *shape), device=context.device)
-        return sample(denoiser, x_T, _per_member(encoded[1], len(columns)), schedule, generator=noise, **as_trajectory)
+        return sample(denoiser, x_T, _per_member(encoded[1], len(columns)), schedule, generator=noise, **how)
 
     while todo:
         rows, columns = todo.pop()
@@ -185,52 +191,6 @@ def _parts(rows: range, columns: range, fields: int) -> list[tuple[range, range]
 def _per_member(features: Any, members: int) -> Any:
     """A denoiser without ``encode_condition`` gets each image once per member; features broadcast by themselves."""
     return features.repeat_interleave(members, dim=0) if isinstance(features, Tensor) else features
-
-
-class MaskDenoiser(nn.Module):
-    """Adapter: a network with class logits as output becomes a denoiser of +-1 mask channels (prediction "sample").
-
-    E[x_0 | x_t, y] of one-hot channels in {-scale, +scale} is scale (2 p - 1) with p the class probabilities.
-
-    Args:
-        network: ``network(x_t, t, context) -> logits`` (B, C, *S); softmax over C, or a sigmoid when C = 1. See
-            ``losses.MaskLoss`` for its training.
-        scale: magnitude of the encoded mask.
-    """
-
-    def __init__(self, network: nn.Module, scale: float = 1.0) -> None:
-        super().__init__()
-        self.network = network
-        self.scale = scale
-
-    def encode_condition(self, y: Tensor) -> Any:
-        """The network's own features of y, or y itself when it has no ``encode_condition``."""
-        return encode(self.network, y)
-
-    def forward(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
-        """-> (B, C, *S) in [-scale, scale]."""
-        logits = self.network(x_t, t, context).float()
-        if not logits.is_cpu:
-            logits = logits.contiguous()  # as x_t is: a GPU is slow where layouts meet
-        p = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
-        return self.scale * (2 * p - 1)
-
-
-def mask_probabilities(x_0: Tensor, scale: float = 1.0, channel_dim: int = -3) -> Tensor:
-    """Decode mask channels in {-scale, +scale} to class probabilities that sum to one (or lie in [0, 1] when C = 1).
-
-    Values between the two ends are read as (x_0 / scale + 1) / 2, the inverse of :class:`MaskDenoiser`. Where every
-    channel is at or below -scale all classes are equally likely.
-
-    Args:
-        x_0: (…, C, *S).
-        channel_dim: of C; the default is that of 2D fields.
-    """
-    p = ((x_0 / scale + 1) / 2).clamp(0, 1)
-    if x_0.shape[channel_dim] == 1:
-        return p
-    total = p.sum(dim=channel_dim, keepdim=True)
-    return torch.where(total > 0, p / total, 1 / p.shape[channel_dim])
 
 
 def fuse_mean(probabilities: Tensor) -> Tensor:

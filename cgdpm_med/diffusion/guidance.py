@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .losses import GUIDANCE_WEIGHTINGS, guidance_target
 from .sampling import METHODS, Denoiser, Guided, encode, gaussian, split_variance, trajectory
 from .schedule import NoiseSchedule
+from .targets import Target
 
 COUPLINGS = {"reverse": ("reverse",), "forward": ("forward",), "mixed": ("reverse", "forward")}
 
@@ -211,7 +212,8 @@ class Replay:
             corrects the denoiser and keeps the spread of its samples. "mixed": half of each.
         chains: reverse chains per image; as many forward examples per image and step.
         steps: timesteps visited by a chain.
-        method, eta, clip: how the chain walks, see ``trajectory``. Take those of later use.
+        method, eta: how the chain walks, see ``trajectory``. Take those of later use.
+        target: what is made; corrects every predicted x_0 of the chain, as it does in later use. None corrects nothing.
         interval: keep examples with t_lo <= t < t_hi only; a chain still starts at T - 1, and ends at t_lo.
         device: where chains run and the buffer lies; by default where the images are.
 
@@ -236,7 +238,7 @@ class Replay:
         steps: int = 50,
         method: str = "ddpm",
         eta: float = 0.0,
-        clip: tuple[float, float] | None = None,
+        target: Target | None = None,
         interval: Sequence[int] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -255,7 +257,9 @@ class Replay:
             denoiser.eval().requires_grad_(False)
         self.denoiser, self.schedule, self.generator = denoiser, schedule, generator
         self.coupling, self.chains, self.steps = coupling, chains, steps
-        self.as_trajectory = {"method": method, "eta": eta, "clip": clip}
+        if target is not None:
+            target.check(schedule)
+        self.target, self.as_trajectory = target, {"method": method, "eta": eta}
         self.device = device
         self.buffer = ShuffleBuffer(capacity)
         self.evaluations = self.examples = self.image_batches = 0
@@ -310,7 +314,7 @@ class Replay:
         context = per_member(encode(self.denoiser, y), rows)
         s_0, y = per_member(s_0, rows), per_member(y, rows)
         for coupling in COUPLINGS[self.coupling]:
-            visits = self._reverse(s_0, context) if coupling == "reverse" else self._forward(s_0, context)
+            visits = self._reverse(s_0, y, context) if coupling == "reverse" else self._forward(s_0, context)
             for x_t, t, eps, kept in visits:
                 examples = Examples(x_t, t, guidance_target(eps, s_0, x_t, t, self.schedule), y)
                 self.buffer.put([column[kept] for column in examples])
@@ -327,11 +331,12 @@ class Replay:
             raise ValueError(f"{batch_size} examples asked of a buffer that holds {len(self)}; fill it first")
         return self.buffer.draw(batch_size, self.generator)
 
-    def _reverse(self, s_0: Tensor, context: Any) -> Iterator[tuple[Tensor, Tensor, Tensor, Any]]:
+    def _reverse(self, s_0: Tensor, y: Tensor, context: Any) -> Iterator[tuple[Tensor, Tensor, Tensor, Any]]:
         """States of the frozen chain with eps_theta there, and which rows to keep."""
         t_lo, t_hi = self.interval
         x_T = gaussian(s_0, self.generator)
         visited = [t for t in strided_timesteps(self.schedule.T, self.steps, self.generator) if t >= t_lo]
+        target = self.target
         chain = trajectory(
             self.denoiser,
             x_T,
@@ -339,6 +344,7 @@ class Replay:
             self.schedule,
             timesteps=visited,
             generator=self.generator,
+            correct=None if target is None else lambda x_0: target.correct(x_0, y),
             **self.as_trajectory,  # type: ignore[arg-type]
         )
         for step in chain:

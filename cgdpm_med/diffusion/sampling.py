@@ -42,7 +42,7 @@ class Guided(NamedTuple):
 class Step(NamedTuple):
     """One reverse step: the timestep, the state it started from, what was predicted there, the state it reached.
 
-    ``eps`` and ``x0`` are the denoiser's own, before guidance; ``x0`` is after clipping.
+    ``eps`` and ``x0`` are the denoiser's own, before guidance; ``x0`` is after clipping or correction.
     """
 
     t: int
@@ -62,6 +62,7 @@ def trajectory(
     method: str = "ddim",
     eta: float = 0.0,
     clip: tuple[float, float] | None = None,
+    correct: Callable[[Tensor], Tensor] | None = None,
     start: int | None = None,
     timesteps: Sequence[int] | Tensor | None = None,
     generator: GeneratorLike = None,
@@ -75,6 +76,7 @@ def trajectory(
         method: "ddim" (Song et al., 2021), "ddpm" (eq. 4) or "dpmpp_2m" (Lu et al., 2022).
         eta: DDIM's noise, between 0 (deterministic) and 1 (DDPM's variance).
         clip: bounds on the predicted x_0.
+        correct: what every predicted x_0 goes through instead, for example a target's ``correct``.
         start: the first visited timestep, T-1 by default. A smaller one truncates the chain (Zheng et al., 2022): good
             where x_start is nearly noise still, or made by ``schedule.q_sample`` from an estimate of x_0 (Chung et
             al., 2022).
@@ -96,7 +98,11 @@ def trajectory(
     else:
         walked = schedule if start is None else schedule.respace(range(check_start(start, schedule.T) + 1))
         kept = log_snr_timesteps(walked, steps) if method == "dpmpp_2m" else linspace_timesteps(walked.T, steps)
-    return _walk(denoiser, x_T, context, schedule.respace(kept), method, eta, clip, generator)
+    return _walk(denoiser, x_T, context, schedule.respace(kept), method, eta, correct or _clipping(clip), generator)
+
+
+def _clipping(clip: tuple[float, float] | None) -> Callable[[Tensor], Tensor] | None:
+    return None if clip is None else lambda x0: x0.clamp(*clip)
 
 
 def check_start(start: int, T: int) -> int:
@@ -118,7 +124,7 @@ def _walk(
     spaced: NoiseSchedule,
     method: str,
     eta: float,
-    clip: tuple[float, float] | None,
+    correct: Callable[[Tensor], Tensor] | None,
     generator: GeneratorLike,
 ) -> Iterator[Step]:
     """The loop of :func:`trajectory` over every entry of a respaced schedule."""
@@ -130,9 +136,11 @@ def _walk(
         output, shift = denoise(denoiser, x_t, t, context)
         output, variance = split_variance(output, x_t)
         x0 = spaced.to_x0(output, x_t, i)
-        if clip is not None:
-            x0 = x0.clamp(*clip)
-        eps = spaced.to_eps(output, x_t, i) if clip is None else spaced.eps_from_x0(x0, x_t, i)
+        if correct is None:
+            eps = spaced.to_eps(output, x_t, i)
+        else:
+            x0 = correct(x0)
+            eps = spaced.eps_from_x0(x0, x_t, i)
         if method == "ddpm":
             x_prev = ddpm_step(spaced, i, x_t, x0, variance, shift, generator)
         else:

@@ -11,9 +11,9 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import Tensor
 
+from cgdpm_med.diffusion.degradation import AreaDegradation
 from cgdpm_med.images.pictures import PICTURE_SUFFIXES, read_picture, write_picture
 from cgdpm_med.networks.classes import append_class
-from cgdpm_med.transforms import area_downsample
 from cgdpm_med.volumes import InputError
 
 
@@ -123,7 +123,7 @@ def area_resize(image: Tensor, size: Sequence[int]) -> Tensor:
         raise ValueError(f"area averaging shrinks an image: {old} cannot become {new}")
     factors = {o // n if o % n == 0 else 0 for o, n in zip(old, new, strict=True)}
     if len(factors) == 1 and 0 not in factors:
-        return area_downsample(image, factors.pop())
+        return AreaDegradation(factors.pop()).degrade(image)
     rows, columns = (_area_weights(o, n).to(image) for o, n in zip(old, new, strict=True))
     return rows @ image @ columns.T
 

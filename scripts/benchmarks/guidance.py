@@ -20,6 +20,7 @@ from cgdpm_med import (
 )
 from cgdpm_med.diffusion.losses import guidance_target
 from cgdpm_med.diffusion.sampling import encode
+from cgdpm_med.diffusion.targets import MaskTarget
 
 from .contestants import CLASSES, SCALE, condition, mask_denoiser, schedule, shipped, shipped_unet
 from .harness import Claim, Result, Table, alternate, median, ratio
@@ -116,7 +117,7 @@ class Training:
             chains=1,
             steps=arguments.chain_steps,
             method="ddim",
-            clip=(-SCALE, SCALE),
+            target=MaskTarget(CLASSES, SCALE),
         )
 
     def step(self, x_t: Tensor, t: Tensor, target: Tensor, y: Tensor) -> None:

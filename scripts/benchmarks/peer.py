@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cgdpm_med import Autocast, autocast_dtype, sample_ensemble
-from cgdpm_med.diffusion.ensemble import MaskDenoiser
+from cgdpm_med.diffusion.targets import MaskDenoiser
 from cgdpm_med.networks.unet import ConditionalUNet, ConditionFeatures
 
 from .contestants import (
