@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,10 +190,10 @@ SAMPLERS = (
 
 
 @pytest.mark.parametrize("how", SAMPLERS, ids=lambda how: f"{how['method']}-{how.get('eta', 0)}")
-def test_ensemble_does_not_depend_on_batching(network: ConditionalUNet, images: Tensor, how: dict[str, object]) -> None:
+def test_ensemble_does_not_depend_on_batching(network: ConditionalUNet, images: Tensor, how: dict[str, Any]) -> None:
     keys = ["x", ("y", 1), 5]
 
-    def ensemble(rows: slice = slice(None), **arguments: object) -> Tensor:
+    def ensemble(rows: slice = slice(None), **arguments: Any) -> Tensor:
         return sample_ensemble(
             network, images[rows], SCHEDULE, shape=SHAPE, seed=3, keys=keys[rows], **{**how, **arguments}
         )
@@ -200,7 +201,7 @@ def test_ensemble_does_not_depend_on_batching(network: ConditionalUNet, images: 
     whole = ensemble(members=3)
     assert whole.shape == (3, 3, *SHAPE)
     assert whole.dtype == torch.float32
-    close = {"rtol": 1e-5, "atol": 1e-5}
+    close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
     for max_batch in (1, 2, 4, 7):
         torch.testing.assert_close(ensemble(members=3, max_batch=max_batch), whole, **close)
     torch.testing.assert_close(ensemble(member_ids=[2, 0]), whole[[2, 0]], **close)
@@ -285,7 +286,9 @@ def test_mask_denoiser_decodes_logits_by_hand() -> None:
 def test_mask_denoiser_encodes_as_its_network_does(network: ConditionalUNet, images: Tensor) -> None:
     assert MaskDenoiser(Logits()).encode_condition(images) is images
     features = MaskDenoiser(network).encode_condition(images)
-    assert torch.equal(features.stem, network.encode_condition(images).stem)
+    expected = network.encode_condition(images).stem
+    assert expected is not None
+    assert torch.equal(features.stem, expected)
 
 
 def test_probabilities_invert_the_mask_denoiser() -> None:

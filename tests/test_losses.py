@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_noisy_timesteps_weigh_the_loss_and_refuse_no_power() -> None:
 
 
 def test_diffusion_loss_passes_on_what_it_drew() -> None:
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def network(x_t: Tensor, t: Tensor, context: object, *, class_labels: Tensor) -> Tensor:
         seen.update(x_t=x_t, t=t, context=context, class_labels=class_labels)

@@ -103,7 +103,7 @@ def test_prediction_is_the_mean_of_the_members(images: Tensor) -> None:
 
 def laid_out(network: nn.Module) -> nn.Module:
     """The network with its weights in the predictor's layout, which changes the order of sums, to the last bit."""
-    return network.to(memory_format=torch.channels_last)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
 
 
 def test_ensemble_equals_the_sampler_it_wraps(images: Tensor, ensemble: Tensor) -> None:
@@ -114,7 +114,7 @@ def test_ensemble_equals_the_sampler_it_wraps(images: Tensor, ensemble: Tensor) 
 
 def test_a_truncated_start_reaches_the_sampler(images: Tensor, ensemble: Tensor) -> None:
     denoiser = laid_out(small_mask_denoiser())
-    how = {"members": 4, "keys": KEYS, "timesteps": [0, 300, 600], "clip": (-0.5, 0.5)}
+    how: dict[str, Any] = {"members": 4, "keys": KEYS, "timesteps": [0, 300, 600], "clip": (-0.5, 0.5)}
     x_0 = sample_ensemble(denoiser, images, SAMPLE, shape=(4, 16, 12), **how)
     truncated = predictor(start=600).ensemble(images, keys=KEYS)
     assert torch.equal(truncated, mask_probabilities(x_0, 0.5, channel_dim=2))
@@ -252,7 +252,7 @@ def test_predictions_that_are_not_numbers_are_an_error(target: str) -> None:
 def test_compiled_attention_in_bfloat16_is_eager(generator: torch.Generator) -> None:
     """On a CPU with a matrix unit it was NaN without the options."""
     attention = Attention(64)
-    nn.init.normal_(attention.proj.weight, std=0.1, generator=generator)
+    nn.init.normal_(attention.get_parameter("proj.weight"), std=0.1, generator=generator)
     x = torch.randn(2, 64, 8, 8, generator=generator).bfloat16()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         eager = attention(x)

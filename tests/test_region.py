@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from monai.inferers import Inferer
-from torch import Tensor
+from torch import Tensor, nn
 
-from cgdpm_med import RegionInferer
+from cgdpm_med import DiffusionPredictor, RegionInferer
 
 
 class Threshold(Inferer):
@@ -21,12 +21,12 @@ class Threshold(Inferer):
         return torch.stack([1 - p, p] * network.members, dim=1)
 
 
-class Predictor:
+class Predictor(DiffusionPredictor):
     """As much of a DiffusionPredictor as the inferer touches."""
 
-    out_channels = 2
-    members = 2
-    steps = 9
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.out_channels, self.members, self.steps = 2, 2, 9
 
 
 def image(size: tuple[int, int, int], *boxes: tuple[slice, slice, slice]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def test_loading_keeps_values_affine_name_and_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keys", [["image", "label"], ["label", "image"]])
 def test_labels_off_the_grid_of_their_image_are_refused(tmp_path: Path, keys: list[str]) -> None:
-    item = {
+    item: dict[Hashable, Any] = {
         "image": write(tmp_path / "i.nii.gz", np.arange(24, dtype=np.int16).reshape(2, 3, 4)),
         "label": write(tmp_path / "l.nii.gz", np.zeros((2, 3, 5), np.uint8)),
     }
@@ -187,12 +188,13 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     frames = write(tmp_path / "frames.nii.gz", np.arange(48, dtype=np.int16).reshape(2, 3, 4, 2))
     truncated = tmp_path / "truncated.nii.gz"
     truncated.write_bytes(Path(image).read_bytes()[:-20])
-    for item, text in (
+    items: list[tuple[dict[Hashable, Any], str]] = [
         ({"image": str(tmp_path / "none.nii.gz")}, r"none\.nii\.gz: cannot be read"),
         ({"image": str(truncated)}, r"truncated\.nii\.gz: is truncated"),
         ({"image": image, "label": wrong}, r"wrong\.nii\.gz: holds label values 9"),
         ({"image": frames}, r"frames\.nii\.gz: holds 2 time frames"),
-    ):
+    ]
+    for item, text in items:
         with pytest.raises(InputError, match=text):
             LoadVolumed(["image", "label"], allow_missing_keys=True)(item)
 
