@@ -51,14 +51,17 @@ def sample_grid(image: Tensor, truth: Tensor, members: Tensor, mask: bool) -> Te
     Args:
         image: condition, (B, Cc, H', W'); the middle channel is shown, or all three of a colour image.
         truth: target, (B, C, H, W).
-        members: (K, B, C, H, W).
+        members: (K, B, C, H, W); of masks the probabilities.
         mask: colour the classes, instead of reading images in [-1, 1].
+
+    Volumes, with (H, W, D) for (H, W), are shown by the slice in the middle of D.
     """
+    image, truth, members = (x[..., x.shape[-1] // 2] if image.ndim == 5 else x for x in (image, truth, members))
     if mask:
         middle = image[:, image.shape[1] // 2][:, None]
         low, high = middle.amin(), middle.amax()
         condition = ((middle - low) / (high - low).clamp(min=1e-6)).expand(-1, 3, -1, -1)
-        tiles = [condition, colour(truth), *(colour(member) for member in members)]
+        tiles = [condition, colour(truth), *(colour(member, threshold=0.5) for member in members)]
     else:
         size = truth.shape[2:]
         colours = image[:, : truth.shape[1]]  # a class may travel as last channel
@@ -68,9 +71,12 @@ def sample_grid(image: Tensor, truth: Tensor, members: Tensor, mask: bool) -> Te
     return torch.cat([torch.cat(list(tile.cpu()), dim=1) for tile in tiles], dim=2)
 
 
-def colour(channels: Tensor) -> Tensor:
-    """(B, C, H, W) probabilities or target channels -> (B, 3, H, W) colours of the classes."""
-    labels = channels.argmax(dim=1) if channels.shape[1] > 1 else (channels[:, 0] > 0).long()
+def colour(channels: Tensor, threshold: float = 0.0) -> Tensor:
+    """(B, C, H, W) probabilities or target channels -> (B, 3, H, W) colours of the classes.
+
+    A single channel is foreground above ``threshold``: 0 for a target, 0.5 for probabilities.
+    """
+    labels = channels.argmax(dim=1) if channels.shape[1] > 1 else (channels[:, 0] > threshold).long()
     return COLOURS.to(labels.device)[labels % len(COLOURS)].movedim(-1, 1)
 
 

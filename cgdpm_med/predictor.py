@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cgdpm_med.cast_copy import CastCopy
+from cgdpm_med.cast_copy import CastCopy, channels_last
 from cgdpm_med.cuda_graphs import GraphReplay
 from cgdpm_med.diffusion.batching import BatchLimit
 from cgdpm_med.diffusion.ensemble import mask_probabilities, sample_ensemble
 from cgdpm_med.diffusion.guidance import check_interval, guided
-from cgdpm_med.diffusion.sampling import check_start, encode
+from cgdpm_med.diffusion.sampling import check_prediction, check_start, encode
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.volumes import InputError
 
@@ -29,7 +29,9 @@ class DiffusionPredictor(nn.Module):
     Args:
         denoiser: what every sampler calls, for masks a :class:`~cgdpm_med.MaskDenoiser`.
         guide: the guidance network, or None.
-        schedule: of the sampling.
+        schedule: of the training; by default linear betas, under which a mask's denoiser predicts x_0 ("sample") and an
+            image's the noise ("epsilon"). Denoisers of masks have to predict x_0, unless their attribute
+            ``prediction_type`` names something else.
         out_channels: channels C of the target.
         target: "mask" (probabilities are averaged) or "image" (clipped to [-1, 1] and averaged).
         scale: magnitude of the encoded mask.
@@ -46,8 +48,8 @@ class DiffusionPredictor(nn.Module):
             then on; see :class:`~cgdpm_med.cuda_graphs.GraphReplay`.
 
     Raises:
-        ValueError: for an unknown target or precision, members below one, or steps, a start or an interval beyond the
-            schedule.
+        ValueError: for an unknown target or precision, members below one, a schedule for another prediction than the
+            denoiser's, or steps, a start or an interval beyond the schedule.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class DiffusionPredictor(nn.Module):
         if members < 1:
             raise ValueError(f"an ensemble needs at least one member, not {members}")
         self.denoiser, self.guide = denoiser, guide
-        self.schedule = schedule or NoiseSchedule()
+        predicted = getattr(denoiser, "prediction_type", "sample" if target == "mask" else None)
+        self.schedule = schedule or NoiseSchedule(prediction_type=predicted or "epsilon")
+        check_prediction(predicted, self.schedule)
         visitable = self.schedule.T if start is None else check_start(start, self.schedule.T) + 1
         if not 1 <= steps <= visitable:
             raise ValueError(f"steps must be between 1 and {visitable} (the chain's timesteps), not {steps}")
@@ -226,7 +230,7 @@ class Autocast:
     def refresh(self) -> None:
         """Take the network's weights as they are now."""
         if self.copy is None:
-            self.network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            channels_last(self.network.eval())
         else:
             self.copy.refresh()
 

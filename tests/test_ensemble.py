@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_networks import small_mask_denoiser, small_network
 from torch import Tensor, nn
 
 from cgdpm_med.diffusion.ensemble import (
@@ -24,6 +25,7 @@ from cgdpm_med.diffusion.ensemble import (
     mutual_information,
     sample_ensemble,
 )
+from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.sampling import sample
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.networks import ConditionalUNet
@@ -375,3 +377,13 @@ def test_mutual_information_by_hand() -> None:
     quarter = (2 * math.log(2) - 0.75 * math.log(3)) / math.log(2)
     assert mutual_information(mixed).item() == pytest.approx(1 - quarter, abs=1e-6)
     assert mutual_information(mixed, channel_dim=-3).item() == pytest.approx(1 - quarter, abs=1e-6)
+
+
+def test_a_mask_denoiser_is_not_read_as_one_of_noise(generator: torch.Generator) -> None:
+    denoiser, image = small_mask_denoiser(), torch.randn(1, 1, 8, 8, generator=generator)
+    noise = torch.randn(1, 4, 8, 8, generator=generator)
+    with pytest.raises(ValueError, match="'sample'"):
+        sample_ensemble(denoiser, image, SCHEDULE, shape=(4, 8, 8), members=1, steps=1)
+    with pytest.raises(ValueError, match="'sample'"):
+        guided(denoiser, small_network(), NoiseSchedule())
+    assert sample(denoiser, noise, image, NoiseSchedule(prediction_type="sample"), steps=1).abs().max() <= 0.5

@@ -277,6 +277,22 @@ class PairDistance(nn.Module):
         return (a - b).abs().mean(dim=[1, 2, 3], keepdim=True)
 
 
+class DistanceOf(nn.Module):
+    """A distance by another reduction: for each pair, for each pixel, their mean alone, or something else."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        d = (a - b).abs()
+        if self.form == "pairs":
+            return d.mean(dim=[1, 2, 3])
+        if self.form == "pixels":
+            return d.mean(dim=1, keepdim=True)
+        return d.mean() if self.form == "mean" else d[0, 0]
+
+
 class LpipsFeatures(nn.Module):
     def forward(self, img: Tensor, resize_images: bool = True, return_lpips: bool = False) -> Tensor:
         assert return_lpips
@@ -294,3 +310,17 @@ def test_lpips_of_both_kinds_of_file(tmp_path: Path) -> None:
     assert pairs(a, a) == features(a, a) == 0
     with pytest.raises(InputError, match="pairs of one shape"):
         pairs(a, b[:2])
+
+
+@pytest.mark.parametrize("form", ["pairs", "pixels", "mean"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_lpips_of_files_with_other_shapes(form: str, batch: int, tmp_path: Path) -> None:
+    a, b = pictures(batch, seed=1), pictures(batch, seed=2)
+    score = Lpips(saved(DistanceOf(form), tmp_path / "file.pt"))
+    assert score(a, b) == pytest.approx(2 * float((a - b).abs().mean()), rel=1e-5)
+
+
+def test_lpips_of_a_file_that_returns_something_else(tmp_path: Path) -> None:
+    score = Lpips(saved(DistanceOf("rows"), tmp_path / "file.pt"))
+    with pytest.raises(InputError, match="3 pairs"):
+        score(pictures(3, seed=1), pictures(3, seed=2))

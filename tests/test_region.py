@@ -45,6 +45,19 @@ def test_members_are_drawn_in_the_region_and_put_back() -> None:
     assert torch.equal(out, Threshold()(x, Predictor()))
 
 
+def test_members_of_one_channel_have_nothing_outside_the_region() -> None:
+    class Foreground(Threshold):
+        def __call__(self, inputs: Tensor, network: Predictor, *args: object, **kwargs: object) -> Tensor:  # type: ignore[override]
+            return super().__call__(inputs, network)[:, 1::2]
+
+    predictor, inner = Predictor(), Foreground()
+    predictor.out_channels = 1
+    x = image((64, 48, 3), (slice(20, 26), slice(5, 9), slice(1, 2)))
+    out = RegionInferer(inner, margin=2, smallest=8, multiple=4)(x, predictor)
+    assert inner.sizes == [(64, 48, 3), (12, 8, 3)]
+    assert torch.equal(out, Foreground()(x, predictor))
+
+
 def test_region_by_hand() -> None:
     inferer = RegionInferer(Threshold(), margin=1, smallest=4, multiple=4)
     found = torch.zeros(16, 12, 2, dtype=torch.bool)

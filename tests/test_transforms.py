@@ -354,3 +354,26 @@ def test_random_degradation_draws_then_degrades(generator: torch.Generator) -> N
     assert torch.equal(again["condition"], first["condition"])
     never = RandDegraded("image", factor=2, prob=0.0)({"image": image})
     assert torch.equal(never["condition"], area_downsample(image[None], 2)[0])
+
+
+def test_members_of_one_channel_with_two_classes() -> None:
+    """Eight members, half at .9: no pairs of channels, although each pair would sum to one."""
+    pred = torch.tensor([0.9, 0.1] * 4)[:, None, None]
+    result = FuseMembersd(num_classes=2, channels=1)({"pred": pred})
+    assert result["members"].flatten().tolist() == [1, 0] * 4
+    torch.testing.assert_close(result["probabilities"].flatten(), torch.tensor([0.5, 0.5]))
+    assert float(result["disagreement"]) == 0.5
+    pairs = FuseMembersd(num_classes=2, channels=2)({"pred": pred})
+    torch.testing.assert_close(pairs["probabilities"].flatten(), torch.tensor([0.9, 0.1]))
+
+
+@pytest.mark.parametrize("arguments", [{"num_classes": 2}, {"num_classes": 4, "channels": 1}, {"channels": 2}])
+def test_channels_that_do_not_tell_the_members_are_refused(arguments: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="channels"):
+        FuseMembersd(**arguments)
+
+
+@pytest.mark.parametrize(("classes", "pred"), [(4, [0.9, 0.1] * 4), (3, [0.9, 0.1] * 3), (3, [0.2] * 8), (4, [])])
+def test_members_of_one_channel_are_not_read_as_classes(classes: int, pred: list[float]) -> None:
+    with pytest.raises(ValueError, match="channels"):
+        FuseMembersd(num_classes=classes)({"pred": torch.tensor(pred)[:, None, None]})

@@ -198,6 +198,8 @@ class MaskDenoiser(nn.Module):
         scale: magnitude of the encoded mask.
     """
 
+    prediction_type = "sample"
+
     def __init__(self, network: nn.Module, scale: float = 1.0) -> None:
         super().__init__()
         self.network = network
