@@ -53,7 +53,7 @@ class CastCopy:
             for weight in module.parameters(recurse=False)
         }
         fresh = copy.deepcopy(self.network, made).eval().requires_grad_(False)
-        fresh.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(fresh)
         if self.compile_options is not None:
             fresh.compile(dynamic=False, options=self.compile_options)
         return fresh
@@ -79,6 +79,13 @@ class CastCopy:
         self._castable, self.copy = (), None
         self.refresh()
         return evaluate(self.copy)
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network with its weights laid out channels last, in place; one with convolutions in 3D stays as it is."""
+    if all(weight.ndim < 5 for weight in _tensors(network)):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def _tensors(network: nn.Module | None) -> list[Tensor]:

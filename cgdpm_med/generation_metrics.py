@@ -209,7 +209,8 @@ class Inception:
 class Lpips:
     """Learned perceptual distance (Zhang et al., 2018) by a TorchScript file of the user's, mean over pairs.
 
-    Understood are files with ``forward(a, b) -> (B, …)`` for pictures in [-1, 1], and those whose ``forward`` has an
+    Understood are files with ``forward(a, b)`` for pictures in [-1, 1] that return a distance for each pair, (B,) or
+    (B, 1, 1, 1), or for each of its pixels, (B, 1, H, W), or their mean alone; and those whose ``forward`` has an
     argument ``return_lpips``, as the ``vgg16.pt`` of NVIDIA's StyleGAN repositories: it takes pictures in [0, 255], and
     the squared distance of its outputs is the LPIPS.
 
@@ -234,7 +235,10 @@ class Lpips:
             features = [self.module(255 * x, return_lpips=True, **options) for x in (a, b)]
             distances = (features[0] - features[1]).square().flatten(1).sum(dim=1)
         else:
-            distances = self.module(2 * a - 1, 2 * b - 1).flatten(1).mean(dim=1)
+            distances = self.module(2 * a - 1, 2 * b - 1)
+            if distances.ndim and len(distances) not in (1, len(a)):
+                what = f"returns {tuple(distances.shape)} for {len(a)} pairs"
+                raise InputError(what, path=self.path, remedy="Give a file that returns a distance for each pair, (B,)")
         return float(distances.double().mean())
 
 

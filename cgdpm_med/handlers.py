@@ -51,7 +51,10 @@ def sample_grid(y: Tensor, truth: Tensor, members: Tensor, target: Target) -> Te
         y: condition, (B, Cc, H', W').
         truth: the prediction that would be right, (B, C, H, W).
         members: (K, B, C, H, W).
+
+    Volumes, with (H, W, D) for (H, W), are shown by the slice in the middle of D.
     """
+    y, truth, members = (x[..., x.shape[-1] // 2] if y.ndim == 5 else x for x in (y, truth, members))
     condition = interpolate(target.condition_picture(y), truth.shape[2:], mode="nearest")
     tiles = [condition, *(target.picture(drawn) for drawn in (truth, *members))]
     return torch.cat([torch.cat(list(tile.cpu()), dim=1) for tile in tiles], dim=2)

@@ -109,8 +109,8 @@ class RegionInferer(Inferer):
     found the whole field is used, so an empty result is never the scout's doing alone.
 
     Args:
-        inferer: run on the region; its predictions have the predictor's ``out_channels`` for each member, background
-            first.
+        inferer: run on the region; its predictions have the predictor's ``out_channels`` for each member: the
+            background first, or the foreground alone.
         margin: pixels added on each side of what the scout found, in plane.
         smallest: least side of the region.
         multiple: sides are rounded up to this.
@@ -129,13 +129,14 @@ class RegionInferer(Inferer):
             raise ValueError(f"a region belongs to one volume; got a batch of {inputs.shape[0]}")
         scout = copy.copy(network)
         scout.members, scout.steps, scout.start = 1, self.scout_steps, None
-        background = torch.as_tensor(self.inferer(inputs, scout, *args, **kwargs))[0, 0]
-        place = self.region(background < 0.5)
+        first = torch.as_tensor(self.inferer(inputs, scout, *args, **kwargs))[0, 0]
+        place = self.region(first > 0.5 if network.out_channels == 1 else first < 0.5)
         if place is None:
             return self.inferer(inputs, network, *args, **kwargs)
         inside = self.inferer(inputs[(slice(None), slice(None), *place, slice(None))], network, *args, **kwargs)
         whole = torch.zeros((*inside.shape[:2], *inputs.shape[2:]), dtype=inside.dtype, device=inside.device)
-        whole[:, :: network.out_channels] = 1
+        if network.out_channels > 1:
+            whole[:, :: network.out_channels] = 1
         whole[(slice(None), slice(None), *place, slice(None))] = torch.as_tensor(inside).as_subclass(Tensor)
         return convert_to_dst_type(whole, inputs)[0]
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cgdpm_med.cast_copy import CastCopy
+from cgdpm_med.cast_copy import CastCopy, channels_last
 from cgdpm_med.cuda_graphs import GraphReplay
 from cgdpm_med.diffusion.batching import BatchLimit
 from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.guidance import check_interval, guided
-from cgdpm_med.diffusion.sampling import check_start, encode
+from cgdpm_med.diffusion.sampling import check_prediction, check_start, encode
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskDenoiser, MaskTarget, Target
 from cgdpm_med.volumes import InputError
@@ -29,7 +29,7 @@ class DiffusionPredictor(nn.Module):
     Args:
         denoiser: what every sampler calls, as the target's ``denoiser`` makes it of a network.
         guide: the guidance network, or None.
-        schedule: of the sampling; by default one that predicts x_0.
+        schedule: of the training; by default linear betas, under which the denoiser predicts what the target wants.
         target: what is made. Members are decoded, and their mean is the prediction.
         out_channels: in place of a target: a mask of so many channels, of the denoiser's scale.
         guidance_scale, guidance_interval: w and [t_lo, t_hi); see :func:`~cgdpm_med.guided`.
@@ -74,9 +74,12 @@ class DiffusionPredictor(nn.Module):
         if members < 1:
             raise ValueError(f"an ensemble needs at least one member, not {members}")
         self.denoiser, self.guide = denoiser, guide
-        self.schedule = schedule or NoiseSchedule(prediction_type="sample")
         self.target = _target_of(denoiser, target, out_channels)
-        self.target.check(self.schedule)
+        predicted = getattr(denoiser, "prediction_type", None)
+        self.schedule = schedule or NoiseSchedule(prediction_type=predicted or self.target.predicts)
+        check_prediction(predicted, self.schedule)
+        if predicted is None:
+            self.target.check(self.schedule)
         visitable = self.schedule.T if start is None else check_start(start, self.schedule.T) + 1
         if not 1 <= steps <= visitable:
             raise ValueError(f"steps must be between 1 and {visitable} (the chain's timesteps), not {steps}")
@@ -246,7 +249,7 @@ class Autocast:
     def refresh(self) -> None:
         """Take the network's weights as they are now."""
         if self.copy is None:
-            self.network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            channels_last(self.network.eval())
         else:
             self.copy.refresh()
 

@@ -6,7 +6,7 @@ workers, so that a resumed run sees exactly what an uninterrupted one would have
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class SliceDataset(Dataset):
 
     def __init__(
         self,
-        volumes: Sequence[Mapping[Hashable, Any]],
+        volumes: Sequence[Mapping[str, Any]],
         augment: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         neighbours: int = 0,
         seed: int = 0,

@@ -18,6 +18,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Randomizable, Spacingd
 from monai.utils import TraceKeys
+from torch import Tensor
 
 from cgdpm_med.diffusion.degradation import AreaDegradation
 from cgdpm_med.diffusion.ensemble import disagreement, entropy, fuse_majority, fuse_mean, labels_of
@@ -33,6 +34,7 @@ from cgdpm_med.volumes import (
 )
 
 FUSIONS = ("mean", "majority")
+SUM_TOLERANCE = 0.02  # of a member's probabilities in lower precision
 
 
 class LoadVolumed(MapTransform):
@@ -145,7 +147,7 @@ class LoneSpacingd(Spacingd):
 class FuseMembersd(MapTransform):
     """Members on the native grid to one mask with its uncertainty.
 
-    From ``pred`` (K * C, *S), probabilities of K members, writes to the item
+    From ``pred`` (K * channels, *S), probabilities of K members, writes to the item
 
     * ``members``        (K, *S) uint8, each member's own mask,
     * ``probabilities``  (C, *S) float32, fused; they sum to one,
@@ -156,23 +158,38 @@ class FuseMembersd(MapTransform):
     and removes ``pred``. Where inverting a crop left no probability at all, the class is background.
 
     Args:
-        num_classes: C.
+        num_classes: C; 1 is a foreground without a channel for its background.
         fusion: "mean" of the probabilities, or "majority" vote.
+        channels: of each member in ``pred``, by default ``num_classes``. Of two classes a member has one channel, the
+            foreground's, or two, and nothing but this tells.
+
+    Raises:
+        ValueError: for an unknown fusion, another number of channels than the classes can have, two classes without
+            ``channels``; at the call, for ``pred`` of no whole number of members, or whose members' channels sum to
+            more than one.
     """
 
-    def __init__(self, keys: KeysCollection = ("pred",), num_classes: int = 4, fusion: str = "mean") -> None:
+    def __init__(
+        self,
+        keys: KeysCollection = ("pred",),
+        num_classes: int = 4,
+        fusion: str = "mean",
+        channels: int | None = None,
+    ) -> None:
         super().__init__(keys)
         if fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, not {fusion!r}")
+        if num_classes == 2 and channels is None:
+            raise ValueError("members of two classes have one channel or two: give channels=1 or channels=2")
         self.num_classes, self.fusion = num_classes, fusion
+        self.channels = num_classes if channels is None else channels
+        if self.channels != num_classes and (self.channels, num_classes) != (1, 2):
+            raise ValueError(f"members of {num_classes} classes cannot have {channels} channels")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            p = torch.as_tensor(out.pop(key))
-            p = p.unflatten(0, (-1, self.num_classes)).clamp(0, 1)
-            if self.num_classes > 1:
-                p[:, 0] = (1 - p[:, 1:].sum(dim=1)).clamp(0, 1)
+            p = self._members(torch.as_tensor(out.pop(key)))
             fused = fuse_mean(p) if self.fusion == "mean" else fuse_majority(p)
             out["members"] = labels_of(p, channel_dim=1)[:, 0]
             out["probabilities"] = fused
@@ -180,6 +197,23 @@ class FuseMembersd(MapTransform):
             out["entropy"] = entropy(fused)[None]
             out["disagreement"] = disagreement(p)[None]
         return out
+
+    def _members(self, pred: Tensor) -> Tensor:
+        """(K * channels, *S) -> (K, C, *S), the background being what the other classes leave."""
+        if not len(pred) or len(pred) % self.channels:
+            raise ValueError(f"{len(pred)} channels are no whole number of members of {self.channels} each")
+        p = pred.unflatten(0, (-1, self.channels)).clamp(0, 1)
+        if self.num_classes == 1:
+            return p
+        if self.channels == 1:
+            return torch.cat([1 - p, p], dim=1)
+        if float(p.sum(dim=1).max()) > 1 + SUM_TOLERANCE:
+            raise ValueError(
+                f"channels that sum to more than one are no probabilities of {self.num_classes} classes; "
+                "members of one channel are num_classes=2, channels=1"
+            )
+        p[:, 0] = (1 - p[:, 1:].sum(dim=1)).clamp(0, 1)
+        return p
 
 
 class SaveOnGridd(MapTransform):

@@ -10,13 +10,15 @@ prepare_environment
 failed=()
 echo "== ruff check"
 "$VENV_PYTHON" -m ruff check . || failed+=("ruff")
-echo "== mypy cgdpm_med"
-"$VENV_PYTHON" -m mypy cgdpm_med || failed+=("mypy")
+echo "== ruff format"
+"$VENV_PYTHON" -m ruff format --check . || failed+=("ruff format")
+echo "== mypy"
+"$VENV_PYTHON" -m mypy || failed+=("mypy")
 echo "== pytest"
 # One process by default: each further one imports PyTorch and MONAI again, which a short suite does not earn back.
 workers="${CGDPM_TEST_WORKERS:-0}"
 if ((workers > 1)); then export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; fi
-"$VENV_PYTHON" -m pytest -q -n "$workers" --dist loadfile "$@" || failed+=("pytest")
+"$VENV_PYTHON" -m pytest -q --durations=15 -n "$workers" --dist loadfile "$@" || failed+=("pytest")
 
 if ((${#failed[@]})); then
     echo "FAILED: ${failed[*]} (see above; one test alone: ./scripts/test.sh tests/test_x.py -k name)" >&2

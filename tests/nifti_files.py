@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -29,7 +29,7 @@ OBLIQUE = np.array(
 CHANGED = {"datatype", "bitpix", "vox_offset", "scl_slope", "scl_inter", "cal_min", "cal_max", "descrip"}
 
 
-def at(value: float, *index: int, shape: tuple[int, ...] = (4, 5, 3)) -> np.ndarray:
+def at(value: float, *index: int | slice, shape: tuple[int, ...] = (4, 5, 3)) -> np.ndarray:
     data = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     data[index] = value
     return data
@@ -41,7 +41,7 @@ def nifti(
     sform: np.ndarray | None = None,
     sform_code: int = 1,
     pixdim: tuple[float, ...] = (1.25, 1.4, 8.0),
-    endian: str = "<",
+    endian: Literal["<", ">"] = "<",
     kind: type[nib.Nifti1Header] = nib.Nifti1Header,
     dim: tuple[int, ...] | None = None,
     **fields: Any,
@@ -71,8 +71,8 @@ def save(path: Path, content: bytes) -> Path:
 def raw_header(path: Path) -> nib.Nifti1Header:
     """The header of a file, without nibabel's repairs."""
     content = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
-    kind = nib.Nifti2Header if 540 in (int.from_bytes(content[:4], order) for order in ("little", "big")) else None
-    kind = kind or nib.Nifti1Header
+    second = 540 in (int.from_bytes(content[:4], order) for order in ("little", "big"))
+    kind = nib.Nifti2Header if second else nib.Nifti1Header
     return kind(content[: kind.sizeof_hdr], check=False)
 
 

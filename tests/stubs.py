@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 
 from cgdpm_med import Segmentation, Volume, read_labels
+
+if TYPE_CHECKING:
+    Standing: TypeAlias = Any  # taken wherever a Segmenter is asked for
+else:
+    Standing = object
 
 
 def segmentation_of(volume: Volume, key: str, members: np.ndarray) -> Segmentation:
@@ -28,7 +34,7 @@ def segmentation_of(volume: Volume, key: str, members: np.ndarray) -> Segmentati
     )
 
 
-class Stub:
+class Stub(Standing):
     """What a run records of a segmenter: its settings, its device, and the calls of its keys.
 
     Args:
@@ -45,7 +51,7 @@ class Stub:
             "precision": "float32",
             "guide": None,
         }
-        self.predictor = SimpleNamespace(**(sampling | settings))
+        self.predictor: Any = SimpleNamespace(**(sampling | settings))
         self.device = torch.device("cpu")
         self.weights: tuple[Path, ...] = ()
         self.fusion, self.shared_noise = "mean", True

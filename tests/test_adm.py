@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_every_published_tensor_is_used(
     tensors = published(name)
     assert len(tensors) == count
     with torch.device("meta"):
-        network = adm_upsampler(tensors)
+        network: Any = adm_upsampler(tensors)
     ours = network.state_dict()
     # two more: the first convolution is split in two, and the condition's part has a bias of zero
     assert len(ours) == count + 2
@@ -95,7 +96,7 @@ def test_every_published_tensor_is_used(
 
 def test_condition_branches_start_at_the_pretrained_model(reference: dict, tiny: ConditionalUNet) -> None:
     inputs = [reference[key] for key in ("x_t", "timesteps", "low_res", "class_labels")]
-    network = adm_upsampler(reference["state_dict"], num_heads=4, fusion="encoder")
+    network: Any = adm_upsampler(reference["state_dict"], num_heads=4, fusion="encoder")
     output = network(*inputs)
     with torch.no_grad():
         assert torch.equal(output, tiny(*inputs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,9 @@ def test_outside_the_image_border_continues_and_labels_end(generator: torch.Gene
     assert not labels.any()
 
 
-def warp_loop(image: np.ndarray, label: np.ndarray, matrix: np.ndarray, shift: np.ndarray, size: tuple[int, int]):
+def warp_loop(
+    image: np.ndarray, label: np.ndarray, matrix: np.ndarray, shift: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """One slice (H, W), pixel by pixel in float64."""
     height, width = image.shape
     out, out_label = np.zeros(size), np.zeros(size, dtype=int)
@@ -226,7 +229,14 @@ def test_nothing_is_drawn_where_everything_is_off() -> None:
 
 
 def test_ranges_and_probabilities() -> None:
-    settings = {"rotate": 0.3, "scale": 0.1, "shear": 0.0, "shift": 7.0, "turn_prob": 0.4, "flip_prob": 0.25}
+    settings: dict[str, Any] = {
+        "rotate": 0.3,
+        "scale": 0.1,
+        "shear": 0.0,
+        "shift": 7.0,
+        "turn_prob": 0.4,
+        "flip_prob": 0.25,
+    }
     drawn = SliceAugment(**settings, gamma=1.5, intensity_prob=0.5).draw(4000, torch.Generator().manual_seed(0))
     assert drawn.shift.abs().max() <= 7
     assert drawn.shift.abs().max() > 6.9

@@ -28,7 +28,7 @@ from cgdpm_med import (
 
 BUNDLE = REPO / "bundles" / "acdc_segmentation"
 TRAIN, VALIDATION, TEST = 2, 1, 11  # phantoms that bear the number of an ACDC patient take its place in the split
-TINY = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
+TINY: dict[str, Any] = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
 FILTERS = [8, 8, 8]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_a_ratio_is_the_median_of_the_repeats() -> None:
 
 def test_contestants_take_turns() -> None:
     order: list[str] = []
-    times = alternate({name: lambda name=name: order.append(name) for name in "ab"}, repeats=2)
+    times = alternate({name: partial(order.append, name) for name in "ab"}, repeats=2)
     assert order == list("ababab")
     assert [len(t) for t in times.values()] == [2, 2]
 

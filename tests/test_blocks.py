@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -23,8 +24,10 @@ from cgdpm_med.networks.blocks import (
     timestep_embedding,
 )
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
+
+def randomised(module: Network, seed: int = 0) -> Network:
     """The module with every parameter, zero-initialised ones too, drawn from a normal distribution."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
@@ -72,8 +75,8 @@ def test_terms_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_condition_join_is_a_concatenation_with_norms_apart(spatial_dims: int) -> None:
     size = (5, 4, 3)[:spatial_dims]
-    block = randomised(ResBlock(spatial_dims, 8, 16, 32))
-    join = randomised(ConditionJoin(spatial_dims, 12, 16), seed=1)
+    block: Any = randomised(ResBlock(spatial_dims, 8, 16, 32))
+    join: Any = randomised(ConditionJoin(spatial_dims, 12, 16), seed=1)
     x, features, emb = field(2, 8, *size), field(2, 12, *size, seed=1), field(2, 32, seed=2)
     convolve = {2: F.conv2d, 3: F.conv3d}[spatial_dims]
 
@@ -131,7 +134,7 @@ def softmax_attention(block: Attention, x: Tensor) -> Tensor:
             for i in range(q.shape[1]):
                 weights = torch.softmax(q[:, i] @ k / math.sqrt(width), dim=0)
                 out[b, width * head : width * (head + 1), i] = v @ weights
-    return x + F.conv1d(out, block.proj.weight, block.proj.bias).reshape(x.shape)
+    return x + F.conv1d(out, block.get_parameter("proj.weight"), block.get_parameter("proj.bias")).reshape(x.shape)
 
 
 @pytest.mark.parametrize("size", [(3, 5), (2, 3, 2)])
@@ -155,12 +158,12 @@ def test_attention_heads() -> None:
 
 def test_attention_gives_the_fast_kernels_what_they_accept(monkeypatch: pytest.MonkeyPatch) -> None:
     # a strided last dimension sends torch to a kernel several times slower
-    strides = []
+    strides: list[int] = []
     attend = F.scaled_dot_product_attention
 
-    def spy(*qkv: Tensor) -> Tensor:
-        strides.extend(tensor.stride(-1) for tensor in qkv)
-        return attend(*qkv)
+    def spy(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        strides.extend(tensor.stride(-1) for tensor in (q, k, v))
+        return attend(q, k, v)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     Attention(16, num_heads=2)(field(2, 16, 3, 5))
@@ -170,9 +173,10 @@ def test_attention_gives_the_fast_kernels_what_they_accept(monkeypatch: pytest.M
 def identity_convolutions(branch: ConditionBranch) -> ConditionBranch:
     """Every layer copies channel 0 of its input to all its channels."""
     for layer in branch.layers:
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-        layer.weight.data[(slice(None), 0, *[1] * (layer.weight.ndim - 2))] = 1
+        nn.init.zeros_(layer.get_parameter("bias"))
+        weight = nn.init.zeros_(layer.get_parameter("weight"))
+        centre: tuple[Any, ...] = (slice(None), 0, *[1] * (weight.ndim - 2))
+        weight.data[centre] = 1
     return branch
 
 
@@ -197,8 +201,8 @@ def test_odd_kernels_keep_the_size_and_patches_do_not_overlap() -> None:
     assert conv(2, 1, 2)(x).shape[2:] == (6, 6)
     assert conv(2, 1, 2, 1)(x).shape[2:] == (6, 6)
     patches = conv(2, 1, 1, 2, stride=2)
-    nn.init.constant_(patches.weight, 0.25)
-    nn.init.zeros_(patches.bias)
+    nn.init.constant_(patches.get_parameter("weight"), 0.25)
+    nn.init.zeros_(patches.get_parameter("bias"))
     torch.testing.assert_close(patches(x), F.avg_pool2d(x, 2))
 
 
@@ -233,7 +237,7 @@ def test_bias_behind_a_transposed_convolution(generator: torch.Generator) -> Non
 @pytest.mark.parametrize("side", [4, 12], ids=["few positions", "many"])
 def test_attention_in_training_is_that_of_sampling(side: int, generator: torch.Generator) -> None:
     attention = Attention(32, num_heads=2).double()
-    nn.init.normal_(attention.proj.weight, generator=generator)  # it begins at zero
+    nn.init.normal_(attention.get_parameter("proj.weight"), generator=generator)  # it begins at zero
     x = torch.randn(2, 32, side, side, generator=generator, dtype=torch.float64).requires_grad_()
     with torch.no_grad():
         expected = attention(x)

@@ -316,7 +316,7 @@ def test_every_picture_is_refined_with_its_own_class(data: Path, tmp_path: Path)
 
 
 def test_the_command_line_hands_the_class_to_a_bundle(data: Path) -> None:
-    given = {"window": 16, "num_heads": NUM_HEADS, "steps": 2, "device": "cpu"}
+    given: dict[str, Any] = {"window": 16, "num_heads": NUM_HEADS, "steps": 2, "device": "cpu"}
     resolver = load_resolver(data / "adm.pt", configs("imagenet_sr_64_256").parent, class_index=1, **given)
     assert resolver.class_index == 1
     with pytest.raises(InputError, match="no key 'class_index'"):

@@ -50,7 +50,7 @@ from cgdpm_med.calibration import fit_temperature, temper
 from cgdpm_med.phantom import write_phantom_dataset
 from cgdpm_med.volumes import Volume
 
-SMALL = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
+SMALL: dict[str, Any] = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
 NUMBERS = range(901, 912)
 SPLIT = {
     "train": [],

@@ -95,18 +95,16 @@ def test_the_channel_ending_of_nnunet_is_no_part_of_a_name(tmp_path: Path) -> No
     (single,) = find_cases(tmp_path / "heart_001_0000.nii.gz")
     assert single.key == "heart_001"
     touch(tmp_path, "heart_001.nii.gz")
-    errors = [c for c in find_cases(tmp_path) if c.error is not None]
-    assert [(c.image.name, c.error.what) for c in errors] == [
-        ("heart_001_0000.nii.gz", "has the name of heart_001.nii.gz")
-    ]
+    errors = [(c.image.name, c.error.what) for c in find_cases(tmp_path) if c.error is not None]
+    assert errors == [("heart_001_0000.nii.gz", "has the name of heart_001.nii.gz")]
 
 
 def test_a_file_called_like_the_map_of_another_is_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "scan.nii.gz", "scan_entropy.nii.gz", "other_entropy.nii.gz")
     cases = find_cases(tmp_path)
     assert [c.key for c in cases if c.error is None] == ["other_entropy", "scan"]
-    (bad,) = [c for c in cases if c.error is not None]
-    assert bad.error.what == "has the name of a map of scan.nii.gz"
+    (error,) = [c.error for c in cases if c.error is not None]
+    assert error.what == "has the name of a map of scan.nii.gz"
 
 
 def test_links_to_nowhere_are_not_lost(tmp_path: Path) -> None:

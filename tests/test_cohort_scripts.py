@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from cgdpm_med.apps.statistics_page import statistics_page
 from cgdpm_med.phantom import write_phantom_dataset
 from cgdpm_med.volumes import Volume
 
-SMALL = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
+SMALL: dict[str, Any] = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
 
 
 class Smaller(Stub):
@@ -117,7 +118,7 @@ def test_a_page_of_function_alone() -> None:
 def test_a_packed_dataset_trains_on_the_same_pixels(tmp_path: Path) -> None:
     """At the bundle's own spacing nothing is resampled: cropped and in 8 bits the network sees the same, to a 255th."""
     script = load_script("pack_acdc")
-    spec = {"shape": (203, 208, 3), "spacing": (1.25, 1.25, 25.0), "num_frames": 6}
+    spec: dict[str, Any] = {"shape": (203, 208, 3), "spacing": (1.25, 1.25, 25.0), "num_frames": 6}
     write_phantom_dataset(tmp_path / "data", patients=[2], **spec)
     words = ["--dataset-dir", str(tmp_path / "data"), "--output", str(tmp_path / "pack"), "--sections", "train"]
     options = script.parse_arguments(words)

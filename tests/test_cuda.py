@@ -1,4 +1,7 @@
-"""On a GPU: the numbers of the CPU, batches that give way to the memory, lower precision, training, compiling."""
+"""On a GPU: the numbers of the CPU, batches that give way to the memory, lower precision, training, compiling.
+
+Where there is no GPU, most of them run on the CPU alone: that finds what they call and read in the package gone.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +39,8 @@ from cgdpm_med.networks.blocks import conv, conv_transpose
 from cgdpm_med.networks.normalisation import GroupNorm
 from cgdpm_med.phantom import write_phantom_dataset
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-GPU = torch.device("cuda")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="there is no GPU")
 SCHEDULE = NoiseSchedule(1000, "cosine", "sample")
 
 
@@ -66,17 +69,17 @@ def predictor(**settings: Any) -> DiffusionPredictor:
 def test_an_ensemble_is_that_of_the_cpu(images: Tensor, method: str) -> None:
     model = predictor(method=method)
     expected = model.ensemble(images)
-    drawn = model.to(GPU).ensemble(images.to(GPU))
-    assert drawn.device.type == "cuda"
+    drawn = model.to(DEVICE).ensemble(images.to(DEVICE))
+    assert drawn.device.type == DEVICE.type
     torch.testing.assert_close(drawn.cpu(), expected, atol=1e-4, rtol=0)
 
 
 def test_batching_changes_no_member(images: Tensor) -> None:
-    model = predictor().to(GPU)
-    whole = model.ensemble(images.to(GPU))
+    model = predictor().to(DEVICE)
+    whole = model.ensemble(images.to(DEVICE))
     for max_batch in (1, 4):
         model.limit = BatchLimit(max_batch)
-        torch.testing.assert_close(model.ensemble(images.to(GPU)), whole, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.ensemble(images.to(DEVICE)), whole, atol=1e-5, rtol=0)
 
 
 class Hungry(nn.Module):
@@ -92,14 +95,15 @@ class Hungry(nn.Module):
         return 0.5 * x_t + context * need[:, :1, None, None]
 
 
+@needs_gpu
 def test_what_does_not_fit_is_drawn_in_halves(images: Tensor) -> None:
-    hungry, context = Hungry(), images.to(GPU)
+    hungry, context = Hungry(), images.to(DEVICE)
     how: dict[str, Any] = {"shape": (1, 16, 16), "members": 8, "steps": 2}
     limit = BatchLimit(64)
     torch.cuda.empty_cache()
     # room for seven fields at once, 1.75 GB, and not for eight
     room = torch.cuda.memory_allocated() + 15 * 2**27
-    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(GPU).total_memory)
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(DEVICE).total_memory)
     try:
         drawn = sample_ensemble(hungry, context, SCHEDULE, max_batch=limit, **how)
     finally:
@@ -111,11 +115,12 @@ def test_what_does_not_fit_is_drawn_in_halves(images: Tensor) -> None:
     torch.testing.assert_close(drawn.cpu(), unlimited, atol=1e-5, rtol=0)
 
 
+@needs_gpu
 def test_bfloat16_where_it_is_fast(images: Tensor) -> None:
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("this GPU has no bfloat16")
-    assert autocast_dtype(GPU) == torch.bfloat16
-    exact, rounded = (predictor(precision=p).to(GPU).ensemble(images.to(GPU)) for p in ("float32", "auto"))
+    assert autocast_dtype(DEVICE) == torch.bfloat16
+    exact, rounded = (predictor(precision=p).to(DEVICE).ensemble(images.to(DEVICE)) for p in ("float32", "auto"))
     assert rounded.dtype == torch.float32
     difference = (rounded - exact).abs()
     assert 1e-6 < difference.mean() < 5e-3
@@ -128,7 +133,7 @@ def test_group_normalisation_is_that_of_the_cpu(film: bool, layout: torch.memory
     norm, x = GroupNorm(4, 16), 3 + torch.randn(2, 16, 6, 10, generator=generator)
     given = tuple(torch.randn(2, 16, generator=generator) for _ in range(2)) if film else None
     found = []
-    for device in (torch.device("cpu"), GPU):
+    for device in (torch.device("cpu"), DEVICE):
         own = copy.deepcopy(norm).to(device)
         leaf = x.to(device, copy=True, memory_format=layout).requires_grad_()
         out = own(leaf, None if given is None else tuple(z.to(device) for z in given))
@@ -142,6 +147,7 @@ def test_group_normalisation_is_that_of_the_cpu(film: bool, layout: torch.memory
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
+@needs_gpu
 @pytest.mark.parametrize("shape", [(2, 64, 40, 36), (3, 96, 32, 32), (2, 160, 16, 16), (2, 352, 4, 6), (5, 12, 3, 3)])
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("per_image", [False, True])
@@ -157,8 +163,8 @@ def test_normalisation_in_one_kernel(shape: tuple[int, ...], silu: bool, per_ima
     exact = nn.functional.group_norm(x.double(), groups) * scale.double().reshape(-1, channels, 1, 1)
     exact = exact + shift.double().reshape(-1, channels, 1, 1)
     exact = nn.functional.silu(exact) if silu else exact
-    last = x.to(GPU).contiguous(memory_format=torch.channels_last)
-    found = group_norm(last, scale.to(GPU), shift.to(GPU), groups, 1e-5, silu)
+    last = x.to(DEVICE).contiguous(memory_format=torch.channels_last)
+    found = group_norm(last, scale.to(DEVICE), shift.to(DEVICE), groups, 1e-5, silu)
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
     error = (found.cpu().double() - exact).norm() / exact.norm()
@@ -170,7 +176,7 @@ def test_patches_are_those_of_the_cpu(grad: bool) -> None:
     for layer, shape in ((conv(2, 4, 8, 2, 2), (3, 4, 12, 8)), (conv_transpose(2, 8, 5, 2), (3, 8, 6, 4))):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         found = []
-        for device in (torch.device("cpu"), GPU):
+        for device in (torch.device("cpu"), DEVICE):
             own, leaf = copy.deepcopy(layer).to(device), x.to(device, copy=True).requires_grad_(grad)
             with torch.set_grad_enabled(grad):
                 out = own(leaf)
@@ -182,19 +188,32 @@ def test_patches_are_those_of_the_cpu(grad: bool) -> None:
             torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_replayed_evaluations_are_the_networks_own(images: Tensor) -> None:
-    graphs, eager = (predictor(precision="auto", cuda_graphs=each).to(GPU) for each in (True, False))
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[torch.cuda.CUDAGraph]:
+    """The graphs that are replayed, in order."""
+    graphs, replay = [], torch.cuda.CUDAGraph.replay
+
+    def noted(graph: torch.cuda.CUDAGraph) -> None:
+        graphs.append(graph)
+        replay(graph)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", noted)
+    return graphs
+
+
+def test_replayed_evaluations_are_the_networks_own(images: Tensor, replayed: list[torch.cuda.CUDAGraph]) -> None:
+    graphs, eager = (predictor(precision="auto", cuda_graphs=each).to(DEVICE) for each in (True, False))
     for seed in range(3):
         graphs.seed = eager.seed = seed
-        assert torch.equal(graphs.ensemble(images.to(GPU)), eager.ensemble(images.to(GPU)))
-    assert all(replay._recordings for replay in graphs._replays.values())
-    assert len(graphs._replays) == 2  # denoiser and guide
-    other = predictor(precision="auto", cuda_graphs=False).to(GPU)
+        assert torch.equal(graphs.ensemble(images.to(DEVICE)), eager.ensemble(images.to(DEVICE)))
+    # of the denoiser and of the guide: the condition's features, an evaluation
+    assert len(set(map(id, replayed))) == (4 if DEVICE.type == "cuda" else 0)
+    other = predictor(precision="auto", cuda_graphs=False).to(DEVICE)
     for model in (graphs, other):  # weights that were loaded later count
         model.denoiser.load_state_dict(small_mask_denoiser(5).state_dict())
-    again = graphs.ensemble(images.to(GPU))
+    again = graphs.ensemble(images.to(DEVICE))
     other.seed = graphs.seed
-    assert torch.equal(again, other.ensemble(images.to(GPU)))
+    assert torch.equal(again, other.ensemble(images.to(DEVICE)))
 
 
 class Peeking(nn.Module):
@@ -204,19 +223,20 @@ class Peeking(nn.Module):
         return 0.5 * x_t + float(context.sum())
 
 
+@needs_gpu
 def test_what_cannot_be_recorded_runs_without(images: Tensor) -> None:
-    model = DiffusionPredictor(Peeking(), None, SCHEDULE, ImageTarget(1), steps=4, members=2).to(GPU)
+    model = DiffusionPredictor(Peeking(), None, SCHEDULE, ImageTarget(1), steps=4, members=2).to(DEVICE)
     with pytest.warns(UserWarning, match="cannot be recorded"):
-        drawn = model.ensemble(images.to(GPU))
+        drawn = model.ensemble(images.to(DEVICE))
     expected = DiffusionPredictor(Peeking(), None, SCHEDULE, ImageTarget(1), steps=4, members=2)
     torch.testing.assert_close(drawn.cpu(), expected.ensemble(images), atol=1e-3, rtol=1e-2)
-    torch.testing.assert_close(model.ensemble(images.to(GPU)), drawn)
+    torch.testing.assert_close(model.ensemble(images.to(DEVICE)), drawn)
 
 
 def test_a_training_step_is_that_of_the_cpu(images: Tensor) -> None:
     target = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     weights = []
-    for device in (torch.device("cpu"), GPU):
+    for device in (torch.device("cpu"), DEVICE):
         network = small_network(3).train().to(device)
         # timesteps and noise from the CPU's generator for both
         loss = partial(DiffusionLoss(SCHEDULE), generator=torch.Generator().manual_seed(2))
@@ -241,7 +261,7 @@ def test_a_training_step_is_that_of_the_cpu(images: Tensor) -> None:
 def test_replayed_examples_are_those_of_the_cpu(images: Tensor) -> None:
     s_0 = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(1)).sign() / 2
     found = []
-    for device in (torch.device("cpu"), GPU):
+    for device in (torch.device("cpu"), DEVICE):
         denoiser = small_mask_denoiser(0).to(device)
         replay = Replay(denoiser, SCHEDULE, generator=torch.Generator().manual_seed(4), capacity=12, chains=1, steps=4)
         replay.fill(s_0.to(device), images.to(device))
@@ -253,11 +273,15 @@ def test_replayed_examples_are_those_of_the_cpu(images: Tensor) -> None:
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
+@needs_gpu
 def test_compiled_is_eager(images: Tensor) -> None:
-    eager, compiled = (predictor(compile=each).to(GPU) for each in (False, True))
-    torch.testing.assert_close(compiled.ensemble(images.to(GPU)), eager.ensemble(images.to(GPU)), atol=1e-4, rtol=0)
+    eager, compiled = (predictor(compile=each).to(DEVICE) for each in (False, True))
+    torch.testing.assert_close(
+        compiled.ensemble(images.to(DEVICE)), eager.ensemble(images.to(DEVICE)), atol=1e-4, rtol=0
+    )
 
 
+@needs_gpu
 def test_the_shipped_model_gives_the_masks_of_the_cpu(tmp_path: Path) -> None:
     (patient,) = write_phantom_dataset(tmp_path, 1)
     scans = sorted(patient.glob("*frame01.nii.gz"))

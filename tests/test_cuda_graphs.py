@@ -78,9 +78,8 @@ def test_every_call_is_the_networks(replay: GraphReplay) -> None:
                     torch.testing.assert_close(found, expected)
         x_t, times = fields(seed=call), (t - 100 * call % 300).expand(6)
         torch.testing.assert_close(replay(x_t, times, features), network(x_t, times, expected_features))
-    assert (
-        sum(recording.graph.replays for recording in replay._recordings.values()) == 8
-    )  # 7 of 8 evaluations, 1 of 2 encodings
+    graphs: list[Any] = [recording.graph for recording in replay._recordings.values()]
+    assert sum(graph.replays for graph in graphs) == 8  # 7 of 8 evaluations, 1 of 2 encodings
 
 
 @torch.no_grad()

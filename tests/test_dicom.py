@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'cgdpm-med[dicom]'")
 
 from dicom_scans import DOWN, NORMAL, PATIENT, Scan, save
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import generate_uid
+from pydicom.uid import UID, generate_uid
 
 from cgdpm_med.apps.cases import find_cases
 from cgdpm_med.volumes import VOXEL_LIMIT, InputError, read_volume, write_on_grid
@@ -92,24 +93,24 @@ def test_intensities_are_rescaled(tmp_path: Path) -> None:
 # --- grouping ---------------------------------------------------------------------------------------------------------
 
 
-def _by_temporal_position(ds: object, k: int, t: int) -> None:
+def _by_temporal_position(ds: Dataset, k: int, t: int) -> None:
     del ds.TriggerTime
     ds.TemporalPositionIdentifier = t + 1
     ds.InstanceNumber = 100 - t
 
 
-def _by_instance(ds: object, k: int, t: int) -> None:
+def _by_instance(ds: Dataset, k: int, t: int) -> None:
     ds.TriggerTime = 0  # says nothing
     ds.InstanceNumber = 10 * t + k
 
 
-def _by_trigger(ds: object, k: int, t: int) -> None:
+def _by_trigger(ds: Dataset, k: int, t: int) -> None:
     ds.TriggerTime = 11 + (30 + k) * t  # the heart beats a little slower in every slice
     ds.InstanceNumber = 100 - 10 * k - t
 
 
 @pytest.mark.parametrize("order", [_by_trigger, _by_temporal_position, _by_instance])
-def test_phases_are_ordered_in_time(tmp_path: Path, order: Callable[[object, int, int], None]) -> None:
+def test_phases_are_ordered_in_time(tmp_path: Path, order: Callable[[Dataset, int, int], None]) -> None:
     scan = Scan(phases=4)
     for k, t, ds in scan.images():
         order(ds, k, t)
@@ -199,7 +200,7 @@ def _remove(*slices: int) -> Callable[[Scan, Path], None]:
     return write
 
 
-def _alter(change: Callable[[object, int, int], object]) -> Callable[[Scan, Path], None]:
+def _alter(change: Callable[[Dataset, int, int], object]) -> Callable[[Scan, Path], None]:
     """Write all images after a change; those for which it returns False are left out."""
 
     def write(scan: Scan, folder: Path) -> None:
@@ -229,42 +230,42 @@ def _same_file_twice(scan: Scan, folder: Path) -> None:
     (folder / "copy.dcm").write_bytes((folder / "IM0003.dcm").read_bytes())
 
 
-def _compressed(syntax: str) -> Callable[[object, int, int], None]:
-    def change(ds: object, k: int, t: int) -> None:
+def _compressed(syntax: str) -> Callable[[Dataset, int, int], None]:
+    def change(ds: Dataset, k: int, t: int) -> None:
         ds.PixelData = encapsulate([b"these are no pixels "])
         ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
-        ds.file_meta.TransferSyntaxUID = syntax
+        ds.file_meta.TransferSyntaxUID = UID(syntax)
 
     return change
 
 
-def _smaller(ds: object, k: int, t: int) -> None:
+def _smaller(ds: Dataset, k: int, t: int) -> None:
     if k == 1:
         ds.Rows = 4
         ds.PixelData = ds.PixelData[: 4 * 7 * 2]
 
 
-def _set(**values: object) -> Callable[[object, int, int], None]:
-    def change(ds: object, k: int, t: int) -> None:
+def _set(**values: object) -> Callable[[Dataset, int, int], None]:
+    def change(ds: Dataset, k: int, t: int) -> None:
         for keyword, value in values.items():
             setattr(ds, keyword, value)
 
     return change
 
 
-def _in_slice(number: int, **values: object) -> Callable[[object, int, int], None]:
+def _in_slice(number: int, **values: object) -> Callable[[Dataset, int, int], None]:
     return lambda ds, k, t: _set(**values)(ds, k, t) if k == number else None
 
 
-def _drop(*keywords: str) -> Callable[[object, int, int], None]:
-    def change(ds: object, k: int, t: int) -> None:
+def _drop(*keywords: str) -> Callable[[Dataset, int, int], None]:
+    def change(ds: Dataset, k: int, t: int) -> None:
         for keyword in keywords:
             delattr(ds, keyword)
 
     return change
 
 
-def _moved(k: int, along: float = 0.0, aside: float = 0.0) -> Callable[[object, int, int], None]:
+def _moved(k: int, along: float = 0.0, aside: float = 0.0) -> Callable[[Dataset, int, int], None]:
     place = [f"{value:.10f}" for value in Scan().lps(0, 0, k) + along * NORMAL + aside * DOWN]
     return _in_slice(k, ImagePositionPatient=place)
 

@@ -6,10 +6,13 @@ import gzip
 import json
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+
+from cgdpm_med.volumes.dicom_stack import directions_of, position_of
 
 pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'cgdpm-med[dicom]'")
 
@@ -29,7 +32,7 @@ from cgdpm_med.apps.segment import Segmenter
 from cgdpm_med.volumes.dicom import find_dicom, read_dicom
 from cgdpm_med.volumes.dicom_stack import DicomStack
 
-PLAIN = {"pages": False, "write": ("mask",)}
+PLAIN: dict[str, Any] = {"pages": False, "write": ("mask",)}
 
 
 class Bright(Stub):
@@ -54,10 +57,10 @@ def mask(stack: DicomStack) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 4, stack.shape[:3]).astype(np.uint8)
 
 
-def placed(path: Path) -> dict[tuple[int, float, float, float], np.ndarray]:
+def placed(path: Path) -> dict[tuple[float, ...], np.ndarray]:
     """Pixels (columns, rows) of every frame by segment and place, read with pydicom alone."""
     ds = pydicom.dcmread(path)
-    frames = {}
+    frames: dict[tuple[float, ...], np.ndarray] = {}
     for pixels, item in zip(ds.pixel_array, ds.PerFrameFunctionalGroupsSequence, strict=True):
         segment = item.SegmentIdentificationSequence[0].ReferencedSegmentNumber
         place = item.PlanePositionSequence[0].ImagePositionPatient
@@ -72,14 +75,14 @@ def test_every_frame_lies_on_its_image(tmp_path: Path, stack: DicomStack, mask: 
     mask[..., 3] = 0
     mask[..., 1][mask[..., 1] == 2] = 0
     frames = placed(write_dicom_seg(mask, stack, tmp_path / "s.dcm", phase=2))
-    places = [tuple(round(float(v), 3) for v in of_slice[2].position) for of_slice in stack.images]
+    places = [tuple(round(float(v), 3) for v in position_of(of_slice[2])) for of_slice in stack.images]
     expected = {(label, *places[k]) for label in (1, 2, 3) for k in range(3) if (label, k) != (2, 1)}
     assert frames.keys() == expected
     for (label, *place), pixels in frames.items():
         np.testing.assert_array_equal(pixels, mask[..., places.index(tuple(place))] == label)
     shared = pydicom.dcmread(tmp_path / "s.dcm").SharedFunctionalGroupsSequence[0]
     directions = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
-    np.testing.assert_allclose(directions, stack.images[0][0].directions.ravel(), atol=1e-9)
+    np.testing.assert_allclose(directions, directions_of(stack.images[0][0]).ravel(), atol=1e-9)
     measures = shared.PixelMeasuresSequence[0]
     assert (list(measures.PixelSpacing), measures.SliceThickness) == ([1.75, 1.25], 8)
     assert float(measures.SpacingBetweenSlices) == pytest.approx(10.5)
@@ -192,7 +195,7 @@ def test_a_cine_from_folder_to_masks(tmp_path: Path) -> None:
     for t in range(3):
         frames = placed(tmp_path / "out" / "p1" / f"sax_frame{t + 1:03d}_seg.dcm")
         for k, of_slice in enumerate(stack.images):
-            place = tuple(round(float(v), 3) for v in of_slice[t].position)
+            place = tuple(round(float(v), 3) for v in position_of(of_slice[t]))
             for label in (1, 2, 3):
                 pixels = frames.get((label, *place), np.zeros((7, 5)))
                 np.testing.assert_array_equal(pixels, mask[..., k, t] == label)
@@ -204,7 +207,7 @@ def test_a_cine_from_folder_to_masks(tmp_path: Path) -> None:
 def test_continue_sees_other_files_and_other_wishes(tmp_path: Path) -> None:
     folder = Scan(phases=1).write(tmp_path / "in")
 
-    def run_again(**options: object) -> list[str]:
+    def run_again(**options: Any) -> list[str]:
         cases = find_cases(tmp_path / "in")
         return segment_all(Bright(), cases, tmp_path / "out", options=Options(**PLAIN, **options), resume=True)[
             "skipped"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_networks import small_mask_denoiser, small_network
 from torch import Tensor, nn
 
 from cgdpm_med.diffusion.ensemble import (
@@ -21,6 +23,7 @@ from cgdpm_med.diffusion.ensemble import (
     mutual_information,
     sample_ensemble,
 )
+from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.sampling import sample
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskDenoiser
@@ -188,10 +191,10 @@ SAMPLERS = (
 
 
 @pytest.mark.parametrize("how", SAMPLERS, ids=lambda how: f"{how['method']}-{how.get('eta', 0)}")
-def test_ensemble_does_not_depend_on_batching(network: ConditionalUNet, images: Tensor, how: dict[str, object]) -> None:
+def test_ensemble_does_not_depend_on_batching(network: ConditionalUNet, images: Tensor, how: dict[str, Any]) -> None:
     keys = ["x", ("y", 1), 5]
 
-    def ensemble(rows: slice = slice(None), **arguments: object) -> Tensor:
+    def ensemble(rows: slice = slice(None), **arguments: Any) -> Tensor:
         return sample_ensemble(
             network, images[rows], SCHEDULE, shape=SHAPE, seed=3, keys=keys[rows], **{**how, **arguments}
         )
@@ -199,7 +202,7 @@ def test_ensemble_does_not_depend_on_batching(network: ConditionalUNet, images: 
     whole = ensemble(members=3)
     assert whole.shape == (3, 3, *SHAPE)
     assert whole.dtype == torch.float32
-    close = {"rtol": 1e-5, "atol": 1e-5}
+    close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
     for max_batch in (1, 2, 4, 7):
         torch.testing.assert_close(ensemble(members=3, max_batch=max_batch), whole, **close)
     torch.testing.assert_close(ensemble(member_ids=[2, 0]), whole[[2, 0]], **close)
@@ -284,7 +287,9 @@ def test_mask_denoiser_decodes_logits_by_hand() -> None:
 def test_mask_denoiser_encodes_as_its_network_does(network: ConditionalUNet, images: Tensor) -> None:
     assert MaskDenoiser(Logits()).encode_condition(images) is images
     features = MaskDenoiser(network).encode_condition(images)
-    assert torch.equal(features.stem, network.encode_condition(images).stem)
+    expected = network.encode_condition(images).stem
+    assert expected is not None
+    assert torch.equal(features.stem, expected)
 
 
 # Three members' 3 x 3 masks of two foreground classes; the members agree in the first column, two of three in the
@@ -352,3 +357,13 @@ def test_mutual_information_by_hand() -> None:
     quarter = (2 * math.log(2) - 0.75 * math.log(3)) / math.log(2)
     assert mutual_information(mixed).item() == pytest.approx(1 - quarter, abs=1e-6)
     assert mutual_information(mixed, channel_dim=-3).item() == pytest.approx(1 - quarter, abs=1e-6)
+
+
+def test_a_mask_denoiser_is_not_read_as_one_of_noise(generator: torch.Generator) -> None:
+    denoiser, image = small_mask_denoiser(), torch.randn(1, 1, 8, 8, generator=generator)
+    noise = torch.randn(1, 4, 8, 8, generator=generator)
+    with pytest.raises(ValueError, match="'sample'"):
+        sample_ensemble(denoiser, image, SCHEDULE, shape=(4, 8, 8), members=1, steps=1)
+    with pytest.raises(ValueError, match="'sample'"):
+        guided(denoiser, small_network(), NoiseSchedule())
+    assert sample(denoiser, noise, image, NoiseSchedule(prediction_type="sample"), steps=1).abs().max() <= 0.5

@@ -37,8 +37,8 @@ def correlated(n: int, d: int, seed: int, offset: float = 0.0) -> Tensor:
     return torch.randn(n, d, generator=generator) @ mixing + 1000 + offset
 
 
-def fid_by_matrices(x: Tensor, y: Tensor) -> float:
-    x, y = x.double().numpy(), y.double().numpy()
+def fid_by_matrices(features: Tensor, others: Tensor) -> float:
+    x, y = features.double().numpy(), others.double().numpy()
     s, r = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     shift = x.mean(0) - y.mean(0)
     return float(shift @ shift + np.trace(s + r - 2 * np.real(sqrtm(s @ r))))
@@ -134,7 +134,7 @@ def score(logits: Tensor, split_size: int = 5000, batch: int = 7) -> tuple[float
 
 
 def test_uniform_predictions_score_one() -> None:
-    assert score(torch.zeros(30, 10)) == (pytest.approx(1, abs=1e-12), 0)
+    assert score(torch.zeros(30, 10)) == pytest.approx((1, 0), abs=1e-12)
 
 
 @pytest.mark.parametrize("classes", [2, 10])
@@ -240,7 +240,8 @@ def test_scores_of_streamed_sets(tmp_path: Path) -> None:
 def test_no_score_without_logits(tmp_path: Path) -> None:
     inception = Inception(saved(FeaturesOnly(), tmp_path / "inception.pt"))
     scores = generation_scores([pictures(9)], [pictures(9)], inception)
-    assert scores[:3] == (pytest.approx(0, abs=1e-4), None, None)
+    assert scores[0] == pytest.approx(0, abs=1e-4)
+    assert scores[1:3] == (None, None)
 
 
 def test_what_is_no_inception_file_is_said(tmp_path: Path) -> None:
@@ -276,6 +277,22 @@ class PairDistance(nn.Module):
         return (a - b).abs().mean(dim=[1, 2, 3], keepdim=True)
 
 
+class DistanceOf(nn.Module):
+    """A distance by another reduction: for each pair, for each pixel, their mean alone, or something else."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        d = (a - b).abs()
+        if self.form == "pairs":
+            return d.mean(dim=[1, 2, 3])
+        if self.form == "pixels":
+            return d.mean(dim=1, keepdim=True)
+        return d.mean() if self.form == "mean" else d[0, 0]
+
+
 class LpipsFeatures(nn.Module):
     def forward(self, img: Tensor, resize_images: bool = True, return_lpips: bool = False) -> Tensor:
         assert return_lpips
@@ -293,3 +310,17 @@ def test_lpips_of_both_kinds_of_file(tmp_path: Path) -> None:
     assert pairs(a, a) == features(a, a) == 0
     with pytest.raises(InputError, match="pairs of one shape"):
         pairs(a, b[:2])
+
+
+@pytest.mark.parametrize("form", ["pairs", "pixels", "mean"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_lpips_of_files_with_other_shapes(form: str, batch: int, tmp_path: Path) -> None:
+    a, b = pictures(batch, seed=1), pictures(batch, seed=2)
+    score = Lpips(saved(DistanceOf(form), tmp_path / "file.pt"))
+    assert score(a, b) == pytest.approx(2 * float((a - b).abs().mean()), rel=1e-5)
+
+
+def test_lpips_of_a_file_that_returns_something_else(tmp_path: Path) -> None:
+    score = Lpips(saved(DistanceOf("rows"), tmp_path / "file.pt"))
+    with pytest.raises(InputError, match="3 pairs"):
+        score(pictures(3, seed=1), pictures(3, seed=2))

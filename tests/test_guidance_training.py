@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def loader(seed: int = 0) -> ReplayLoader:
 
 
 def test_a_guide_starts_as_no_guidance() -> None:
-    guide = guide_from_denoiser(network(1), SCHEDULE)
+    guide: Any = guide_from_denoiser(network(1), SCHEDULE)
     y, x_T = torch.rand(2, 1, 8, 8), torch.randn(2, 4, 8, 8)
     denoiser = MaskDenoiser(network())
     plain = sample(denoiser, x_T, y, SCHEDULE, steps=4)
@@ -135,8 +136,8 @@ def test_guidance_weights_go_with_their_denoiser(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cond_encoder.*denoiser model.pt.*guidance_scale"):
         load_guide(network(), tmp_path / "guidance.pt", SCHEDULE, "model.pt")
     save_weights(network(3), tmp_path / "guidance.pt")
-    loaded = load_guide(network(), tmp_path / "guidance.pt", SCHEDULE, "model.pt")
-    assert torch.equal(loaded.network.head.weight, network(3).head.weight)
+    loaded: Any = load_guide(network(), tmp_path / "guidance.pt", SCHEDULE, "model.pt")
+    assert torch.equal(loaded.network.head.weight, network(3).get_parameter("head.weight"))
 
 
 class Ones(torch.nn.Module):

@@ -44,6 +44,22 @@ def test_mask_grid_by_hand() -> None:
     assert torch.equal(grid[:, :, 2:], expected)
 
 
+def test_grid_of_binary_masks_by_hand() -> None:
+    """Two per cent are no foreground."""
+    truth = torch.tensor([[[[0.0, 1.0, 1.0, 0.0]]]])
+    members = torch.tensor([0.02, 0.49, 0.51, 1.0]).expand(1, 1, 1, 1, 4)
+    grid = sample_grid(torch.zeros(1, 1, 1, 4), truth, members, MaskTarget(2))
+    assert torch.equal(grid[:, 0, 4:], COLOURS[torch.tensor([0, 1, 1, 0, 0, 0, 1, 1])].T)
+
+
+def test_volumes_are_shown_by_their_middle_slice() -> None:
+    truth = one_hot([[0, 1]])[..., None].repeat(1, 1, 1, 1, 3)
+    truth[..., 1] = one_hot([[2, 3]])
+    image = torch.rand(1, 1, 1, 2, 3)
+    expected = sample_grid(image[..., 1], truth[..., 1], truth[None, ..., 1], MaskTarget(4))
+    assert torch.equal(sample_grid(image, truth, truth[None], MaskTarget(4)), expected)
+
+
 def test_image_grid_by_hand() -> None:
     low = torch.tensor([[[[-1.0]], [[0.0]], [[1.0]]]])
     truth = torch.full((1, 3, 2, 2), 0.5)

@@ -10,6 +10,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +21,7 @@ from stubs import Thresholder
 from test_cli import run
 from test_volume_errors import BAD_FILES
 
+from cgdpm_med import DiffusionPredictor
 from cgdpm_med.apps.segment import Segmenter
 from cgdpm_med.volumes import HeaderWarning, grid
 
@@ -378,13 +380,15 @@ def test_an_answer_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.Monkey
         nan = torch.full((4, *RAMP.shape), float("nan"))
         return {"mask": nan[:1], "probabilities": nan, "entropy": nan[:1], "disagreement": nan[:1], "members": nan}
 
-    class Net(torch.nn.Module):
-        members = 1
+    class Net(DiffusionPredictor):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self.members = 1
 
     image = save(tmp_path / "v.nii.gz", nifti())
-    stub = Thresholder()
+    stub, network = Thresholder(), Net()
     segmenter = Segmenter(
-        lambda data: {"image": torch.zeros(1, *RAMP.shape)}, lambda image, *_, **__: image, Net(), post, "cpu"
+        lambda data: {"image": torch.zeros(1, *RAMP.shape)}, lambda image, *_, **__: image, network, post, "cpu"
     )
     monkeypatch.setattr(stub, "__class__", type("Bad", (Thresholder,), {"__call__": lambda _, *a: segmenter(*a)}))
     monkeypatch.setattr(Segmenter, "from_bundle", lambda *_, **__: stub)
@@ -393,7 +397,7 @@ def test_an_answer_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_device_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     class Full(Thresholder):
-        def __call__(self, *_: object) -> object:
+        def __call__(self, *_: object, **__: object) -> NoReturn:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB")
 
     monkeypatch.setattr(Segmenter, "from_bundle", lambda *_, **__: Full())

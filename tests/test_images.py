@@ -70,7 +70,8 @@ def test_known_values(tmp_path: Path) -> None:
 def test_rgb_is_read_exactly(suffix: str, tmp_path: Path, rng: np.random.Generator) -> None:
     array = colours(rng)
     path = tmp_path / f"a.{suffix}"
-    Image.fromarray(array).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    exactly: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
+    Image.fromarray(array).save(path, **exactly)
     picture = assert_pixels(path, scaled(array))
     assert (picture.bits, picture.grey) == (8, False)
 
@@ -340,4 +341,4 @@ def test_a_picture_too_small_is_named(tmp_path: Path, rng: np.random.Generator) 
     Image.fromarray(colours(rng, 15, 40)).save(tmp_path / "small.png")
     (item,) = image_datalist(tmp_path)
     with pytest.raises(InputError, match=r"small\.png: a picture of \(15, 40\) pixels is smaller than 16 x 16"):
-        CentreSquared("image", 16)(LoadPictured("image")(item))
+        CentreSquared("image", 16)(LoadPictured("image")(dict(item.items())))

@@ -243,7 +243,7 @@ def test_a_window_as_large_as_the_field_is_no_window(field: tuple[Tensor, Tensor
     x_t, t, y = field
     network = small_network()
     for window in ((20, 14), (64, 64)):
-        windowed = WindowedDenoiser(network, window)
+        windowed: Any = WindowedDenoiser(network, window)
         with torch.no_grad():
             assert torch.equal(windowed(x_t, t, windowed.encode_condition(y)), network(x_t, t, y))
 
@@ -269,8 +269,8 @@ def test_windows_are_blended_with_gaussian_weights(field: tuple[Tensor, Tensor, 
 def test_features_that_are_not_kept_are_made_again(field: tuple[Tensor, Tensor, Tensor], kept: int) -> None:
     x_t, t, y = field
     network = small_network()
-    expected = WindowedDenoiser(network, (8, 8), window_batch=2)
-    few = WindowedDenoiser(network, (8, 8), window_batch=2, kept_windows=kept)
+    expected: Any = WindowedDenoiser(network, (8, 8), window_batch=2)
+    few: Any = WindowedDenoiser(network, (8, 8), window_batch=2, kept_windows=kept)
     with torch.no_grad():
         features = few.encode_condition(y)
         out = few(x_t, t, features)
@@ -342,7 +342,7 @@ def test_windows_inside_any_sampler(method: str, generator: torch.Generator) -> 
 def test_members_of_a_denoiser_without_features(denoiser: Any, generator: torch.Generator) -> None:
     """Each window of the condition goes to every member of its own image."""
     y = torch.randn(2, 1, 12, 10, generator=generator)
-    settings_ = {"shape": (1, 12, 10), "members": 3, "steps": 3}
+    settings_: dict[str, Any] = {"shape": (1, 12, 10), "members": 3, "steps": 3}
     whole = sample_ensemble(denoiser, y, SCHEDULE, **settings_)
     windows = sample_ensemble(WindowedDenoiser(denoiser, (8, 8), window_batch=2), y, SCHEDULE, **settings_)
     torch.testing.assert_close(windows, whole, rtol=0, atol=1e-4)

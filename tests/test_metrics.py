@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,14 +160,19 @@ def volume(*labels: int) -> NDArray[np.int64]:
     return np.array(labels)[:, None, None]
 
 
+def approx(value: float) -> Any:
+    """Stands in the place of a number."""
+    return pytest.approx(value)
+
+
 def test_score_of_a_volume_states_which_masks_hold_each_structure() -> None:
     score = score_volume(
         volume(1, 1, 0, 2, 0), volume(1, 0, 0, 0, 3), (2.0, 1.0, 1.0), key="case", phase="ED", group="RV"
     )
     assert score == VolumeScore(
         dice={1: 2 / 3, 2: 0.0, 3: 0.0},
-        hd95={1: pytest.approx(1.9), 2: None, 3: None},  # distances 0 and 2 there, 0 back: percentile 95 is .95 * 2
-        assd={1: pytest.approx(2 / 3), 2: None, 3: None},
+        hd95={1: approx(1.9), 2: None, 3: None},  # distances 0 and 2 there, 0 back: percentile 95 is .95 * 2
+        assd={1: approx(2 / 3), 2: None, 3: None},
         present={1: "both", 2: "prediction", 3: "reference"},
         key="case",
         phase="ED",
@@ -335,7 +341,7 @@ def loop_ece(p: NDArray[np.float64], ref: NDArray[np.int64], bins: int, region: 
         members.setdefault(index, []).append((confidence, column.index(confidence) == ref[voxel]))
     total = sum(map(len, members.values()))
     return sum(
-        len(found) / total * abs(np.mean([right for _, right in found]) - np.mean([c for c, _ in found]))
+        len(found) / total * abs(float(np.mean([right for _, right in found]) - np.mean([c for c, _ in found])))
         for found in members.values()
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -98,7 +99,7 @@ DICE = {  # RV, Myo, LV
 }
 
 
-def write_evaluation(folder: Path, summary: dict[str, Any], dice: dict[str, tuple[float, ...]]) -> None:
+def write_evaluation(folder: Path, summary: dict[str, Any], dice: Mapping[str, tuple[float, ...]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     columns = [f"{metric}_{name}" for metric in ("dice", "hd95", "assd") for name in ("RV", "Myo", "LV")]

@@ -28,7 +28,11 @@ from cgdpm_med.volumes import (
 )
 
 AS_STORED = ShortAxisView()
-STORED = [ShortAxisView(axes, flips) for axes in permutations(range(3)) for flips in product((False, True), repeat=3)]
+STORED = [
+    ShortAxisView((a, b, c), flips)
+    for a, b, c in permutations(range(3))
+    for flips in product((False, True), (False, True), (False, True))
+]
 
 
 def columns(*world: tuple[float, float, float]) -> np.ndarray:

@@ -81,7 +81,7 @@ def test_a_disk_that_fails_at_one_file(
         return real(*arguments)
 
     with monkeypatch.context() as broken:
-        broken.setattr(files.os, call, failing)
+        broken.setattr(os, call, failing)
         result = segment_all(Thresholder(), find_cases(source), out, options=PLAIN)
     name = ("a.nii.gz", "a_entropy.nii.gz", "a_disagreement.nii.gz", "a.json")[moment]
     assert result["failed"] == {"a": f"{out / name}: cannot be written: {what}. {remedy}"}
@@ -119,7 +119,7 @@ def test_what_was_there_before_survives_a_full_disk(tmp_path: Path, monkeypatch:
     def refuse(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(files.InputError, match="no space left on device"), atomic_write(path) as file:
         file.write(b"after")
     assert path.read_text() == "before"

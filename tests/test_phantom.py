@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -319,7 +320,7 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_dataset_patient_depends_on_its_number_alone(tmp_path: Path) -> None:
-    small = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
+    small: dict[str, Any] = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
     folders = write_phantom_dataset(tmp_path / "three", 3, seed=1, **small)
     assert [folder.name for folder in folders] == ["patient901", "patient902", "patient903"]
     (alone,) = write_phantom_dataset(tmp_path / "one", [902], seed=1, **small)
@@ -352,7 +353,7 @@ def test_key_frames_do_not_depend_on_the_cine() -> None:
         ({"bias": float("nan")}, "bias"),
     ],
 )
-def test_impossible_specifications(changes: dict[str, object], message: str) -> None:
+def test_impossible_specifications(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PhantomSpec.small(**changes)
 

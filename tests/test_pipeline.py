@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from scans import AFFINE, PLAIN, scan, write_image
 from stubs import Oracle, Thresholder, segmentation_of
 
-from cgdpm_med import InputError, Options, find_cases, read_labels, segment_all, segment_cases, staple
+from cgdpm_med import InputError, Options, Segmentation, find_cases, read_labels, segment_all, segment_cases, staple
 from cgdpm_med.apps.cardiac import cardiac_function, frame_volumes
 from cgdpm_med.apps.components import keep_largest
 from cgdpm_med.apps.outputs import label_tables
@@ -24,7 +25,7 @@ from cgdpm_med.apps.study import StudyResult
 from cgdpm_med.phantom import write_phantom_dataset
 from cgdpm_med.volumes import Volume, frames, read_volume
 
-SMALL = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
+SMALL: dict[str, Any] = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
 VOXEL_ML = abs(np.linalg.det(AFFINE[:3, :3])) / 1000
 
 
@@ -39,7 +40,7 @@ def cine(path: Path, cavities: tuple[int, ...] = (3, 5, 2, 4)) -> Path:
 class Cavity(Thresholder):
     """Calls what is brighter than 50 left ventricle; member k of three lacks its k first columns."""
 
-    def __call__(self, volume: Volume, key: str, progress: object = None) -> object:
+    def __call__(self, volume: Volume, key: str, progress: object = None) -> Segmentation:
         self.seen.append(key)
         members = np.stack([3 * (volume.data > 50).astype(np.uint8)] * 3)
         members[1, :2] = members[2, :3] = 0
@@ -145,7 +146,7 @@ def test_keeping_the_largest_piece_is_off_unless_asked_for(tmp_path: Path) -> No
 class Rows(Thresholder):
     """One member, the first of :class:`Cavity`'s with its second slice left out."""
 
-    def __call__(self, volume: Volume, key: str, progress: object = None) -> object:
+    def __call__(self, volume: Volume, key: str, progress: object = None) -> Segmentation:
         labels = 3 * (volume.data > 50).astype(np.uint8)
         labels[..., 2:] = 0
         return segmentation_of(volume, key, labels[None])

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.schedule import NoiseSchedule
-from cgdpm_med.diffusion.targets import ImageTarget, MaskTarget, Target
+from cgdpm_med.diffusion.targets import ImageTarget, MaskDenoiser, MaskTarget, Target
+from cgdpm_med.inferers import WindowedDenoiser
 from cgdpm_med.networks.blocks import Attention
+from cgdpm_med.networks.unet import ConditionalUNet
 from cgdpm_med.predictor import COMPILER_OPTIONS, Autocast, DiffusionPredictor, autocast_dtype
 from cgdpm_med.volumes import InputError
 
@@ -105,7 +107,7 @@ def test_prediction_is_the_mean_of_the_members(images: Tensor) -> None:
 
 def laid_out(network: nn.Module) -> nn.Module:
     """The network with its weights in the predictor's layout, which changes the order of sums, to the last bit."""
-    return network.to(memory_format=torch.channels_last)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
 
 
 def test_ensemble_equals_the_sampler_it_wraps(images: Tensor, ensemble: Tensor) -> None:
@@ -116,7 +118,7 @@ def test_ensemble_equals_the_sampler_it_wraps(images: Tensor, ensemble: Tensor) 
 
 def test_a_truncated_start_reaches_the_sampler(images: Tensor, ensemble: Tensor) -> None:
     denoiser = laid_out(small_mask_denoiser())
-    how = {"members": 4, "keys": KEYS, "timesteps": [0, 300, 600], "clip": (-0.5, 0.5)}
+    how: dict[str, Any] = {"members": 4, "keys": KEYS, "timesteps": [0, 300, 600], "clip": (-0.5, 0.5)}
     x_0 = sample_ensemble(denoiser, images, SAMPLE, shape=(4, 16, 12), **how)
     truncated = predictor(start=600).ensemble(images, keys=KEYS)
     assert torch.equal(truncated, torch.stack([TARGET.decode(x) for x in x_0]))
@@ -252,7 +254,7 @@ def test_predictions_that_are_not_numbers_are_an_error(target: Target) -> None:
 def test_compiled_attention_in_bfloat16_is_eager(generator: torch.Generator) -> None:
     """On a CPU with a matrix unit it was NaN without the options."""
     attention = Attention(64)
-    nn.init.normal_(attention.proj.weight, std=0.1, generator=generator)
+    nn.init.normal_(attention.get_parameter("proj.weight"), std=0.1, generator=generator)
     x = torch.randn(2, 64, 8, 8, generator=generator).bfloat16()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         eager = attention(x)
@@ -268,3 +270,64 @@ def test_compiled_is_eager(images: Tensor, precision: str, within: float) -> Non
     with torch.inference_mode():
         found = compiled.ensemble(images, keys=KEYS)
         torch.testing.assert_close(found, eager.ensemble(images, keys=KEYS), rtol=0, atol=within)
+
+
+# --- schedules that fit -----------------------------------------------------------------------------------------------
+
+
+class Knowing(torch.nn.Module):
+    """Predicts the mask that the image's sign is: one channel, or background and foreground."""
+
+    def __init__(self, channels: int = 2) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        truth = (context[:, :1] > 0).float()
+        return torch.cat([1 - truth, truth], dim=1)[:, -self.channels :] * 2 - 1
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_default_schedule_of_masks_reads_predictions_of_x_0(channels: int, images: Tensor) -> None:
+    model = DiffusionPredictor(Knowing(channels), out_channels=channels, steps=4, members=2, precision="float32")
+    assert torch.equal(model(images)[:, -1] > 0.5, images[:, 0] > 0)
+    assert DiffusionPredictor(Knowing(), target=ImageTarget()).schedule.prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize("denoiser", [Knowing(), small_mask_denoiser()], ids=["any network", "mask denoiser"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_masks_under_a_schedule_for_another_prediction_are_refused(denoiser: Any, prediction_type: str) -> None:
+    with pytest.raises(ValueError, match="'sample'"):
+        DiffusionPredictor(denoiser, schedule=NoiseSchedule(prediction_type=prediction_type))
+
+
+def test_a_network_of_masks_may_say_what_it_predicts() -> None:
+    class Noise(torch.nn.Module):
+        prediction_type = "epsilon"
+
+    assert DiffusionPredictor(Noise()).schedule.prediction_type == "epsilon"
+    with pytest.raises(ValueError, match="'epsilon'"):
+        DiffusionPredictor(Noise(), schedule=SAMPLE)
+
+
+# --- three dimensions -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("attention", [False, True])
+def test_volumes_are_sampled_whole_and_in_windows(precision: str, attention: bool, generator: torch.Generator) -> None:
+    levels = {"channels": (8, 16), "num_res_blocks": 1, "attention_levels": (False, attention)}
+    network = ConditionalUNet(3, 2, 1, 2, **levels)  # type: ignore[arg-type]
+    torch.nn.init.normal_(network.head.get_parameter("weight"), std=0.2, generator=generator)
+    settings: dict[str, Any] = {"out_channels": 2, "steps": 2, "members": 2, "precision": precision}
+    model = DiffusionPredictor(MaskDenoiser(network), schedule=SAMPLE, **settings)
+    image = torch.randn(1, 1, 16, 12, 8, generator=generator)
+    whole = model.ensemble(image)
+    assert whole.shape == (2, 1, 2, 16, 12, 8)
+    assert not torch.equal(whole[0], whole[1])
+    torch.testing.assert_close(whole.sum(dim=2), torch.ones(2, 1, 16, 12, 8))
+    one_window = model.ensemble(image, wrap=lambda denoiser: WindowedDenoiser(denoiser, (16, 12, 8)))
+    assert torch.equal(one_window, whole)
+    windows = model.ensemble(image, wrap=lambda denoiser: WindowedDenoiser(denoiser, (8, 8, 4)))
+    assert windows.shape == whole.shape
+    assert not torch.equal(windows, whole)

@@ -123,7 +123,7 @@ def test_gflops_of_a_convolution_by_hand(recipes: ModuleType) -> None:
 
 
 def test_the_table_has_means_over_seeds(recipes: ModuleType, tmp_path: Path) -> None:
-    common = dict.fromkeys((*recipes.SCORES, *recipes.COLUMNS), 1.0)
+    common: dict[str, Any] = dict.fromkeys((*recipes.SCORES, *recipes.COLUMNS), 1.0)
     common |= {"iterations": 600, "volumes": 20, "device": "cpu", "parameters": 9_610_836, "seconds_per_step": None}
     results = {"default": [{**common, "about": "as is", "seed": s, "dice": d} for s, d in ((0, 85.0), (1, 86.0))]}
     arguments = recipes.parse_arguments(["--dataset-dir", "x", "--output", str(tmp_path), "--seeds", "0", "1"])
@@ -145,7 +145,7 @@ def test_the_table_has_means_over_seeds(recipes: ModuleType, tmp_path: Path) -> 
 def test_one_command_trains_scores_and_continues(
     recipes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
+    tiny: dict[str, Any] = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
     write_phantom_dataset(tmp_path / "data", patients=[2, 1], seed=1, **tiny)  # training and validation patients
     command = ["recipes.py", "default", "hard_labels", "--dataset-dir", str(tmp_path / "data")]
     command += ["--output", str(tmp_path / "out"), "--settings", str(REPO / "configs" / "smoke.yaml")]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from monai.inferers import Inferer
-from torch import Tensor
+from torch import Tensor, nn
 
-from cgdpm_med import RegionInferer
+from cgdpm_med import DiffusionPredictor, RegionInferer
+from cgdpm_med.diffusion.targets import MaskTarget
 
 
 class Threshold(Inferer):
@@ -21,12 +22,12 @@ class Threshold(Inferer):
         return torch.stack([1 - p, p] * network.members, dim=1)
 
 
-class Predictor:
+class Predictor(DiffusionPredictor):
     """As much of a DiffusionPredictor as the inferer touches."""
 
-    out_channels = 2
-    members = 2
-    steps = 9
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.target, self.members, self.steps = MaskTarget(2, one_hot=True), 2, 9
 
 
 def image(size: tuple[int, int, int], *boxes: tuple[slice, slice, slice]) -> Tensor:
@@ -43,6 +44,19 @@ def test_members_are_drawn_in_the_region_and_put_back() -> None:
     # 6 + 2 * 2 = 10 -> 12 and 4 + 2 * 2 = 8 -> 8
     assert inner.sizes == [(64, 48, 3), (12, 8, 3)]
     assert torch.equal(out, Threshold()(x, Predictor()))
+
+
+def test_members_of_one_channel_have_nothing_outside_the_region() -> None:
+    class Foreground(Threshold):
+        def __call__(self, inputs: Tensor, network: Predictor, *args: object, **kwargs: object) -> Tensor:  # type: ignore[override]
+            return super().__call__(inputs, network)[:, 1::2]
+
+    predictor, inner = Predictor(), Foreground()
+    predictor.target = MaskTarget(2)
+    x = image((64, 48, 3), (slice(20, 26), slice(5, 9), slice(1, 2)))
+    out = RegionInferer(inner, margin=2, smallest=8, multiple=4)(x, predictor)
+    assert inner.sizes == [(64, 48, 3), (12, 8, 3)]
+    assert torch.equal(out, Foreground()(x, predictor))
 
 
 def test_region_by_hand() -> None:

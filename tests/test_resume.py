@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from runs import again, contents, start
 from scans import PLAIN, scan
 from stubs import Thresholder
 
-from cgdpm_med import InputError, Options, collect_cohort, find_cases, segment_all
+from cgdpm_med import InputError, Options, Segmentation, collect_cohort, find_cases, segment_all
 from cgdpm_med.apps.resume import Shard, find_shard
 from cgdpm_med.apps.segment import Segmenter
 from cgdpm_med.volumes import Volume
@@ -52,7 +53,7 @@ def test_a_record_never_stands_beside_files_of_another_run(tmp_path: Path) -> No
     segment_all(Thresholder(), find_cases(image), out, options=PLAIN)
 
     class Killed(Thresholder):
-        def __call__(self, *_: object) -> object:
+        def __call__(self, *_: object, **__: object) -> NoReturn:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -134,7 +135,7 @@ def test_a_cohort_is_made_of_like_studies(tmp_path: Path) -> None:
 class Slow(Thresholder):
     """Slow enough to be interrupted."""
 
-    def __call__(self, volume: Volume, key: str, progress: object = None) -> object:
+    def __call__(self, volume: Volume, key: str, progress: object = None) -> Segmentation:
         time.sleep(0.02)
         return super().__call__(volume, key)
 

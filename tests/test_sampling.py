@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_a_chain_truncated_without_an_estimate_keeps_the_noise_it_started_from()
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_truncated_chain_visits_nothing_above_its_start(method: str, generator: torch.Generator) -> None:
-    how = {"steps": 4, "method": method, "start": 600, "generator": generator}
+    how: dict[str, Any] = {"steps": 4, "method": method, "start": 600, "generator": generator}
     visited = [step.t for step in trajectory(Gaussian(SCHEDULE), torch.ones(1, 1), None, SCHEDULE, **how)]
     assert (visited[0], visited[-1], len(visited)) == (600, 0, 4)
     if method == "dpmpp_2m":

@@ -57,6 +57,18 @@ def test_every_output_lies_on_the_grid_with_its_channels_last(tmp_path: Path) ->
         assert np.array_equal(images["members"].get_fdata()[..., k], members[k])
 
 
+def test_one_output_may_be_named_by_itself(tmp_path: Path) -> None:
+    volume = read_volume(write_image(tmp_path / "scan.nii.gz"))
+    result = segmentation_of(volume, "scan", np.zeros((1, *SHAPE), int))
+    files = save_segmentation(result, tmp_path / "out", "mask")
+    assert [path.name for path in files] == ["scan.nii.gz", "scan.json"]
+    assert Options(write="entropy").write == ("entropy",)
+    for unknown in ("masks", ["mask", "masks"], "m"):
+        with pytest.raises(InputError, match="there is no output"):
+            save_segmentation(result, tmp_path / "other", unknown)
+    assert not (tmp_path / "other").exists()
+
+
 def test_volumes_are_counted_voxels(tmp_path: Path) -> None:
     volume = read_volume(write_image(tmp_path / "scan.nii.gz"))
     members = np.zeros((2, *SHAPE), int)

@@ -20,7 +20,7 @@ from stubs import Stub, segmentation_of
 from cgdpm_med import InputError, Segmentation, Segmenter, Volume, read_labels, read_volume, write_on_grid
 from cgdpm_med import write_phantom_dataset as write_phantoms
 from cgdpm_med.apps import shifts
-from cgdpm_med.apps.shifts import SHIFTS
+from cgdpm_med.apps.shifts import SHIFTS, Pair
 from cgdpm_med.volumes import directions_known
 
 GEOMETRIC = ("half resolution", "double resolution", "every second slice", "quarter turn")
@@ -33,7 +33,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def pair_of(folder: Path, image: np.ndarray, label: np.ndarray, affine: np.ndarray | None = None) -> tuple:
+def pair_of(folder: Path, image: np.ndarray, label: np.ndarray, affine: np.ndarray | None = None) -> Pair:
     """Two volumes read from files with this affine in sform and qform."""
     affine = np.diag([1.5, 1.25, 8.0, 1.0]) if affine is None else affine
     for name, data in (("image", image.astype(np.float32)), ("label", label.astype(np.uint8))):
@@ -71,7 +71,8 @@ def test_voxels_keep_their_places_in_the_patient(name: str, tmp_path: Path, rng:
         image, truth = pair_of(tmp_path, world(oblique(), shape)[coordinate], label, oblique())
         shown, mask = SHIFTS[name](image, truth, rng)
         assert shown.data.shape == mask.data.shape == shown.grid.spatial_shape == mask.grid.spatial_shape
-        assert (shown.data.dtype, mask.data.dtype) == (np.float32, np.uint8)
+        assert shown.data.dtype == np.float32
+        assert mask.data.dtype == np.uint8
         here = world(shown.grid.affine, shown.data.shape)[coordinate]
         inside = np.s_[1:-1, 1:-1] if name == "double resolution" else np.s_[:]  # outermost pixels have no neighbour
         np.testing.assert_allclose(shown.data[inside], here[inside], atol=2e-5)

@@ -382,7 +382,7 @@ def adm_file(tmp_path: Path) -> Path:
 
 
 def test_adm_weights(adm_file: Path) -> None:
-    settings = {"num_heads": 4, "steps": 1, "precision": "float32"}
+    settings: dict[str, Any] = {"num_heads": 4, "steps": 1, "precision": "float32"}
     image = torch.rand(1, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
     outputs = []
     for index in (3, 4):

@@ -29,14 +29,14 @@ def test_a_perfect_mask_scores_perfectly(datalist: list[dict[str, str]]) -> None
 
 
 def test_member_dice_is_the_mean_over_members_and_structures(datalist: list[dict[str, str]]) -> None:
-    expected = []
+    expected: list[float] = []
     for item in datalist:
         truth = read_labels(item["label"]).data
         filled = np.flatnonzero((truth == 3).any(axis=(0, 1)))
         kept = {label: np.count_nonzero(truth == label) for label in (1, 2, 3)}
         last = {label: np.count_nonzero(truth[..., filled[-1]] == label) for label in (1, 2, 3)}
         without = [2 * (kept[k] - last[k]) / (2 * kept[k] - last[k]) for k in (1, 2, 3)]
-        expected += [1.0, np.mean(without)]
+        expected += [1.0, float(np.mean(without))]
     scores = score_setting(Oracle(members=2), datalist)
     assert scores["member_dice"] == pytest.approx(100 * np.mean(expected))
     assert scores["pairwise_dice"] == pytest.approx(np.mean(expected[1::2]))

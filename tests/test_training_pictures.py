@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +79,11 @@ def test_an_epoch_may_end_early() -> None:
 
 @pytest.mark.parametrize("key", ["deeper/a", "deeper/a.JPG"])
 def test_pictures_are_saved_under_their_key(key: str, tmp_path: Path) -> None:
-    item = {"key": key, "pred": torch.tensor([-1.0, 0.2, 1.0]).reshape(3, 1, 1), "other": -torch.ones(1, 1, 2)}
+    item: dict[Hashable, Any] = {
+        "key": key,
+        "pred": torch.tensor([-1.0, 0.2, 1.0]).reshape(3, 1, 1),
+        "other": -torch.ones(1, 1, 2),
+    }
     assert SavePictured(["pred", "other"], tmp_path)(item) == item
     assert np.array_equal(np.asarray(Image.open(tmp_path / "deeper" / "a.png")), [[[0, 153, 255]]])
     assert np.array_equal(np.asarray(Image.open(tmp_path / "deeper" / "a_other.png")), [[0, 0]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def test_loading_keeps_values_affine_name_and_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keys", [["image", "label"], ["label", "image"]])
 def test_labels_off_the_grid_of_their_image_are_refused(tmp_path: Path, keys: list[str]) -> None:
-    item = {
+    item: dict[Hashable, Any] = {
         "image": write(tmp_path / "i.nii.gz", np.arange(24, dtype=np.int16).reshape(2, 3, 4)),
         "label": write(tmp_path / "l.nii.gz", np.zeros((2, 3, 5), np.uint8)),
     }
@@ -184,12 +185,13 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     frames = write(tmp_path / "frames.nii.gz", np.arange(48, dtype=np.int16).reshape(2, 3, 4, 2))
     truncated = tmp_path / "truncated.nii.gz"
     truncated.write_bytes(Path(image).read_bytes()[:-20])
-    for item, text in (
+    items: list[tuple[dict[Hashable, Any], str]] = [
         ({"image": str(tmp_path / "none.nii.gz")}, r"none\.nii\.gz: cannot be read"),
         ({"image": str(truncated)}, r"truncated\.nii\.gz: is truncated"),
         ({"image": image, "label": wrong}, r"wrong\.nii\.gz: holds label values 9"),
         ({"image": frames}, r"frames\.nii\.gz: holds 2 time frames"),
-    ):
+    ]
+    for item, text in items:
         with pytest.raises(InputError, match=text):
             LoadVolumed(["image", "label"], allow_missing_keys=True)(item)
 
@@ -306,3 +308,26 @@ def test_random_degradation_draws_then_degrades(generator: torch.Generator) -> N
     assert torch.equal(again["condition"], first["condition"])
     never = RandDegraded("image", factor=2, prob=0.0)({"image": image})
     assert torch.equal(never["condition"], AreaDegradation(2).degrade(image[None])[0])
+
+
+def test_members_of_one_channel_with_two_classes() -> None:
+    """Eight members, half at .9: no pairs of channels, although each pair would sum to one."""
+    pred = torch.tensor([0.9, 0.1] * 4)[:, None, None]
+    result = FuseMembersd(num_classes=2, channels=1)({"pred": pred})
+    assert result["members"].flatten().tolist() == [1, 0] * 4
+    torch.testing.assert_close(result["probabilities"].flatten(), torch.tensor([0.5, 0.5]))
+    assert float(result["disagreement"]) == 0.5
+    pairs = FuseMembersd(num_classes=2, channels=2)({"pred": pred})
+    torch.testing.assert_close(pairs["probabilities"].flatten(), torch.tensor([0.9, 0.1]))
+
+
+@pytest.mark.parametrize("arguments", [{"num_classes": 2}, {"num_classes": 4, "channels": 1}, {"channels": 2}])
+def test_channels_that_do_not_tell_the_members_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="channels"):
+        FuseMembersd(**arguments)
+
+
+@pytest.mark.parametrize(("classes", "pred"), [(4, [0.9, 0.1] * 4), (3, [0.9, 0.1] * 3), (3, [0.2] * 8), (4, [])])
+def test_members_of_one_channel_are_not_read_as_classes(classes: int, pred: list[float]) -> None:
+    with pytest.raises(ValueError, match="channels"):
+        FuseMembersd(num_classes=classes)({"pred": torch.tensor(pred)[:, None, None]})

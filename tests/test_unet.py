@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cgdpm_med.networks import FUSIONS, ConditionalUNet
-from cgdpm_med.networks.unet import ConditionPyramid, SecondEncoder
+from cgdpm_med.networks.unet import ConditionFeatures, ConditionPyramid, SecondEncoder
 
 SMALL = {"channels": (8, 16), "num_res_blocks": 1, "attention_levels": (False, True), "num_head_channels": 8}
 
@@ -69,7 +70,7 @@ def test_features_can_be_selected_by_image() -> None:
         torch.testing.assert_close(net(x, T, chosen), net(x, T, y[[2, 0]]), rtol=1e-4, atol=1e-5)
 
 
-def present(features: object) -> dict[str, int]:
+def present(features: ConditionFeatures) -> dict[str, int]:
     """How many tensors of the condition stand in each place."""
     return {
         "stem": int(features.stem is not None),
@@ -103,6 +104,7 @@ def test_each_fusion_joins_where_the_paper_says(fusion: str, places: dict[str, i
 
 
 def test_input_fusion_is_a_concatenation_at_the_first_convolution() -> None:
+    net: Any
     net, x, y = build(fusion="input"), field(2, 4, 8, 8), field(2, 1, 8, 8, seed=1)
     weight = torch.cat([net.stem.weight, net.cond_stem.weight], dim=1)
     expected = F.conv2d(torch.cat([x, y], dim=1), weight, net.stem.bias + net.cond_stem.bias, padding=1)
@@ -154,6 +156,7 @@ def test_timesteps_of_training_and_of_sampling_are_the_same() -> None:
 
 
 def test_class_labels_choose_an_embedding() -> None:
+    net: Any
     net, x, y = build(num_classes=3), field(2, 4, 8, 8), field(2, 1, 8, 8, seed=1)
     with torch.no_grad():
         out = net(x, T, y, class_labels=torch.tensor([0, 2]))
@@ -173,6 +176,7 @@ def test_learned_variance_doubles_the_channels(patch_size: int) -> None:
 
 
 def test_patches_are_read_and_written_without_overlap() -> None:
+    net: Any
     net, x = build(patch_size=2, fusion="input"), field(1, 4, 8, 8)
     patches = x.unfold(2, 2, 2).unfold(3, 2, 2)  # (1, 4, 4, 4, 2, 2)
     expected = torch.einsum("bchwij,ocij->bohw", patches, net.stem.weight) + net.stem.bias[:, None, None]
@@ -201,7 +205,7 @@ def test_features_meet_every_level_at_its_size(fusion: str, cond_scale: int, pat
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_low_resolution_condition_is_upsampled_eightfold(interpolation: str) -> None:
-    net = build(
+    net: Any = build(
         in_channels=3,
         cond_channels=3,
         out_channels=3,
@@ -295,7 +299,7 @@ def test_monai_training_call_and_prepare_batch() -> None:
     from monai.inferers import DiffusionInferer
     from monai.networks.schedulers import DDPMScheduler
 
-    net = build(in_channels=1, out_channels=1)
+    net: Any = build(in_channels=1, out_channels=1)
     scheduler = DDPMScheduler(num_train_timesteps=1000)
     batch = {"image": field(2, 1, 8, 8), "mri": field(2, 1, 8, 8, seed=1)}
     torch.manual_seed(0)

@@ -6,8 +6,9 @@ import errno
 import os
 import resource
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -79,7 +80,7 @@ def test_output_grid_is_the_input_grid(
     permutation: list[int],
     codes: tuple[int, int],
     units: int,
-    endian: str,
+    endian: Literal["<", ">"],
     kind: Any,
     suffix: str,
 ) -> None:
@@ -241,5 +242,5 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         (tmp_path / "o.png", "is not named .nii"),
         (tmp_path / f"{'n' * 300}.nii", "file name too long"),
     ]:
-        assert complaint in only_error(lambda path=path: write_on_grid(LABELS, volume.grid, path), path)
+        assert complaint in only_error(partial(write_on_grid, LABELS, volume.grid, path), path)
     assert sorted(os.listdir(tmp_path)) == ["folder.nii", "in.nii"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -169,7 +169,9 @@ def test_difference_sees_a_voxel_and_forgives_rounding(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [nib.Nifti1Header, nib.Nifti2Header])
 @pytest.mark.parametrize("endian", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "f4", "f8", "i8"])
-def test_every_type_and_byte_order(tmp_path: Path, suffix: str, kind: Any, endian: str, dtype: str) -> None:
+def test_every_type_and_byte_order(
+    tmp_path: Path, suffix: str, kind: Any, endian: Literal["<", ">"], dtype: str
+) -> None:
     content = nifti(RAMP.astype(dtype), sform=OBLIQUE, endian=endian, kind=kind, scl_slope=0.5, scl_inter=-3)
     path = tmp_path / f"v{suffix}"
     path.write_bytes(gzip.compress(content, 1) if suffix.lower().endswith("gz") else content)

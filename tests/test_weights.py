@@ -31,7 +31,7 @@ def test_weights_come_back(tmp_path: Path, dtype: torch.dtype | None) -> None:
 
 def test_float16_halves_the_file_and_leaves_integers(tmp_path: Path) -> None:
     network = nn.BatchNorm1d(20_000)
-    network.num_batches_tracked.fill_(70_000)  # beyond float16
+    network.get_buffer("num_batches_tracked").fill_(70_000)  # beyond float16
     save_weights(network, tmp_path / "full.pt")
     save_weights(network, tmp_path / "half.pt", dtype=torch.float16)
     sizes = [(tmp_path / name).stat().st_size for name in ("half.pt", "full.pt")]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med.apps.outputs import describe, save_maps, write_json
+from cgdpm_med.apps.outputs import check_outputs, describe, save_maps, write_json
 from cgdpm_med.apps.segment import Segmentation, Segmenter
 from cgdpm_med.volumes import Volume
 
@@ -22,9 +22,9 @@ class KeepingSegmenter(Segmenter):
         write: outputs besides the JSON, see :data:`~cgdpm_med.apps.cases.OUTPUTS`.
     """
 
-    def __init__(self, folder: str | Path, write: tuple[str, ...] = ("mask",), **as_segmenter: Any) -> None:
+    def __init__(self, folder: str | Path, write: str | Sequence[str] = ("mask",), **as_segmenter: Any) -> None:
         super().__init__(**as_segmenter)
-        self.folder, self.write = Path(folder), tuple(write)
+        self.folder, self.write = Path(folder), check_outputs(write)
 
     def __call__(
         self, volume: Volume, key: str | None = None, progress: Callable[[float], None] | None = None

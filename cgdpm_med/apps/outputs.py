@@ -25,11 +25,13 @@ WRITTEN = ("mask", "entropy", "disagreement")
 _SCALAR = ("mask", "entropy", "disagreement")
 
 
-def check_outputs(write: Sequence[str]) -> None:
-    """Raises InputError when an output is unknown."""
-    unknown = sorted(set(write) - set(OUTPUTS))
+def check_outputs(write: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of ``write``, or the one name it is. Raises InputError when an output is unknown."""
+    names = (write,) if isinstance(write, str) else tuple(write)
+    unknown = sorted(set(names) - set(OUTPUTS))
     if unknown:
         raise InputError(f"there is no output {unknown[0]!r}", remedy=f"Outputs: {', '.join(OUTPUTS)}")
+    return names
 
 
 def map_file(folder: Path, name: str, output: str) -> Path:
@@ -48,14 +50,19 @@ def _save(array: NDArray[Any], grid: Grid, path: Path) -> Path:
     return path
 
 
-def save_segmentation(segmentation: Segmentation, folder: Path, write: Sequence[str] = WRITTEN) -> list[Path]:
+def save_segmentation(
+    segmentation: Segmentation, folder: str | Path, write: str | Sequence[str] = WRITTEN
+) -> list[Path]:
     """Write the chosen outputs as NIfTI on the input's grid, and last a JSON beside them; returns the files.
 
     The files bear the name of the input.
+
+    Raises:
+        InputError: for an unknown output.
     """
-    check_outputs(write)
+    folder, chosen = Path(folder), check_outputs(write)
     name = case_name(segmentation.volume.path)
-    maps = save_maps(segmentation, folder, name, write)
+    maps = save_maps(segmentation, folder, name, chosen)
     return [*maps, write_json(describe(segmentation), folder / f"{name}.json")]
 
 

@@ -49,7 +49,7 @@ class Options:
     """What is done with the ensembles.
 
     Attributes:
-        write: names of :data:`~cgdpm_med.apps.cases.OUTPUTS`.
+        write: names of :data:`~cgdpm_med.apps.cases.OUTPUTS`, or one of them.
         staple: whether STAPLE fuses the members' masks, in place of the bundle's own fusion.
         keep_largest: whether every structure of the fused mask is reduced to its largest piece.
         ed, es: frame numbers of a cine, from 1; by default the largest and the smallest left ventricle.
@@ -60,7 +60,7 @@ class Options:
         calibration: a file to use in its place.
     """
 
-    write: Sequence[str] = WRITTEN
+    write: str | Sequence[str] = WRITTEN
     staple: bool = False
     keep_largest: bool = False
     ed: int | None = None
@@ -71,6 +71,10 @@ class Options:
     dicom_seg: Identity | None = None
     calibrate: bool = True
     calibration: Path | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.write, str):
+            object.__setattr__(self, "write", (self.write,))
 
     def on_top_of(self, origin: Provenance | None) -> Provenance:
         """How a mask was made, given how its ensemble was."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .losses import GUIDANCE_WEIGHTINGS, guidance_target
-from .sampling import METHODS, Denoiser, Guided, encode, gaussian, split_variance, trajectory
+from .sampling import METHODS, Denoiser, Guided, check_prediction, encode, gaussian, split_variance, trajectory
 from .schedule import NoiseSchedule
 from .targets import Target
 
@@ -40,8 +40,10 @@ def guided(
         interval: guidance acts for t_lo <= t < t_hi, by default everywhere. Outside, the guide is not evaluated.
 
     Raises:
-        ValueError: for a scale that is negative or not finite, or an interval outside 0 <= t_lo <= t_hi <= T.
+        ValueError: for a scale that is negative or not finite, an interval outside 0 <= t_lo <= t_hi <= T, or a
+            denoiser that says it predicts something else than the schedule.
     """
+    check_prediction(getattr(denoiser, "prediction_type", None), schedule)
     if not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"the guidance scale must be a number of at least 0, not {scale}")
     t_lo, t_hi = check_interval(interval, schedule.T)

@@ -85,8 +85,10 @@ def trajectory(
 
     Raises:
         ValueError: at the call, for an unknown method, steps outside 1 … start + 1, timesteps given twice or outside
-            0 … T-1, eta outside [0, 1] or given to a method that has none.
+            0 … T-1, eta outside [0, 1] or given to a method that has none, a denoiser that says it predicts something
+            else than the schedule.
     """
+    check_prediction(getattr(denoiser, "prediction_type", None), schedule)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if eta and method != "ddim":
@@ -103,6 +105,15 @@ def trajectory(
 
 def _clipping(clip: tuple[float, float] | None) -> Callable[[Tensor], Tensor] | None:
     return None if clip is None else lambda x0: x0.clamp(*clip)
+
+
+def check_prediction(prediction_type: str | None, schedule: NoiseSchedule) -> None:
+    """Raises ValueError where a network's outputs would be read as something else; None says nothing of them."""
+    if prediction_type not in (None, schedule.prediction_type):
+        raise ValueError(
+            f"the denoiser predicts {prediction_type!r}, and the schedule reads its outputs as "
+            f"{schedule.prediction_type!r}: give NoiseSchedule(…, prediction_type={prediction_type!r})"
+        )
 
 
 def check_start(start: int, T: int) -> int:

@@ -34,11 +34,13 @@ class Target:
         channels: of x_0.
         size_factor: size of x_0 / size of y.
         makes: what ``decode`` returns, "probabilities", "picture" or a word of your own.
+        predicts: prediction type of a schedule that nobody gave.
     """
 
     channels: int
     size_factor: int = 1
     makes: str = "field"
+    predicts: str = "epsilon"
 
     def encode(self, truth: Tensor, y: Tensor) -> Tensor:
         """The diffusion target of a true answer."""
@@ -100,6 +102,7 @@ class MaskTarget(Target):
     class_weights: Sequence[float] | None = None
 
     makes = "probabilities"
+    predicts = "sample"
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -182,6 +185,8 @@ class MaskDenoiser(nn.Module):
         network: ``network(x_t, t, context) -> logits`` (B, C, *S); softmax over C, or a sigmoid when C = 1.
         scale: magnitude of the encoded mask.
     """
+
+    prediction_type = "sample"
 
     def __init__(self, network: nn.Module, scale: float = 1.0) -> None:
         super().__init__()
@@ -275,6 +280,7 @@ class ResidualTarget(Target):
     project_steps: bool = False
 
     makes = "picture"
+    predicts = "sample"
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:

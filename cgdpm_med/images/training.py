@@ -49,7 +49,7 @@ class AugmentedPictures(Dataset):
 
     def __init__(
         self,
-        pictures: Sequence[Mapping[Hashable, Any]],
+        pictures: Sequence[Mapping[str, Any]],
         augment: Callable[[dict[Hashable, Any]], dict[Hashable, Any]] | None = None,
         seed: int = 0,
     ) -> None:
@@ -60,7 +60,7 @@ class AugmentedPictures(Dataset):
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[Hashable, Any]:
         epoch, i = index if isinstance(index, tuple) else (0, index)
-        item = dict(self.pictures[i])
+        item: dict[Hashable, Any] = dict(self.pictures[i].items())
         if self.augment is None:
             return item
         if hasattr(self.augment, "set_random_state"):

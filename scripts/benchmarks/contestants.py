@@ -24,11 +24,16 @@ def shipped(**settings: Any) -> DiffusionPredictor:
     return Segmenter.from_bundle("acdc_segmentation", **{"guidance_scale": 0.0, **settings}).predictor
 
 
+def network_of(predictor: DiffusionPredictor) -> ConditionalUNet:
+    """The network inside the predictor's denoiser."""
+    network = predictor.denoiser.get_submodule("network")
+    assert isinstance(network, ConditionalUNet)
+    return network
+
+
 def shipped_unet() -> ConditionalUNet:
     """The cardiac bundle's network alone, with its weights."""
-    network = shipped().denoiser.network
-    assert isinstance(network, ConditionalUNet)
-    return copy.deepcopy(network).eval()
+    return copy.deepcopy(network_of(shipped())).eval()
 
 
 def monai_unet(cond_channels: int, head_channels: int = 64) -> nn.Module:

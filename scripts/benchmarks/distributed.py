@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from cgdpm_med import (
     ConditionalUNet,
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> Result:
         ),
         Claim("files that differ between 2 shards and one run", shards[0], 0, at_most=True),
     ]
-    rows = [
+    rows: list[list[Any]] = [
         ["weights: largest move in training", f"{moved:.3g}"],
         ["weights: largest difference of 2 processes to 1", f"{apart:.3g}"],
         ["inference: masks compared", shards[1]],
@@ -63,7 +63,7 @@ def both(iterations: int, batch: int) -> tuple[dict[str, Any], dict[str, Any]]:
         port = free.getsockname()[1]
         free.close()
         train(0, 1, iterations, batch, str(Path(folder) / "alone.pt"), port)
-        mp.spawn(train, (PROCESSES, iterations, batch, str(Path(folder) / "together.pt"), port), PROCESSES)
+        spawn(train, (PROCESSES, iterations, batch, str(Path(folder) / "together.pt"), port), PROCESSES)
         paths = (Path(folder) / name for name in ("alone.pt", "together.pt"))
         alone, together = (torch.load(path, weights_only=True) for path in paths)
     return alone, together

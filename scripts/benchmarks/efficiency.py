@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cgdpm_med import autocast_dtype, keep_freed_memory
 from cgdpm_med.diffusion.batching import BatchLimit
 
-from .contestants import CLASSES, condition, flops, shipped
+from .contestants import CLASSES, condition, flops, network_of, shipped
 from .harness import Claim, Result, Table, alternate, console, median, timed
 from .waiting import waits
 
@@ -43,13 +43,13 @@ def run(arguments: argparse.Namespace) -> Result:
     dtype = autocast_dtype(device)
     common = {"members": arguments.members, "steps": arguments.steps}
     predictor = shipped(**common, compile=arguments.compile).to(device)
-    y = condition(arguments.slices, arguments.size, predictor.denoiser.network.cond_channels, arguments.device)
+    y = condition(arguments.slices, arguments.size, network_of(predictor).cond_channels, arguments.device)
     one_noise = [0] * len(y)  # for all slices, as the bundle has it
     ensemble = partial(predictor.ensemble, y, keys=one_noise)
     # neither compiled nor replayed, which would hide them from the counter
     work = flops(partial(shipped(**common, cuda_graphs=False).to(device).ensemble, y, keys=one_noise))
     batch = min(BatchLimit().of((arguments.size, arguments.size), device), arguments.members * arguments.slices)
-    shapes = convolutions(predictor.denoiser.network, batch, arguments.size)
+    shapes = convolutions(network_of(predictor), batch, arguments.size)
     total = sum(shapes.values())
     dominant, covered = [], 0.0
     for shape, share in sorted(shapes.items(), key=lambda item: -item[1]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> Result:
     training = Training(arguments, device)
     work: dict[str, Callable[[], Any]] = {"replay": training.replay, "training step alone": training.one_step}
     for steps in arguments.literal_steps:
-        work[f"literal, {steps} steps"] = lambda steps=steps: training.literal(steps)
+        work[f"literal, {steps} steps"] = partial(training.literal, steps)
     few = min(arguments.literal_steps)
     work[f"plain, {few} steps"] = lambda: training.literal(few, training.plain)
     times = alternate(work, arguments.repeats, arguments.device)
@@ -169,7 +170,7 @@ def sampling_cost(arguments: argparse.Namespace) -> tuple[list[Claim], dict[str,
     work: dict[str, Callable[[], Any]] = {"unguided": lambda: plain.ensemble(y)}
     for interval in INTERVALS:
         model = shipped(guidance_scale=0.5, guidance_interval=list(interval), **common).to(arguments.device)
-        work[f"guided for t in {interval[0]} … {interval[1]}"] = lambda model=model: model.ensemble(y)
+        work[f"guided for t in {interval[0]} … {interval[1]}"] = partial(model.ensemble, y)
     with torch.inference_mode():
         times = alternate(work, arguments.repeats, arguments.device)
     names = [name for name in times if name != "unguided"]

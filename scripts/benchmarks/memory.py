@@ -128,7 +128,7 @@ def at_point(point: dict[str, int], device: str, meter: Meter) -> dict[str, floa
     """Memory that sampling takes at one point, by what holds it, in MB."""
     from cgdpm_med import SliceEnsembleInferer
 
-    from .contestants import CLASSES, shipped
+    from .contestants import CLASSES, network_of, shipped
 
     members, size, slices = point["members"], point["size"], point["slices"]
     windowed = size > WINDOW
@@ -138,14 +138,14 @@ def at_point(point: dict[str, int], device: str, meter: Meter) -> dict[str, floa
     volume = torch.randn(1, 1, size, size, slices).to(device)
     with torch.inference_mode():
         x, t, y = torch.zeros(1, CLASSES, 32, 32), torch.zeros(1), torch.zeros(1, 3, 32, 32)
-        predictor.denoiser.network(x.to(device), t.to(device), y.to(device))
+        network_of(predictor)(x.to(device), t.to(device), y.to(device))
         with meter:
             results: Any = inferer(volume, predictor)
     one = 4 * CLASSES * size * size / 2**20
     found = {
         "idle": meter.idle,
         "peak": meter.peak,
-        "condition": 4 * predictor.denoiser.network.cond_channels * slices * size * size / 2**20,
+        "condition": 4 * network_of(predictor).cond_channels * slices * size * size / 2**20,
         "results": results.nelement() * results.element_size() / 2**20,
         "fields": FIELDS * one * (1 if windowed else min(members * slices, point["window_batch"])),
     }

@@ -106,7 +106,7 @@ def costs(ours: ConditionalUNet, theirs: nn.Module, y: Tensor) -> dict[str, Any]
     """Parameters and FLOPs of one evaluation of one field; raises when the two networks are not of one size."""
     x, t = torch.zeros(1, CLASSES, *y.shape[2:], device=y.device), torch.zeros(1, device=y.device)
     features = ours.encode_condition(y)
-    cost = {
+    cost: dict[str, Any] = {
         "parameters": (parameters(ours), parameters(theirs)),
         "flops": (flops(lambda: ours(x, t, y)), flops(lambda: theirs(torch.cat([x, y], dim=1), t))),
         "flops once": flops(lambda: ours(x, t, features)),

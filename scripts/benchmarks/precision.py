@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> Result:
         change, error = validation.difference(found["bfloat16"], found["float32"])
         spread = (abs(change) - 2 * error, abs(change) + 2 * error)
         claims.append(Claim("Dice points between bfloat16 and float32", abs(change), 0.1, spread, at_most=True))
-        rows = [[p, len(r), f"{np.mean([v['dice'] for v in r]):.3f}"] for p, r in found.items()]
+        rows = [[p, str(len(r)), f"{np.mean([v['dice'] for v in r]):.3f}"] for p, r in found.items()]
         tables.append(Table("Validation", ["precision", "volumes", "Dice %"], rows))
         raw["dice"] = found
     return Result({**common, "volumes": arguments.volumes}, claims, tables, raw)

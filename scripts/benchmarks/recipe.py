@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import validation
-from .contestants import condition, shipped
+from .contestants import condition, network_of, shipped
 from .harness import Claim, Result, Table, alternate, console, median, ratio
 from .scale import fit
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> Result:
         arguments.literal_steps, arguments.dataset_dir = [2, 4, 6], None
     device = arguments.device
     short = {name: shipped(members=arguments.members, **keys).to(device) for name, keys in SHORT.items()}
-    y = condition(arguments.slices, arguments.size, short[HELD[0]].denoiser.network.cond_channels, device)
+    y = condition(arguments.slices, arguments.size, network_of(short[HELD[0]]).cond_channels, device)
     work = {name: (lambda model=model: model.ensemble(y)) for name, model in short.items()}
     for steps in arguments.literal_steps:
         ddpm = shipped(members=arguments.members, method="ddpm", steps=steps).to(device)
@@ -73,14 +73,14 @@ def run(arguments: argparse.Namespace) -> Result:
         rows = []
         for name, r in found.items():
             lost, error = validation.difference(found[LITERALLY], r)
-            dice, seconds = (float(np.mean([v[key] for v in r])) for key in ("dice", "seconds"))
+            dice, duration = (float(np.mean([v[key] for v in r])) for key in ("dice", "seconds"))
             rows.append(
                 [
                     name,
                     len(r),
                     f"{dice:.2f}",
                     "" if name == LITERALLY else f"{lost:+.2f} ± {error:.2f}",
-                    f"{seconds:.1f}",
+                    f"{duration:.1f}",
                 ]
             )
             if name in HELD:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .contestants import condition, shipped
+from .contestants import condition, network_of, shipped
 from .harness import ROOT, Claim, Result, Table, alternate, median
 
 BASE = {"members": 4, "steps": 4, "size": 128}
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> Result:
 def ensemble(point: dict[str, int], device: str) -> Any:
     """A run of the predictor at one point."""
     predictor = shipped(members=point["members"], steps=point["steps"]).to(device)
-    y = condition(point["slices"], point["size"], predictor.denoiser.network.cond_channels, device)
+    y = condition(point["slices"], point["size"], network_of(predictor).cond_channels, device)
     return lambda: predictor.ensemble(y)
 
 
@@ -71,7 +71,7 @@ def fit(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
     return float(slope), float(offset), float(1 - (residual**2).sum() / (spread**2).sum())
 
 
-def plot(curves: dict[str, tuple[Sequence[float], Sequence[float], float, float]], path: Path) -> None:
+def plot(curves: Mapping[str, tuple[Sequence[float], Sequence[float], float, float]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

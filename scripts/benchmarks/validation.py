@@ -7,6 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def paired_dice(
     for number, item in enumerate(chosen, start=1):
         for setting, segmenter in segmenters.items():
             entry = f"{item['key']} {json.dumps(settings[setting], sort_keys=True)}"
-            row = journal.get(entry, lambda s=segmenter, i=item: score(s, i))
+            row = journal.get(entry, partial(score, segmenter, item))
             found[setting].append(row)
             console.print(f"  {number}/{len(chosen)}  {setting}: Dice {row['dice']:.2f}, {row['seconds']:.1f} s")
     return found

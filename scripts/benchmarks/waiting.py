@@ -32,7 +32,7 @@ def waits(work: Callable[[], Any]) -> tuple[float, dict[str, float]]:
         work()
         torch.cuda.synchronize()
     events = list(prof.events() or [])
-    cuda = torch.autograd.DeviceType.CUDA
+    cuda = torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]  # torch's stub does not export it
     own = [event for event in events if event.device_type != cuda]
     whole = next(event for event in own if event.name == WHOLE)
     inside = [event for event in own if event.thread == whole.thread and event.name != WHOLE]
