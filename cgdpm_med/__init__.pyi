@@ -1,6 +1,5 @@
 """The front door for type checkers, which cannot follow its imports on first use; a test compares the two lists."""
 
-from cgdpm_med.allocator import keep_freed_memory as keep_freed_memory
 from cgdpm_med.apps.bundles import bundle_path as bundle_path, list_bundles as list_bundles
 from cgdpm_med.apps.calibrate import calibrate as calibrate
 from cgdpm_med.apps.calibration_file import (
@@ -89,7 +88,7 @@ from cgdpm_med.diffusion.losses import (
     GuidanceLoss as GuidanceLoss,
     NoisyTimesteps as NoisyTimesteps,
 )
-from cgdpm_med.diffusion.sampling import sample as sample, trajectory as trajectory
+from cgdpm_med.diffusion.sampling import Sampling as Sampling, sample as sample, trajectory as trajectory
 from cgdpm_med.diffusion.schedule import NoiseSchedule as NoiseSchedule
 from cgdpm_med.diffusion.targets import (
     ImageTarget as ImageTarget,
@@ -169,6 +168,7 @@ from cgdpm_med.metrics import (
 )
 from cgdpm_med.networks.adm import load_adm_upsampler as load_adm_upsampler
 from cgdpm_med.networks.classes import ClassConditioned as ClassConditioned, append_class as append_class
+from cgdpm_med.networks.denoiser import Denoiser as Denoiser
 from cgdpm_med.networks.unet import ConditionFeatures as ConditionFeatures, ConditionalUNet as ConditionalUNet
 from cgdpm_med.phantom import (
     PhantomSpec as PhantomSpec,
@@ -176,12 +176,11 @@ from cgdpm_med.phantom import (
     write_phantom_dataset as write_phantom_dataset,
     write_phantom_patient as write_phantom_patient,
 )
-from cgdpm_med.predictor import (
-    Autocast as Autocast,
-    DiffusionPredictor as DiffusionPredictor,
-    autocast_dtype as autocast_dtype,
-)
-from cgdpm_med.processes import leave_process_group as leave_process_group
+from cgdpm_med.predictor import DiffusionPredictor as DiffusionPredictor
+from cgdpm_med.runtime.allocator import keep_freed_memory as keep_freed_memory
+from cgdpm_med.runtime.autocast import Autocast as Autocast
+from cgdpm_med.runtime.precision import autocast_dtype as autocast_dtype
+from cgdpm_med.runtime.processes import leave_process_group as leave_process_group
 from cgdpm_med.slices import EpochSampler as EpochSampler, SliceDataset as SliceDataset, slice_stack as slice_stack
 from cgdpm_med.transforms import (
     Degraded as Degraded,

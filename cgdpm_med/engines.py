@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cgdpm_med.diffusion.ensemble import key_seed
 from cgdpm_med.diffusion.targets import Target
-from cgdpm_med.predictor import autocast_dtype, check_precision
+from cgdpm_med.runtime.precision import autocast_dtype, check_precision
 from cgdpm_med.slices import EpochSampler
 from cgdpm_med.volumes import InputError, atomic_write
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +14,8 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from cgdpm_med.diffusion.guidance import per_member
-from cgdpm_med.diffusion.sampling import Guided, encode
+from cgdpm_med.diffusion.sampling import Guided
+from cgdpm_med.networks.denoiser import Denoiser, as_denoiser, evaluate
 from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.slices import slice_stack
 
@@ -30,9 +31,10 @@ class SliceEnsembleInferer(Inferer):
             None evaluates whole slices.
         overlap, window_batch: of the windows.
         progress: called with the number of finished slice fields.
-        shared_noise: a member has one noise for all slices of a volume. Each slice's own ensemble has the same law as
-            with a noise for each slice; but what a member does in one slice it does in the next, so that its doubts add
-            up over the volume and do not average out: they show in volumes and ejection fractions.
+
+    With the predictor's ``sampling.shared_noise`` a member has one noise for all slices of a volume. Each slice's own
+    ensemble has the same law as with a noise for each slice; but what a member does in one slice it does in the next,
+    so that its doubts add up over the volume and do not average out: they show in volumes and ejection fractions.
     """
 
     def __init__(
@@ -42,10 +44,9 @@ class SliceEnsembleInferer(Inferer):
         overlap: float = 0.5,
         progress: Callable[[int], None] | None = None,
         window_batch: int = 1,
-        shared_noise: bool = True,
     ) -> None:
         self.neighbours, self.overlap, self.progress = neighbours, overlap, progress
-        self.window_batch, self.shared_noise = window_batch, shared_noise
+        self.window_batch = window_batch
         self.window = None if window is None else tuple(window)
 
     def __call__(
@@ -81,15 +82,15 @@ class SliceEnsembleInferer(Inferer):
         wrap = self._windowed(stack.shape[2:], network.size_factor)
 
         def drawn(part: range) -> Tensor:
-            keys = [case if self.shared_noise else f"{case}/{s}" for s in part]
+            keys = [case if network.sampling.shared_noise else f"{case}/{s}" for s in part]
             members = network.ensemble(stack[part.start : part.stop], keys=keys, progress=progress, wrap=wrap)
             return members.movedim(1, -1)
 
         slices, size = len(stack), [network.size_factor * n for n in stack.shape[2:]]
-        at_once = max(1, network.limit.of(size, stack.device) // network.members)
+        at_once = max(1, network.limit.of(size, stack.device) // network.sampling.members)
         if slices <= at_once:
             return drawn(range(slices)).flatten(0, 1)
-        whole = torch.empty((network.members, network.out_channels, *size, slices), device=stack.device)
+        whole = torch.empty((network.sampling.members, network.out_channels, *size, slices), device=stack.device)
         for first in range(0, slices, at_once):
             part = range(first, min(first + at_once, slices))
             whole[..., part.start : part.stop] = drawn(part)
@@ -128,7 +129,7 @@ class RegionInferer(Inferer):
         if inputs.shape[0] != 1:
             raise ValueError(f"a region belongs to one volume; got a batch of {inputs.shape[0]}")
         scout = copy.copy(network)
-        scout.members, scout.steps, scout.start = 1, self.scout_steps, None
+        scout.sampling = replace(network.sampling, members=1, steps=self.scout_steps, start=None, timesteps=None)
         first = torch.as_tensor(self.inferer(inputs, scout, *args, **kwargs))[0, 0]
         place = self.region(first > 0.5 if network.out_channels == 1 else first < 0.5)
         if place is None:
@@ -165,7 +166,7 @@ class WindowFeatures(NamedTuple):
     kept: list[Any]
 
 
-class WindowedDenoiser:
+class WindowedDenoiser(Denoiser):
     """A denoiser for fields larger than the network's window.
 
     Composes with any sampler: at every step the windows' predictions over one global field are blended with Gaussian
@@ -200,7 +201,8 @@ class WindowedDenoiser:
             raise ValueError(f"window {tuple(window)} must be multiples of the size factor {size_factor}")
         if window_batch < 1:
             raise ValueError(f"window_batch must be at least 1, not {window_batch}")
-        self.denoiser = denoiser
+        super().__init__()
+        self.network = as_denoiser(denoiser)
         self.window, self.overlap = tuple(window), overlap
         self.window_batch, self.size_factor, self.kept_windows = window_batch, size_factor, kept_windows
 
@@ -211,24 +213,26 @@ class WindowedDenoiser:
         step = [max(f, int(w * (1 - self.overlap)) // f * f) for w in window]
         return list(dense_patch_slices(list(size), window, step))
 
-    def encode_condition(self, y: Tensor) -> WindowFeatures:
+    def encode(self, y: Tensor) -> WindowFeatures:
         """What the windows need of the condition: y, and the features of the first ``kept_windows`` windows."""
         f = self.size_factor
         batches = self._batches(self.places([n * f for n in y.shape[2:]]))
-        return WindowFeatures(y, [self._encode(y, some) for some in batches[: self.kept_windows // self.window_batch]])
+        return WindowFeatures(
+            y, [self._features(y, some) for some in batches[: self.kept_windows // self.window_batch]]
+        )
 
-    def _encode(self, y: Tensor, places: Sequence[Place]) -> Any:
+    def _features(self, y: Tensor, places: Sequence[Place]) -> Any:
         f = self.size_factor
-        return encode(self.denoiser, crops(y, [tuple(slice(s.start // f, s.stop // f) for s in p) for p in places]))
+        return self.network.encode(crops(y, [tuple(slice(s.start // f, s.stop // f) for s in p) for p in places]))
 
-    def __call__(self, x_t: Tensor, t: Tensor, context: WindowFeatures) -> Tensor | Guided:
-        """x_t: (B, C, *S); context: what :meth:`encode_condition` returned -> the blended output, (B, C or 2C, *S)."""
+    def forward(self, x_t: Tensor, t: Tensor, features: WindowFeatures) -> Tensor | Guided:
+        """x_t: (B, C, *S); features: what :meth:`encode` returned -> the blended output, (B, C or 2C, *S)."""
         outputs, shifts = Blend(x_t.shape[2:]), Blend(x_t.shape[2:])
         for index, some in enumerate(self._batches(self.places(x_t.shape[2:]))):
-            features = context.kept[index] if index < len(context.kept) else self._encode(context.y, some)
+            of_windows = features.kept[index] if index < len(features.kept) else self._features(features.y, some)
             windows = crops(x_t, some)
             times = t.expand(len(x_t)).repeat(len(some))
-            result = self.denoiser(windows, times, per_member(features, len(windows)))
+            result = evaluate(self.network, windows, times, of_windows)
             output, shift = result if isinstance(result, Guided) else (result, None)
             outputs.add(output.chunk(len(some)), some)
             if shift is not None:

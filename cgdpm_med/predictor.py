@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cgdpm_med.cast_copy import CastCopy, channels_last
-from cgdpm_med.cuda_graphs import GraphReplay
 from cgdpm_med.diffusion.batching import BatchLimit
 from cgdpm_med.diffusion.ensemble import sample_ensemble
-from cgdpm_med.diffusion.guidance import check_interval, guided
-from cgdpm_med.diffusion.sampling import check_prediction, check_start, encode
+from cgdpm_med.diffusion.guidance import guided
+from cgdpm_med.diffusion.sampling import Sampling, check_prediction
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskDenoiser, MaskTarget, Target
+from cgdpm_med.runtime.autocast import Autocast
+from cgdpm_med.runtime.precision import autocast_dtype, check_precision
 from cgdpm_med.volumes import InputError
-
-PRECISIONS = ("auto", "float32", "bfloat16")
-COMPILER_OPTIONS = {"cpp.simdlen": 256}
-"""Of torch.compile: PyTorch 2.13's CPU kernels of 512 bits made attention in bfloat16 NaN on a Xeon."""
 
 
 class DiffusionPredictor(nn.Module):
@@ -32,20 +29,18 @@ class DiffusionPredictor(nn.Module):
         schedule: of the training; by default linear betas, under which the denoiser predicts what the target wants.
         target: what is made. Members are decoded, and their mean is the prediction.
         out_channels: in place of a target: a mask of so many channels, of the denoiser's scale.
-        guidance_scale, guidance_interval: w and [t_lo, t_hi); see :func:`~cgdpm_med.guided`.
-        steps, method, eta, start: see :func:`~cgdpm_med.trajectory`.
-        members: K.
-        seed: base seed of the noise.
+        sampling: how members are drawn.
         max_batch: most fields in one evaluation of the network, or "auto"; halved where the memory does not hold them.
         precision: "float32", "bfloat16" (inside the network only), or "auto": bfloat16 where the device is fast at it.
         compile: compile the networks with torch.compile, once for every shape of a batch: a minute or more at the first
             volume of each, which only long runs over scans of one size repay. Needs a C++ compiler.
         cuda_graphs: on an NVIDIA GPU, record an evaluation when its shape comes for the second time, and replay it from
-            then on; see :class:`~cgdpm_med.cuda_graphs.GraphReplay`.
+            then on; see :class:`~cgdpm_med.runtime.cuda_graphs.GraphReplay`.
+        dials: fields of :class:`~cgdpm_med.Sampling`, in place of those of ``sampling``.
 
     Raises:
-        ValueError: for a schedule or a denoiser that does not fit the target, an unknown precision, members below one,
-            or steps, a start or an interval beyond the schedule.
+        ValueError: for a schedule or a denoiser that does not fit the target, an unknown precision, or dials
+            that do not fit the schedule.
     """
 
     def __init__(
@@ -54,25 +49,17 @@ class DiffusionPredictor(nn.Module):
         guide: nn.Module | None = None,
         schedule: NoiseSchedule | None = None,
         target: Target | None = None,
+        sampling: Sampling | None = None,
         *,
         out_channels: int | None = None,
-        guidance_scale: float = 1.0,
-        guidance_interval: tuple[int, int] | None = None,
-        steps: int = 10,
-        method: str = "ddim",
-        eta: float = 0.0,
-        start: int | None = None,
-        members: int = 8,
-        seed: int = 0,
         max_batch: int | str = "auto",
         precision: str = "auto",
         compile: bool = False,
         cuda_graphs: bool = True,
+        **dials: Any,
     ) -> None:
         super().__init__()
         check_precision(precision)
-        if members < 1:
-            raise ValueError(f"an ensemble needs at least one member, not {members}")
         self.denoiser, self.guide = denoiser, guide
         self.target = _target_of(denoiser, target, out_channels)
         predicted = getattr(denoiser, "prediction_type", None)
@@ -80,13 +67,9 @@ class DiffusionPredictor(nn.Module):
         check_prediction(predicted, self.schedule)
         if predicted is None:
             self.target.check(self.schedule)
-        visitable = self.schedule.T if start is None else check_start(start, self.schedule.T) + 1
-        if not 1 <= steps <= visitable:
-            raise ValueError(f"steps must be between 1 and {visitable} (the chain's timesteps), not {steps}")
-        check_interval(guidance_interval, self.schedule.T)
-        self.guidance_scale, self.guidance_interval = guidance_scale, guidance_interval
-        self.steps, self.method, self.eta, self.start = steps, method, eta, start
-        self.members, self.seed, self.precision = members, seed, precision
+        self.sampling = replace(sampling or Sampling(), **dials)
+        self.sampling.visited(self.schedule)
+        self.precision = precision
         self.limit = BatchLimit(max_batch)
         self.register_load_state_dict_pre_hook(_place_bare_network)
         self.compiled, self.cuda_graphs = compile, cuda_graphs
@@ -108,11 +91,12 @@ class DiffusionPredictor(nn.Module):
         Memory does not grow with the members: no more of them are held than are evaluated at once.
         """
         at_once = max(1, self.limit.of(self._target_size(image), image.device) // len(image))
-        parts = (range(k, min(k + at_once, self.members)) for k in range(0, self.members, at_once))
+        members = self.sampling.members
+        parts = (range(k, min(k + at_once, members)) for k in range(0, members, at_once))
         total: Tensor | int = 0
         for ids in parts:
             total = total + self.ensemble(image, member_ids=ids).sum(dim=0)
-        return torch.as_tensor(total / self.members)
+        return torch.as_tensor(total / members)
 
     def _target_size(self, image: Tensor) -> list[int]:
         return [self.size_factor * n for n in image.shape[2:]]
@@ -143,17 +127,12 @@ class DiffusionPredictor(nn.Module):
             wrap(denoiser) if wrap else denoiser,
             image,
             self.schedule,
+            self.sampling,
             shape=(self.out_channels, *self._target_size(image)),
-            members=self.members,
-            seed=self.seed,
             keys=keys,
             member_ids=member_ids,
             max_batch=self.limit,
             progress=progress,
-            steps=self.steps,
-            method=self.method,
-            eta=self.eta,
-            start=self.start,
             correct=self.target.correct,
         )
         # in place and in parts: all of them are large, one by one would keep a GPU waiting
@@ -173,7 +152,8 @@ class DiffusionPredictor(nn.Module):
         if self.guide is None:
             return denoiser
         guide = self._evaluated("guide", device, dtype)
-        return guided(denoiser, guide, self.schedule, scale=self.guidance_scale, interval=self.guidance_interval)
+        scale, interval = self.sampling.guidance_scale, self.sampling.guidance_interval
+        return guided(denoiser, guide, self.schedule, scale=scale, interval=interval)
 
     def _evaluated(self, name: str, device: torch.device, dtype: torch.dtype) -> Autocast:
         network, key = getattr(self, name), (name, device.type, dtype)
@@ -214,90 +194,3 @@ def _place_bare_network(predictor: nn.Module, state_dict: dict[str, Any], prefix
                 state_dict[place + name] = state_dict.pop(name)
             state_dict.update({name: value for name, value in own.items() if name.startswith("guide.")})
             return
-
-
-class Autocast:
-    """Evaluates a network in evaluation mode and lower precision; what enters and leaves the sampler stays float32.
-
-    The weights of 2D convolutions are laid out channels last, which vector units and tensor cores read faster; their
-    values stay. In lower precision a copy of the network is evaluated, with the weights it had at the last
-    :meth:`refresh`.
-
-    Args:
-        compile: evaluate a copy that torch.compile has compiled.
-        cuda_graphs: on an NVIDIA GPU, evaluate by a :class:`~cgdpm_med.cuda_graphs.GraphReplay`.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        compile: bool = False,
-        cuda_graphs: bool = False,
-    ) -> None:
-        self.network, self.device, self.dtype = network, device, dtype
-        self.copy: CastCopy | GraphReplay | None = None  # what is evaluated instead
-        options = COMPILER_OPTIONS if compile else None
-        if cuda_graphs and device.type == "cuda":
-            self.copy = GraphReplay(network, dtype, options)
-        elif compile or dtype != torch.float32:
-            self.copy = CastCopy(network, dtype, options)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Take the network's weights as they are now."""
-        if self.copy is None:
-            channels_last(self.network.eval())
-        else:
-            self.copy.refresh()
-
-    def _context(self) -> torch.autocast:
-        return lower_precision(self.device, self.dtype)
-
-    def encode_condition(self, y: Tensor) -> Any:
-        with self._context():
-            return encode(self.copy or self.network, y)
-
-    def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
-        with self._context():
-            return (self.copy or self.network)(x_t, t, context).to(x_t.dtype)
-
-
-def lower_precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Matrix products and convolutions in ``dtype``; without effect for float32."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def check_precision(precision: str) -> str:
-    """``precision`` itself when it is one of :data:`PRECISIONS`.
-
-    Raises:
-        ValueError: for any other.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    return precision
-
-
-def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
-    """The precision networks are evaluated in on ``device``.
-
-    Raises:
-        ValueError: for an unknown ``precision``.
-    """
-    check_precision(precision)
-    if precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    return torch.bfloat16 if bfloat16_is_fast(device) else torch.float32
-
-
-def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: NVIDIA from Ampere on, CPUs with AVX512-BF16 or AMX."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-        return bool(supported and supported())
-    return False

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 REPO = Path(__file__).resolve().parents[1]
 PACKAGE = REPO / "cgdpm_med"
@@ -39,8 +39,14 @@ def encodings() -> list[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             body = node.body if isinstance(node, (ast.ClassDef, ast.Module)) else []
             owner = node.name if isinstance(node, ast.ClassDef) else path.stem
-            found += [f"{owner}.{f.name}" for f in body if isinstance(f, ast.FunctionDef) and f.name in ENCODING]
+            found += [f"{owner}.{f.name}" for f in body if isinstance(f, ast.FunctionDef) and _of_condition(f)]
     return sorted(found)
+
+
+def _of_condition(function: ast.FunctionDef) -> bool:
+    """Not the encoding of a target, which takes its truth first."""
+    arguments = [a.arg for a in function.args.args if a.arg != "self"]
+    return function.name in ENCODING and "truth" not in arguments
 
 
 def machinery() -> Counter[str]:

@@ -107,7 +107,9 @@ def score_shift(segmenter: Segmenter, patients: Mapping[str, Sequence[Mapping[st
     for patient, items in patients.items():
         study = Study(patient, ed=1, es=2)
         for number, item in enumerate(items, start=1):
-            image, label = shifted(item, SHIFTS[name], key_seed(segmenter.predictor.seed, "shift", name, item["key"]))
+            image, label = shifted(
+                item, SHIFTS[name], key_seed(segmenter.predictor.sampling.seed, "shift", name, item["key"])
+            )
             segmentation = segmenter(image, item["key"])
             study.add(number, segmentation)
             dice = dice_per_structure(segmentation.mask, label.data)

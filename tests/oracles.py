@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cgdpm_med.diffusion.sampling import Denoiser, sample
+from cgdpm_med.diffusion.sampling import DenoiserLike, sample
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 
 
@@ -71,7 +72,7 @@ class Gaussian:
         return alpha_bar.sqrt() * self.m + deviations * self.marginal_std(alpha_bar)
 
 
-def sampled_mean_std(denoiser: Denoiser, schedule: NoiseSchedule, **as_trajectory: object) -> tuple[float, float]:
+def sampled_mean_std(denoiser: DenoiserLike, schedule: NoiseSchedule, **as_trajectory: Any) -> tuple[float, float]:
     """Mean and standard deviation of a deterministic affine sampler's output for x_T ~ N(0, 1), without sampling."""
     x_T = torch.tensor([0.0, 1.0], dtype=torch.float64).reshape(2, 1, 1)
     at_0, at_1 = sample(denoiser, x_T, None, schedule, **as_trajectory).flatten().tolist()

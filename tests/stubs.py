@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from cgdpm_med import Segmentation, Volume, read_labels
+from cgdpm_med import Sampling, Segmentation, Volume, read_labels
 
 if TYPE_CHECKING:
     Standing: TypeAlias = Any  # taken wherever a Segmenter is asked for
@@ -42,19 +43,12 @@ class Stub(Standing):
     """
 
     def __init__(self, **settings: object) -> None:
-        sampling = {
-            "members": 1,
-            "steps": 1,
-            "method": "ddim",
-            "start": None,
-            "seed": 0,
-            "precision": "float32",
-            "guide": None,
-        }
-        self.predictor: Any = SimpleNamespace(**(sampling | settings))
+        how = {name: settings.pop(name) for name in ("precision", "guide") if name in settings}
+        sampling = replace(Sampling(members=1, steps=1), **settings)  # type: ignore[arg-type]
+        self.predictor = SimpleNamespace(**({"sampling": sampling, "precision": "float32", "guide": None} | how))
         self.device = torch.device("cpu")
         self.weights: tuple[Path, ...] = ()
-        self.fusion, self.shared_noise = "mean", True
+        self.fusion = "mean"
         self.seen: list[str] = []
 
 

@@ -58,7 +58,7 @@ def test_the_reference_output_is_reproduced(reference: dict, tiny: ConditionalUN
     inputs = [reference[key] for key in ("x_t", "timesteps", "low_res", "class_labels")]
     with torch.no_grad():
         output = tiny(*inputs)
-        features = tiny.encode_condition(reference["low_res"])
+        features = tiny.encode(reference["low_res"])
         encoded = tiny(inputs[0], inputs[1], features, inputs[3])
     assert (output - reference["output"]).abs().max() < 1e-4
     assert torch.equal(encoded, output)
@@ -139,7 +139,7 @@ def test_class_conditional_sampling_is_adms(reference: dict, tiny: ConditionalUN
     expected = adm_sampling_loop(tiny, x_T, low_res, labels, steps=25)
     torch.manual_seed(2)
     condition = append_class(low_res, labels)
-    settings = {"method": "ddpm", "steps": 25, "clip": (-1, 1)}
+    settings: dict[str, Any] = {"method": "ddpm", "steps": 25, "clip": (-1, 1)}
     result = sample(ClassConditioned(tiny), x_T, condition, NoiseSchedule(), **settings)
     torch.testing.assert_close(result, expected, atol=2e-4, rtol=0)
 
@@ -221,9 +221,9 @@ def test_class_conditioning_equals_class_labels(reference: dict, tiny: Condition
 
 def test_a_large_class_index_is_not_rounded_in_silence() -> None:
     condition = append_class(torch.zeros(1, 3, 2, 2), torch.tensor([999]))
-    assert ClassConditioned(LabelEcho()).encode_condition(condition).labels.tolist() == [999]
+    assert ClassConditioned(LabelEcho()).encode(condition).labels.tolist() == [999]
     with pytest.raises(ValueError, match="bfloat16"):
-        ClassConditioned(LabelEcho()).encode_condition(condition.bfloat16())
+        ClassConditioned(LabelEcho()).encode(condition.bfloat16())
 
 
 # --- wrong files ------------------------------------------------------------------------------------------------------

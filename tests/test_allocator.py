@@ -12,7 +12,7 @@ import pytest
 from conftest import REPO
 
 from cgdpm_med import keep_freed_memory
-from cgdpm_med.allocator import CHOSEN_BY_USER
+from cgdpm_med.runtime.allocator import CHOSEN_BY_USER
 
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
 

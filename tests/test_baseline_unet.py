@@ -102,7 +102,7 @@ def test_two_iterations_move_the_weights_by_the_same_trainer(trained: Path) -> N
 def test_the_loss_is_cross_entropy_and_dice(generator: torch.Generator) -> None:
     flow = workflow("train", "train", "baseline_unet", filters=FILTERS)
     network, loss = (flow.parser.get_parsed_content(name) for name in ("network_def", "loss"))
-    scale = flow.parser.get_parsed_content("mask_scale")
+    scale = flow.parser.get_parsed_content("target").scale
     network.eval()
     labels = torch.randint(4, (2, 16, 16), generator=generator)
     image = torch.randn(2, 3, 16, 16, generator=generator)

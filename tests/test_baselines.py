@@ -56,4 +56,4 @@ def test_the_condition_is_still_encoded_once(generator: torch.Generator) -> None
     t = torch.tensor([3, 900])
     for adapter in (Regression(network), NoiseLevelConditioned(network, NoiseSchedule())):
         with torch.no_grad():
-            torch.testing.assert_close(adapter(x, t, adapter.encode_condition(y)), adapter(x, t, y))
+            torch.testing.assert_close(adapter(x, t, adapter.encode(y)), adapter(x, t, y))

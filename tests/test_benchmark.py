@@ -79,7 +79,7 @@ def test_a_network_of_another_size_is_refused() -> None:
 def test_flops_of_the_convolutions_are_nearly_all() -> None:
     network = contestants.shipped_unet()
     y = torch.zeros(1, 3, 64, 64)
-    features = network.encode_condition(y)
+    features = network.encode(y)
     counted = contestants.flops(lambda: network(torch.zeros(2, 4, 64, 64), torch.zeros(1), features))
     assert 0.95 * counted < sum(efficiency.convolutions(network, 2, 64).values()) < counted
 
@@ -90,8 +90,8 @@ def test_the_rungs_of_the_ladder_give_one_result() -> None:
     x, t = torch.randn(6, 4, 32, 32, generator=torch.Generator().manual_seed(1)), torch.tensor([7])
     once, nothing = peer.BranchOnce(network), peer.NothingOnce(network)
     with torch.no_grad():
-        expected = network(x, t, network.encode_condition(y))
-        torch.testing.assert_close(once(x, t, once.encode_condition(y)), expected, rtol=1e-4, atol=1e-4)
+        expected = network(x, t, network.encode(y))
+        torch.testing.assert_close(once(x, t, once.encode(y)), expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(nothing(x, t, y.repeat_interleave(3, dim=0)), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -79,7 +79,7 @@ def test_every_configuration_names_the_same_network(more: tuple[str, ...], deplo
     shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in nets]
     assert shapes[0] == shapes[1]
     assert 2 * sum(shape.numel() for shape in shapes[0].values()) < 25e6  # bytes of the file, in float16
-    for key in ("spacing", "field", "neighbours", "mask_scale", "num_classes", "schedule"):
+    for key in ("spacing", "field", "neighbours", "target", "num_classes", "schedule"):
         assert training.parser.get(key) == deployment.parser.get(key)
 
 

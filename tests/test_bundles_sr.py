@@ -364,7 +364,7 @@ def test_regression_is_one_pass_without_noise(data: Path, tmp_path: Path) -> Non
         parser.read_config([str(file) for file in files])
         parser.update(given)
         resolver: SuperResolver = parser.get_parsed_content("resolver")
-        assert resolver.predictor.steps == 1
+        assert resolver.predictor.sampling.steps == 1
         outputs.append(resolver(torch.zeros(1, 3, 4, 4)))
     assert torch.equal(outputs[0], outputs[1])
 

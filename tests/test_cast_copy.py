@@ -10,9 +10,9 @@ import torch
 from small_networks import small_mask_denoiser
 from torch import Tensor, nn
 
-from cgdpm_med.cast_copy import CastCopy
 from cgdpm_med.diffusion.targets import MaskDenoiser
-from cgdpm_med.predictor import Autocast
+from cgdpm_med.runtime.autocast import Autocast
+from cgdpm_med.runtime.cast_copy import CastCopy
 
 CPU = torch.device("cpu")
 T = torch.tensor([300]).expand(6)
@@ -34,7 +34,7 @@ def of(network: MaskDenoiser) -> CastCopy:
 
 def autocast(network: nn.Module | CastCopy) -> Tensor:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        return network(fields(), T, network.encode_condition(images()))  # type: ignore[no-any-return,operator]
+        return network(fields(), T, network.encode(images()))  # type: ignore[no-any-return,operator]
 
 
 def test_every_bit_is_autocasts() -> None:
@@ -81,7 +81,7 @@ def test_a_bare_function_of_the_condition_is_handed_on() -> None:
     made = CastCopy(Plain(), torch.bfloat16)
     made.refresh()
     y = fields()
-    assert made.encode_condition(y) is y
+    assert made.encode(y) is y
     assert torch.equal(made(fields(), T, y), 2 * fields())
 
 
@@ -168,13 +168,13 @@ def test_copies_do_not_travel() -> None:
 def test_autocast_takes_new_weights_at_a_refresh() -> None:
     network, other = small_mask_denoiser(0), small_mask_denoiser(1)
     low = Autocast(network, CPU, torch.bfloat16)
-    before = low(fields(), T, low.encode_condition(images()))
+    before = low(fields(), T, low.encode(images()))
     network.load_state_dict(other.state_dict())
     low.refresh()
-    after = low(fields(), T, low.encode_condition(images()))
+    after = low(fields(), T, low.encode(images()))
     assert not torch.allclose(before, after, atol=0.01)
     fresh = Autocast(other, CPU, torch.bfloat16)
-    assert torch.equal(after, fresh(fields(), T, fresh.encode_condition(images())))
+    assert torch.equal(after, fresh(fields(), T, fresh.encode(images())))
 
 
 def test_autocast_in_float32_evaluates_the_network_itself() -> None:
@@ -184,5 +184,5 @@ def test_autocast_in_float32_evaluates_the_network_itself() -> None:
     assert not network.training
     calls = []
     network.register_forward_hook(lambda *_: calls.append(1))
-    full(fields(), T, full.encode_condition(images()))
+    full(fields(), T, full.encode(images()))
     assert calls == [1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def test_group_normalisation_is_that_of_the_cpu(film: bool, layout: torch.memory
 @pytest.mark.parametrize("per_image", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_normalisation_in_one_kernel(shape: tuple[int, ...], silu: bool, per_image: bool, dtype: torch.dtype) -> None:
-    from cgdpm_med.networks.fused_norm import group_norm
+    from cgdpm_med.runtime.fused_norm import group_norm
 
     generator = torch.Generator().manual_seed(0)
     channels, groups = shape[1], math.gcd(32, shape[1])
@@ -204,7 +205,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[torch.cuda.CUDAGraph]:
 def test_replayed_evaluations_are_the_networks_own(images: Tensor, replayed: list[torch.cuda.CUDAGraph]) -> None:
     graphs, eager = (predictor(precision="auto", cuda_graphs=each).to(DEVICE) for each in (True, False))
     for seed in range(3):
-        graphs.seed = eager.seed = seed
+        graphs.sampling = eager.sampling = replace(eager.sampling, seed=seed)
         assert torch.equal(graphs.ensemble(images.to(DEVICE)), eager.ensemble(images.to(DEVICE)))
     # of the denoiser and of the guide: the condition's features, an evaluation
     assert len(set(map(id, replayed))) == (4 if DEVICE.type == "cuda" else 0)

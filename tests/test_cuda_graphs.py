@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from small_networks import small_mask_denoiser
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from cgdpm_med import cuda_graphs
-from cgdpm_med.cuda_graphs import GraphReplay, Recording
+from cgdpm_med.runtime import cuda_graphs
+from cgdpm_med.runtime.cuda_graphs import GraphReplay, Recording
 
 
 class Again:
@@ -43,7 +44,7 @@ def _recorded_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         self: GraphReplay, key: Hashable, function: Callable[..., Any], leaves: Sequence[Tensor | None], nesting: Any
     ) -> bool:
         places = [None if leaf is None else cuda_graphs._place(leaf) for leaf in leaves]
-        graph: Any = Again(function, places, nesting)
+        graph: Any = Again(partial(self.source.run, function, self.network), places, nesting)
         self._keep(key, Recording(graph, graph.inputs, graph.outputs, graph.nested))
         return True
 
@@ -71,7 +72,7 @@ def test_every_call_is_the_networks(replay: GraphReplay) -> None:
     for call in range(8):
         y = images(call // 4)  # another condition after four steps
         if call % 4 == 0:
-            features, expected_features = replay.encode_condition(y), network.encode_condition(y)
+            features, expected_features = replay.encode(y), network.encode(y)
             for found, expected in zip(*map(pytree.tree_leaves, (features, expected_features)), strict=True):
                 assert (found is None) == (expected is None)
                 if found is not None:
@@ -84,7 +85,7 @@ def test_every_call_is_the_networks(replay: GraphReplay) -> None:
 
 @torch.no_grad()
 def test_results_are_the_callers_own(replay: GraphReplay) -> None:
-    features, times = replay.encode_condition(images()), torch.tensor([5]).expand(6)
+    features, times = replay.encode(images()), torch.tensor([5]).expand(6)
     first, second, third = (replay(fields(seed=seed), times, features) for seed in (0, 1, 2))
     kept = second.clone()
     assert not torch.equal(second, third)
@@ -95,7 +96,7 @@ def test_results_are_the_callers_own(replay: GraphReplay) -> None:
 
 @torch.no_grad()
 def test_one_recording_for_every_shape_and_way_to_give_t(replay: GraphReplay) -> None:
-    features = replay.encode_condition(images())
+    features = replay.encode(images())
     for _ in range(3):
         for count in (3, 6):
             replay(fields(count), torch.tensor([5]).expand(count), features)
@@ -108,13 +109,13 @@ def test_one_recording_for_every_shape_and_way_to_give_t(replay: GraphReplay) ->
 
 @torch.no_grad()
 def test_new_weights_are_taken(replay: GraphReplay) -> None:
-    features, times = replay.encode_condition(images()), torch.tensor([5]).expand(6)
+    features, times = replay.encode(images()), torch.tensor([5]).expand(6)
     for _ in range(3):
         before = replay(fields(), times, features)
     replay.source.network.load_state_dict(small_mask_denoiser(1).state_dict())
     replay.refresh()
     assert replay._recordings  # read the weights where they are
-    features = replay.encode_condition(images())
+    features = replay.encode(images())
     for _ in range(3):
         after = replay(fields(), times, features)
         torch.testing.assert_close(after, small_mask_denoiser(1)(fields(), times, images()))
@@ -123,7 +124,7 @@ def test_new_weights_are_taken(replay: GraphReplay) -> None:
 
 @torch.no_grad()
 def test_recordings_of_another_copy_are_not_replayed(replay: GraphReplay) -> None:
-    features, times = replay.encode_condition(images()), torch.tensor([5]).expand(6)
+    features, times = replay.encode(images()), torch.tensor([5]).expand(6)
     for _ in range(3):
         expected = replay(fields(), times, features)
     assert replay._recordings
@@ -138,7 +139,7 @@ def test_recordings_of_another_copy_are_not_replayed(replay: GraphReplay) -> Non
 @torch.no_grad()
 def test_the_least_used_recording_goes_first(replay: GraphReplay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs, "RECORDINGS", 2)
-    features, times = small_mask_denoiser(0).encode_condition(images()), torch.tensor([5])
+    features, times = small_mask_denoiser(0).encode(images()), torch.tensor([5])
     for count in (3, 3, 6, 6, 3, 9, 9):
         replay(fields(count), times.expand(count), features)
     assert [recording.inputs[0].shape[0] for recording in replay._recordings.values()] == [3, 9]  # type: ignore[union-attr]
@@ -178,7 +179,7 @@ def test_what_holds_more_than_tensors_runs_as_it_stands() -> None:
 
 @torch.no_grad()
 def test_recordings_give_way_to_an_evaluation(replay: GraphReplay) -> None:
-    features, times = replay.encode_condition(images()), torch.tensor([5])
+    features, times = replay.encode(images()), torch.tensor([5])
     for _ in range(2):
         replay(fields(3), times.expand(3), features)
     evaluate, failures = replay.source.copy.forward, [torch.OutOfMemoryError("no memory"), ValueError("another fault")]
@@ -204,8 +205,8 @@ def test_threads_take_turns(replay: GraphReplay) -> None:
 
     @torch.no_grad()
     def difference(seed: int) -> float:
-        features = replay.encode_condition(images(seed))
-        expected = network(fields(seed=seed), times, network.encode_condition(images(seed)))
+        features = replay.encode(images(seed))
+        expected = network(fields(seed=seed), times, network.encode(images(seed)))
         return max((replay(fields(seed=seed), times, features) - expected).abs().max().item() for _ in range(5))
 
     with ThreadPoolExecutor(4) as pool:

@@ -238,13 +238,13 @@ def test_the_condition_is_encoded_once_per_image(
     network: ConditionalUNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    encode_condition = network.encode_condition
+    encode = network.encode
 
     def counted(y: Tensor) -> object:
         calls.append(len(y))
-        return encode_condition(y)
+        return encode(y)
 
-    monkeypatch.setattr(network, "encode_condition", counted)
+    monkeypatch.setattr(network, "encode", counted)
     done: list[int] = []
     sample_ensemble(network, images, SCHEDULE, shape=SHAPE, members=5, steps=3, max_batch=2, progress=done.append)
     assert calls == [1, 1, 1]
@@ -269,7 +269,7 @@ def test_bad_arguments_are_named(images: Tensor, arguments: dict[str, object], m
 
 
 class Logits(nn.Module):
-    """Returns x_t as logits; has no ``encode_condition``."""
+    """Returns x_t as logits; has no ``encode``."""
 
     def forward(self, x_t: Tensor, t: Tensor, context: object) -> Tensor:
         return x_t
@@ -285,9 +285,9 @@ def test_mask_denoiser_decodes_logits_by_hand() -> None:
 
 
 def test_mask_denoiser_encodes_as_its_network_does(network: ConditionalUNet, images: Tensor) -> None:
-    assert MaskDenoiser(Logits()).encode_condition(images) is images
-    features = MaskDenoiser(network).encode_condition(images)
-    expected = network.encode_condition(images).stem
+    assert MaskDenoiser(Logits()).encode(images) is images
+    features = MaskDenoiser(network).encode(images)
+    expected = network.encode(images).stem
     assert expected is not None
     assert torch.equal(features.stem, expected)
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.guidance import Replay, ScaledGuide, guided
 from cgdpm_med.diffusion.losses import GuidanceLoss, guidance_target
-from cgdpm_med.diffusion.sampling import ddim_step, ddpm_step, sample, shift_prediction, split_variance, trajectory
+from cgdpm_med.diffusion.samplers import ddim_step, ddpm_step, shift_prediction
+from cgdpm_med.diffusion.sampling import sample, split_variance, trajectory
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 
 M, S = 0.7, 0.5
@@ -240,7 +241,7 @@ class Encoding:
     def __init__(self, sign: float) -> None:
         self.sign, self.encoded = sign, 0
 
-    def encode_condition(self, y: Tensor) -> dict[str, Tensor]:
+    def encode(self, y: Tensor) -> dict[str, Tensor]:
         self.encoded += 1
         return {"features": 10 * y}
 

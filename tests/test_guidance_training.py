@@ -27,7 +27,7 @@ from cgdpm_med import (
     save_weights,
 )
 from cgdpm_med.diffusion.guidance import ScaledGuide, guided
-from cgdpm_med.diffusion.sampling import shift_prediction
+from cgdpm_med.diffusion.samplers import shift_prediction
 
 SCHEDULE = NoiseSchedule(100, "cosine", "sample")
 

@@ -50,8 +50,8 @@ def named(volume: Tensor, key: str) -> MetaTensor:
 @pytest.mark.parametrize("shared", [True, False], ids=["shared noise", "own noise"])
 def test_members_lie_one_behind_the_other(volumes: Tensor, shared: bool) -> None:
     """Channel k * C + c of slice s is class c of member k, by the noise of the case or of (case, s)."""
-    model = predictor(cond_channels=3)
-    out = SliceEnsembleInferer(neighbours=1, shared_noise=shared)(named(volumes[:1], "case"), model)
+    model = predictor(cond_channels=3, shared_noise=shared)
+    out = SliceEnsembleInferer(neighbours=1)(named(volumes[:1], "case"), model)
     assert out.shape == (1, 3 * 4, 12, 8, 3)
     by_slice = model.ensemble(slice_stack(volumes[0], 1), keys=["case" if shared else f"case/{s}" for s in range(3)])
     for k, c, s in product(range(3), range(4), range(3)):
@@ -65,7 +65,7 @@ def test_shared_noise_adds_up_over_the_volume_and_leaves_each_slice_alone(genera
     volume = torch.randn(1, 1, 8, 8, 1, generator=generator).expand(-1, -1, -1, -1, slices)
     variances = {}
     for shared in (True, False):
-        out = SliceEnsembleInferer(shared_noise=shared)(volume, predictor(members=members, steps=1))
+        out = SliceEnsembleInferer()(volume, predictor(members=members, steps=1, shared_noise=shared))
         sizes = torch.as_tensor(out)[0].unflatten(0, (members, 4))[:, 1].sum(dim=(1, 2))  # of class 1, (K, Z)
         variances[shared] = sizes[:, 0].var(), sizes.sum(dim=1).var()
     (one, whole), (own_one, own_whole) = variances[True], variances[False]
@@ -200,7 +200,7 @@ def test_impossible_windows(arguments: dict[str, Any], message: str) -> None:
 
 
 def toy(x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """Linear, pixel by pixel, so that windows can make no difference; without ``encode_condition``."""
+    """Linear, pixel by pixel, so that windows can make no difference; without ``encode``."""
     return (0.3 * x_t + 0.5 * y) * (1 - t.reshape(-1, 1, 1, 1) / 2000)
 
 
@@ -245,13 +245,13 @@ def test_a_window_as_large_as_the_field_is_no_window(field: tuple[Tensor, Tensor
     for window in ((20, 14), (64, 64)):
         windowed: Any = WindowedDenoiser(network, window)
         with torch.no_grad():
-            assert torch.equal(windowed(x_t, t, windowed.encode_condition(y)), network(x_t, t, y))
+            assert torch.equal(windowed(x_t, t, windowed.encode(y)), network(x_t, t, y))
 
 
 def test_no_seam_where_the_denoiser_has_none(field: tuple[Tensor, Tensor, Tensor]) -> None:
     x_t, t, y = field
     windowed = WindowedDenoiser(toy, (8, 6), overlap=0.25)
-    torch.testing.assert_close(windowed(x_t, t, windowed.encode_condition(y)), toy(x_t, t, y), rtol=0, atol=1e-5)
+    torch.testing.assert_close(windowed(x_t, t, windowed.encode(y)), toy(x_t, t, y), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("window_batch", [1, 2, 5, 100])
@@ -260,7 +260,7 @@ def test_windows_are_blended_with_gaussian_weights(field: tuple[Tensor, Tensor, 
     network = small_network()
     windowed = WindowedDenoiser(network, (8, 8), window_batch=window_batch)
     with torch.no_grad():
-        out = windowed(x_t, t, windowed.encode_condition(y))
+        out = windowed(x_t, t, windowed.encode(y))
         torch.testing.assert_close(out, Twin(network, window=8, step=4)(x_t, t, y), rtol=0, atol=1e-4)
         assert (out - network(x_t, t, y)).abs().max() > 1e-3  # windows matter to this network
 
@@ -272,9 +272,9 @@ def test_features_that_are_not_kept_are_made_again(field: tuple[Tensor, Tensor, 
     expected: Any = WindowedDenoiser(network, (8, 8), window_batch=2)
     few: Any = WindowedDenoiser(network, (8, 8), window_batch=2, kept_windows=kept)
     with torch.no_grad():
-        features = few.encode_condition(y)
+        features = few.encode(y)
         out = few(x_t, t, features)
-        assert torch.equal(out, expected(x_t, t, expected.encode_condition(y)))
+        assert torch.equal(out, expected(x_t, t, expected.encode(y)))
     assert len(features.kept) == min(kept // 2, len(few.places(x_t.shape[2:])) // 2)
 
 
@@ -283,7 +283,7 @@ def test_guidance_is_blended_beside_the_output(field: tuple[Tensor, Tensor, Tens
     x_t, t, y = field
     composed = guided(toy, toy_guide, SCHEDULE, scale=0.7, interval=(100, 800))
     windowed = WindowedDenoiser(composed, (8, 6), window_batch=window_batch)
-    features = windowed.encode_condition(y)
+    features = windowed.encode(y)
     inside = windowed(x_t, t, features)
     assert isinstance(inside, Guided)
     torch.testing.assert_close(inside.output, toy(x_t, t, y), rtol=0, atol=1e-5)
@@ -300,7 +300,7 @@ def test_learned_variance_is_blended_too(field: tuple[Tensor, Tensor, Tensor]) -
         return torch.cat([toy(x_t, t, y), x_t.tanh()], dim=1)
 
     windowed = WindowedDenoiser(with_variance, (8, 6))
-    out = windowed(x_t, t, windowed.encode_condition(y))
+    out = windowed(x_t, t, windowed.encode(y))
     torch.testing.assert_close(out, with_variance(x_t, t, y), rtol=0, atol=1e-5)
 
 
@@ -314,14 +314,12 @@ def test_condition_eight_times_smaller(generator: torch.Generator) -> None:
         return 0.5 * x_t + y.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
 
     windowed = WindowedDenoiser(enlarge, (40, 24), overlap=0.5, size_factor=8, window_batch=2)
-    out = windowed(x_t, t, windowed.encode_condition(y))
+    out = windowed(x_t, t, windowed.encode(y))
     torch.testing.assert_close(out, enlarge(x_t, t, y), rtol=0, atol=1e-5)
     network = small_network(in_channels=3, cond_channels=3, cond_scale=8)
     with torch.no_grad():
         one, many = (WindowedDenoiser(network, (40, 24), size_factor=8, window_batch=n) for n in (1, 4))
-        torch.testing.assert_close(
-            one(x_t, t, one.encode_condition(y)), many(x_t, t, many.encode_condition(y)), rtol=0, atol=1e-4
-        )
+        torch.testing.assert_close(one(x_t, t, one.encode(y)), many(x_t, t, many.encode(y)), rtol=0, atol=1e-4)
 
 
 # --- windows: whole trajectories --------------------------------------------------------------------------------------

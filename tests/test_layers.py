@@ -19,8 +19,7 @@ import cgdpm_med
 PACKAGE = REPO / "cgdpm_med"
 GROUND = ("networks", "diffusion")
 ROOMS = (
-    "allocator",
-    "processes",
+    "runtime",
     "volumes",
     "transforms",
     "data",
@@ -28,8 +27,6 @@ ROOMS = (
     "slices",
     "augment",
     "phantom",
-    "cast_copy",
-    "cuda_graphs",
     "predictor",
     "inferers",
     "engines",
@@ -43,7 +40,7 @@ ROOMS = (
 ORDER = (*GROUND, *ROOMS, "apps")
 GROUND_NEEDS = {"torch", "numpy"}
 # modules that are imported where what they need is installed: PyTorch's builds for CUDA bring Triton
-OPTIONAL = {"cgdpm_med.networks.fused_norm": {"triton"}}
+OPTIONAL = {"cgdpm_med.runtime.fused_norm": {"triton"}}
 
 
 def module_files() -> dict[str, Path]:

@@ -17,7 +17,9 @@ from cgdpm_med.diffusion.targets import ImageTarget, MaskDenoiser, MaskTarget, T
 from cgdpm_med.inferers import WindowedDenoiser
 from cgdpm_med.networks.blocks import Attention
 from cgdpm_med.networks.unet import ConditionalUNet
-from cgdpm_med.predictor import COMPILER_OPTIONS, Autocast, DiffusionPredictor, autocast_dtype
+from cgdpm_med.predictor import DiffusionPredictor
+from cgdpm_med.runtime.autocast import COMPILER_OPTIONS, Autocast
+from cgdpm_med.runtime.precision import autocast_dtype
 from cgdpm_med.volumes import InputError
 
 SAMPLE = NoiseSchedule(1000, "cosine", "sample")

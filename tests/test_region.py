@@ -7,6 +7,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from cgdpm_med import DiffusionPredictor, RegionInferer
+from cgdpm_med.diffusion.sampling import Sampling
 from cgdpm_med.diffusion.targets import MaskTarget
 
 
@@ -19,7 +20,7 @@ class Threshold(Inferer):
     def __call__(self, inputs: Tensor, network: Predictor, *args: object, **kwargs: object) -> Tensor:  # type: ignore[override]
         self.sizes.append(tuple(inputs.shape[2:]))
         p = (inputs[:, 0] > 0.5).float()
-        return torch.stack([1 - p, p] * network.members, dim=1)
+        return torch.stack([1 - p, p] * network.sampling.members, dim=1)
 
 
 class Predictor(DiffusionPredictor):
@@ -27,7 +28,7 @@ class Predictor(DiffusionPredictor):
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
-        self.target, self.members, self.steps = MaskTarget(2, one_hot=True), 2, 9
+        self.target, self.sampling = MaskTarget(2, one_hot=True), Sampling(members=2, steps=9)
 
 
 def image(size: tuple[int, int, int], *boxes: tuple[slice, slice, slice]) -> Tensor:
@@ -82,7 +83,7 @@ def test_the_scout_is_one_member_of_few_steps_and_the_predictor_stays_as_it_was(
 
     class Spy(Threshold):
         def __call__(self, inputs: Tensor, network: Predictor, *args: object, **kwargs: object) -> Tensor:  # type: ignore[override]
-            seen.append((network.members, network.steps))
+            seen.append((network.sampling.members, network.sampling.steps))
             return super().__call__(inputs, network)
 
     predictor = Predictor()
@@ -90,4 +91,4 @@ def test_the_scout_is_one_member_of_few_steps_and_the_predictor_stays_as_it_was(
         image((16, 12, 2), (slice(4, 6),) * 2 + (slice(0, 1),)), predictor
     )
     assert seen == [(1, 2), (2, 9)]
-    assert (predictor.members, predictor.steps) == (2, 9)
+    assert (predictor.sampling.members, predictor.sampling.steps) == (2, 9)

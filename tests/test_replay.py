@@ -165,7 +165,7 @@ def test_mask_denoiser_is_a_denoiser_of_the_replay() -> None:
     """Certain logits: x0_theta is +-1, so the target is sqrt(SNR) (s_0 - x0_theta), zero where the mask is right."""
 
     class Certain(nn.Module):
-        def encode_condition(self, y: Tensor, size: Any = None) -> tuple[Tensor]:
+        def encode(self, y: Tensor, size: Any = None) -> tuple[Tensor]:
             return (y,)
 
         def forward(self, x_t: Tensor, t: Tensor, context: tuple[Tensor]) -> Tensor:

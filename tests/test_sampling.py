@@ -13,17 +13,8 @@ from conftest import shared_path
 from oracles import Gaussian, ddim_mean_std, ddpm_mean_std, sampled_mean_std
 from torch import Tensor
 
-from cgdpm_med.diffusion.sampling import (
-    METHODS,
-    Guided,
-    ddim_step,
-    ddpm_step,
-    learned_log_variance,
-    sample,
-    shift_prediction,
-    split_variance,
-    trajectory,
-)
+from cgdpm_med.diffusion.samplers import ddim_step, ddpm_step, learned_log_variance, shift_prediction
+from cgdpm_med.diffusion.sampling import METHODS, Guided, sample, split_variance, trajectory
 from cgdpm_med.diffusion.schedule import PREDICTION_TYPES, NoiseSchedule, linspace_timesteps, log_snr_timesteps
 
 SCHEDULE = NoiseSchedule()
@@ -348,7 +339,7 @@ def test_context_is_encoded_once_and_images_only() -> None:
     calls = []
 
     class Denoiser:
-        def encode_condition(self, y: Tensor) -> tuple[Tensor]:
+        def encode(self, y: Tensor) -> tuple[Tensor]:
             calls.append(y)
             return (2 * y,)
 
@@ -367,7 +358,7 @@ def test_context_is_encoded_once_and_images_only() -> None:
 def test_guidance_shift_of_zero_changes_nothing_and_none_is_unguided() -> None:
     gaussian, x_T = Gaussian(SCHEDULE), torch.randn(2, 1, 3, dtype=torch.float64)
     for method in METHODS:
-        how = {"steps": 5, "method": method}
+        how: dict[str, Any] = {"steps": 5, "method": method}
         plain, none, zero = (
             sample(denoiser, x_T, None, SCHEDULE, generator=torch.Generator().manual_seed(0), **how)
             for denoiser in (

@@ -387,7 +387,7 @@ def test_adm_weights(adm_file: Path) -> None:
     outputs = []
     for index in (3, 4):
         network = SuperResolver.from_adm(adm_file, index, window=16, **settings)
-        assert (network.factor, network.predictor.method) == (4, "ddpm")
+        assert (network.factor, network.predictor.sampling.method) == (4, "ddpm")
         outputs.append(network(image, ["a"]))
         assert outputs[-1].shape == (1, 1, 3, 16, 20)
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3  # the class reaches the network
@@ -434,9 +434,9 @@ resolver:
     guide: $cgdpm_med.load_guide(@guide_unet, @guidance_weights, @schedule, @weights) if @guidance_scale else None
     guidance_scale: '@guidance_scale'
     schedule: '@schedule'
-    out_channels: 3
-    target: image
-    size_factor: 2
+    target:
+      _target_: cgdpm_med.ImageTarget
+      factor: 2
     steps: '@steps'
     members: '@members'
   window: '@window'

@@ -42,7 +42,7 @@ def test_encoding_the_condition_first_changes_nothing(fusion: str, spatial_dims:
     x, y = field(2, 4, *size), field(2, 1, *size, seed=1)
     with torch.no_grad():
         direct = net(x, T, y)
-        features = net.encode_condition(y)
+        features = net.encode(y)
         assert direct.shape == x.shape
         assert torch.equal(net(x, T, features), direct)
         # the condition matters, at every pixel, and so do x_t and t
@@ -58,7 +58,7 @@ def test_members_share_the_features_of_their_image(fusion: str) -> None:
     net, y, K = build(fusion=fusion), field(2, 1, 8, 8, seed=1), 3
     x, t = field(2 * K, 4, 8, 8), torch.full((1,), 400)
     with torch.no_grad():
-        shared = net(x, t, net.encode_condition(y))
+        shared = net(x, t, net.encode(y))
         torch.testing.assert_close(shared, net(x, t, y.repeat_interleave(K, dim=0)), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(shared, net(x, t, y.repeat(K, 1, 1, 1)), atol=1e-3)  # members lie beside each other
 
@@ -66,7 +66,7 @@ def test_members_share_the_features_of_their_image(fusion: str) -> None:
 def test_features_can_be_selected_by_image() -> None:
     net, y, x = build(fusion="encoder_decoder"), field(3, 1, 8, 8, seed=1), field(2, 4, 8, 8)
     with torch.no_grad():
-        chosen = net.encode_condition(y).map(lambda f: f[[2, 0]])
+        chosen = net.encode(y).map(lambda f: f[[2, 0]])
         torch.testing.assert_close(net(x, T, chosen), net(x, T, y[[2, 0]]), rtol=1e-4, atol=1e-5)
 
 
@@ -92,7 +92,7 @@ def present(features: ConditionFeatures) -> dict[str, int]:
 )
 def test_each_fusion_joins_where_the_paper_says(fusion: str, places: dict[str, int]) -> None:
     net = build(fusion=fusion)
-    assert present(net.encode_condition(field(1, 1, 8, 8))) == places
+    assert present(net.encode(field(1, 1, 8, 8))) == places
     if fusion == "bottleneck":
         assert isinstance(net.cond_bottleneck, ConditionPyramid)
         assert len(net.cond_bottleneck.branches) == 1
@@ -108,8 +108,8 @@ def test_input_fusion_is_a_concatenation_at_the_first_convolution() -> None:
     net, x, y = build(fusion="input"), field(2, 4, 8, 8), field(2, 1, 8, 8, seed=1)
     weight = torch.cat([net.stem.weight, net.cond_stem.weight], dim=1)
     expected = F.conv2d(torch.cat([x, y], dim=1), weight, net.stem.bias + net.cond_stem.bias, padding=1)
-    assert net.encode_condition(y).stem is not None
-    torch.testing.assert_close(net.stem(x) + net.encode_condition(y).stem, expected, rtol=1e-5, atol=1e-5)
+    assert net.encode(y).stem is not None
+    torch.testing.assert_close(net.stem(x) + net.encode(y).stem, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -193,7 +193,7 @@ def test_features_meet_every_level_at_its_size(fusion: str, cond_scale: int, pat
     net = build(fusion=fusion, cond_scale=cond_scale, patch_size=patch_size)
     x, y = field(1, 4, 32, 16), field(1, 1, 32 // cond_scale, 16 // cond_scale)
     with torch.no_grad():
-        features = net.encode_condition(y)
+        features = net.encode(y)
         assert torch.equal(net(x, T[:1], y), net(x, T[:1], features))
     for joins in (features.encoder, features.decoder):
         for level, join in enumerate(joins):
@@ -215,7 +215,7 @@ def test_low_resolution_condition_is_upsampled_eightfold(interpolation: str) -> 
     )
     y, x = field(1, 3, 16, 16), field(1, 3, 128, 128, seed=1)
     with torch.no_grad():
-        features = net.encode_condition(y)
+        features = net.encode(y)
         upsampled = F.interpolate(y, scale_factor=8, mode=interpolation, align_corners=False)
         assert features.stem is not None
         torch.testing.assert_close(features.stem, net.cond_stem(upsampled))
@@ -236,7 +236,7 @@ def test_condition_of_another_size_is_resampled() -> None:
     with torch.no_grad():
         resampled = F.interpolate(y, (8, 8), mode="bicubic", align_corners=False)
         assert torch.equal(net(x, T[:1], y), net(x, T[:1], resampled))
-        assert torch.equal(net(x, T[:1], net.encode_condition(y, size=(8, 8))), net(x, T[:1], resampled))
+        assert torch.equal(net(x, T[:1], net.encode(y, size=(8, 8))), net(x, T[:1], resampled))
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -278,9 +278,9 @@ def test_impossible_inputs_are_refused(x: tuple[int, ...], y: tuple[int, ...] | 
 def test_features_of_another_size_are_refused() -> None:
     net = build()
     with pytest.raises(ValueError, match="size the condition was encoded for"):
-        net(field(1, 4, 8, 8), T[:1], net.encode_condition(field(1, 1, 16, 16)))
+        net(field(1, 4, 8, 8), T[:1], net.encode(field(1, 1, 16, 16)))
     with pytest.raises(ValueError, match="must be divisible by 2"):
-        net.encode_condition(field(1, 1, 7, 8))
+        net.encode(field(1, 1, 7, 8))
     with pytest.raises(ValueError, match="must be divisible by 8"):  # else y would lose its border
         build(cond_scale=8)(field(1, 4, 12, 12), T[:1], field(1, 1, 1, 1))
 
@@ -323,7 +323,7 @@ def test_monai_sampling_equals_a_loop() -> None:
     sampled = DiffusionInferer(scheduler).sample(x_T, net, scheduler, conditioning=y, verbose=False)
     x = x_T
     with torch.no_grad():
-        features = net.encode_condition(y)
+        features = net.encode(y)
         for t in scheduler.timesteps:
             x, _ = scheduler.step(net(x, torch.full((2,), int(t)), features), t, x)
     torch.testing.assert_close(sampled, x, rtol=1e-4, atol=1e-4)

@@ -107,7 +107,7 @@ def calibrate(
         frames,
         weights={file.name: sha256_of(file) for file in segmenter.weights},
         settings={**made_with, "staple": False, "keep_largest": False},
-        data={"section": section, "seed": segmenter.predictor.seed, "device": str(segmenter.device)},
+        data={"section": section, "seed": segmenter.predictor.sampling.seed, "device": str(segmenter.device)},
     )
     write_calibration(calibration, path)
     return {

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,15 @@ from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.segment import Segmentation
 from cgdpm_med.calibration import temper
 from cgdpm_med.diffusion.ensemble import entropy
+from cgdpm_med.diffusion.sampling import BEFORE_DIALS, Sampling
 from cgdpm_med.volumes import InputError, atomic_write
 
 CALIBRATION = "calibration.json"
 """Name of the file, in the folder of the weights."""
 
 SETTINGS = (
-    "members",
-    "steps",
-    "method",
-    "start",
-    "guidance_scale",
-    "guidance_interval",
+    *(dial.name for dial in fields(Sampling) if dial.name != "seed"),
     "fusion",
-    "shared_noise",
     "staple",
     "keep_largest",
 )
@@ -122,7 +117,7 @@ def read_calibration(path: str | Path) -> Calibration:
         text = path.read_bytes()
         content = json.loads(text)
         # what files say nothing of that were made before there was a choice
-        content["settings"] = {"start": None, "shared_noise": False, **content["settings"]}
+        content["settings"] = {**BEFORE_DIALS, "start": None, "shared_noise": False, **content["settings"]}
         calibration = Calibration(**content, digest=hashlib.sha256(text).hexdigest())
         _check(calibration)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

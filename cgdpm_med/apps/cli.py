@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cgdpm_med.allocator import keep_freed_memory
+from cgdpm_med.runtime.allocator import keep_freed_memory
 
 app = typer.Typer(
     name="cgdpm-med",

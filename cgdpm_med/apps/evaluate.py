@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -330,24 +330,14 @@ def _ensemble_names(results: Sequence[CaseResult]) -> list[str]:
 
 
 def settings(p: DiffusionPredictor, device: torch.device) -> dict[str, Any]:
-    """What a reported number depends on besides the weights and the data."""
-    return {
-        "members": p.members,
-        "steps": p.steps,
-        "method": p.method,
-        "start": p.start,
-        "seed": p.seed,
-        "precision": p.precision,
-        "guidance_scale": p.guidance_scale if p.guide is not None else 0.0,
-        "guidance_interval": p.guidance_interval if p.guide is not None else None,
-        "device": str(device),
-    }
+    """What a reported number depends on besides the weights and the data: all of the sampling, precision, device."""
+    unguided = {} if p.guide is not None else {"guidance_scale": 0.0, "guidance_interval": None}
+    return asdict(p.sampling) | unguided | {"precision": p.precision, "device": str(device)}
 
 
 def ensemble_settings(segmenter: Segmenter) -> dict[str, Any]:
     """:func:`settings` of a segmenter's predictor, and what the segmenter itself adds."""
-    own = {"fusion": segmenter.fusion, "shared_noise": segmenter.shared_noise}
-    return settings(segmenter.predictor, segmenter.device) | own
+    return settings(segmenter.predictor, segmenter.device) | {"fusion": segmenter.fusion}
 
 
 def write_results(results: Sequence[CaseResult], summary: Mapping[str, Any], folder: Path) -> None:

@@ -37,7 +37,7 @@ from cgdpm_med.apps.resume import Shard, finished, input_hashes
 from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device
 from cgdpm_med.apps.staple import fuse_staple
 from cgdpm_med.apps.study import Study, StudyResult
-from cgdpm_med.predictor import autocast_dtype
+from cgdpm_med.runtime.precision import autocast_dtype
 from cgdpm_med.volumes import InputError, Volume, frames, sweep_temporaries
 
 Progress = Callable[[str, float], None]

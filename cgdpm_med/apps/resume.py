@@ -16,6 +16,7 @@ import numpy as np
 from cgdpm_med.apps.cases import Case
 from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.records import read_record
+from cgdpm_med.diffusion.sampling import BEFORE_DIALS
 from cgdpm_med.volumes import InputError
 
 
@@ -82,6 +83,8 @@ def finished(path: Path, about: Mapping[str, Any], inputs: Sequence[Case]) -> di
         inputs: the images.
     """
     record = read_record(path)
+    if record is not None and isinstance(made := record.get("made_with"), dict):
+        record["made_with"] = {**made, "settings": {**BEFORE_DIALS, **made.get("settings", {})}}
     plain = json.loads(json.dumps(about))
     if record is None or any(record.get(name) != value for name, value in plain.items()):
         return None

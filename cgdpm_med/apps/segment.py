@@ -87,8 +87,7 @@ class Segmenter:
         postprocessing: transform over ``{"image", "pred"}`` that brings members to the native grid and fuses them.
         device: where the network runs.
         weights: files the networks were read from: a calibration beside the first is for these files only.
-        fusion, shared_noise: how ``postprocessing`` fuses the members, and whether ``inferer`` gives a member one noise
-            for all slices, where these are known; a calibration is for one kind of either only.
+        fusion: how ``postprocessing`` fuses the members, where that is known; a calibration is for one kind only.
     """
 
     def __init__(
@@ -100,13 +99,12 @@ class Segmenter:
         device: torch.device | str = "cpu",
         weights: Sequence[str | Path] = (),
         fusion: str | None = None,
-        shared_noise: bool | None = None,
     ) -> None:
         self.preprocessing, self.inferer, self.postprocessing = preprocessing, inferer, postprocessing
         self.device = torch.device(device)
         self.predictor = predictor.to(self.device)
         self.weights = tuple(Path(file) for file in weights)
-        self.fusion, self.shared_noise = fusion, shared_noise
+        self.fusion = fusion
 
     @classmethod
     def from_bundle(cls, bundle: str | Path = "acdc_segmentation", **overrides: Any) -> Segmenter:
@@ -163,7 +161,9 @@ class Segmenter:
         key = case_name(volume.path) if key is None else key
         data = dict(self.preprocessing({"image": volume, "key": key}))
         image = data["image"]
-        count = None if progress is None else _as_fraction(progress, of=image.shape[-1] * self.predictor.members)
+        count = (
+            None if progress is None else _as_fraction(progress, of=image.shape[-1] * self.predictor.sampling.members)
+        )
         data["pred"] = self.inferer(image[None].to(self.device), self.predictor, progress=count)[0].cpu()
         data = self.postprocessing(data)
         if tuple(data["mask"].shape[1:]) != volume.data.shape:

@@ -27,6 +27,7 @@ from cgdpm_med.images import PICTURE_SUFFIXES, image_datalist, read_picture, wri
 from cgdpm_med.inferers import WindowedDenoiser
 from cgdpm_med.networks.adm import load_adm_upsampler
 from cgdpm_med.networks.classes import ClassConditioned, append_class
+from cgdpm_med.networks.denoiser import Denoiser
 from cgdpm_med.networks.unet import ConditionalUNet
 from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.transforms import case_name
@@ -201,23 +202,23 @@ class SuperResolver:
                 denoiser = WindowedDenoiser(denoiser, side, self.overlap, self.window_batch, factor)
             if progress is None:
                 return denoiser
-            return _Counted(denoiser, progress, self.predictor.members * images * self.predictor.steps)
+            return _Counted(
+                denoiser, progress, self.predictor.sampling.members * images * self.predictor.sampling.steps
+            )
 
         return wrap
 
 
-class _Counted:
+class _Counted(Denoiser):
     """A denoiser that tells the fraction of all evaluations, counted per field, that are done."""
 
-    def __init__(self, denoiser: Any, progress: Callable[[float], None], total: int) -> None:
-        self.denoiser, self.progress, self.total = denoiser, progress, total
+    def __init__(self, network: Any, progress: Callable[[float], None], total: int) -> None:
+        super().__init__()
+        self.network, self.progress, self.total = network, progress, total
         self.done = 0
 
-    def encode_condition(self, y: Tensor) -> Any:
-        return self.denoiser.encode_condition(y)
-
-    def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Any:
-        output = self.denoiser(x_t, t, context)
+    def forward(self, x_t: Tensor, t: Tensor, features: Any) -> Any:
+        output = super().forward(x_t, t, features)
         self.done += len(x_t)
         self.progress(min(self.done / self.total, 1.0))
         return output

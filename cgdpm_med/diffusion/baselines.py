@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sampling import encode
+from cgdpm_med.networks.denoiser import Denoiser, evaluate
+
 from .schedule import NoiseSchedule
 
 LEVEL_SCALE = 1000.0  # noise levels lie in (0, 1); the sinusoids of the timestep embedding resolve steps of about one
 
 
-class Regression(nn.Module):
+class Regression(Denoiser):
     """Adapter: the network becomes a regression of x_0 on y; neither the noise nor the timestep reaches it.
 
     With ``NoiseSchedule(prediction_type="sample")`` the loss is the mean squared error of the result, and one step of
@@ -33,16 +34,12 @@ class Regression(nn.Module):
         super().__init__()
         self.network = network
 
-    def encode_condition(self, y: Tensor) -> Any:
-        """The network's own features of y, or y itself when it has no ``encode_condition``."""
-        return encode(self.network, y)
-
-    def forward(self, x_t: Tensor, t: Tensor, context: Any = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, features: Any = None) -> Tensor:
         """-> x_0, (B, C, *S), the same for every x_t and t."""
-        return self.network(torch.zeros_like(x_t), torch.zeros_like(t), context)
+        return evaluate(self.network, torch.zeros_like(x_t), torch.zeros_like(t), features)
 
 
-class ConditionOnly(nn.Module):
+class ConditionOnly(Denoiser):
     """Adapter: an ordinary network of the image alone, for a segmentation its class logits; x_t and t are ignored.
 
     With ``DiffusionLoss(schedule, MaskTarget(4))`` it learns by cross-entropy and Dice, as a plain U-Net does. Inside a
@@ -57,12 +54,16 @@ class ConditionOnly(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """context: the image, (B, Cc, *S) -> the network's output, (B, C, *S)."""
-        return self.network(context)
+    def networks(self) -> tuple[Any, ...]:
+        """None: the image itself is needed at every step."""
+        return ()
+
+    def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
+        """features: the image, (B, Cc, *S) -> the network's output, (B, C, *S)."""
+        return self.network(features)
 
 
-class Mirrored(nn.Module):
+class Mirrored(Denoiser):
     """Adapter: class probabilities averaged over the mirror images of a slice, at one evaluation for each.
 
     Args:
@@ -75,17 +76,21 @@ class Mirrored(nn.Module):
         self.network = network
         self.flips = [chosen for n in range(len(axes) + 1) for chosen in combinations(axes, n)]
 
-    def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def networks(self) -> tuple[Any, ...]:
+        """None: the image itself is needed at every step."""
+        return ()
+
+    def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
         """-> logarithms of the mean probabilities, (B, C, H, W): logits, too."""
         probabilities = [
-            self.network(x_t.flip(flips), t, context.flip(flips)).float().softmax(dim=1).flip(flips)
+            self.network(x_t.flip(flips), t, features.flip(flips)).float().softmax(dim=1).flip(flips)
             for flips in self.flips
         ]
         mean = torch.stack(probabilities).mean(dim=0)
         return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
 
 
-class NoiseLevelConditioned(nn.Module):
+class NoiseLevelConditioned(Denoiser):
     """Adapter: the network is told the noise level sqrt(alpha_bar) instead of t (SR3: Saharia et al., 2021).
 
     SR3 draws levels continuously between those of neighbouring timesteps; here they are the levels of the T timesteps.
@@ -100,11 +105,7 @@ class NoiseLevelConditioned(nn.Module):
         self.network = network
         self.schedule = schedule
 
-    def encode_condition(self, y: Tensor) -> Any:
-        """The network's own features of y, or y itself when it has no ``encode_condition``."""
-        return encode(self.network, y)
-
-    def forward(self, x_t: Tensor, t: Tensor, context: Any = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, features: Any = None) -> Tensor:
         """x_t: (B, C, *S), t: int64 (B,) -> the network's output."""
         level = self.schedule.at("sqrt_alpha_bar", t, x_t).flatten()
-        return self.network(x_t, LEVEL_SCALE * level, context)
+        return evaluate(self.network, x_t, LEVEL_SCALE * level, features)

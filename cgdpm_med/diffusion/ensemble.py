@@ -11,14 +11,18 @@ import math
 import operator
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cgdpm_med.networks.denoiser import features_of, per_member
+
 from .batching import BatchLimit, is_out_of_memory
-from .sampling import Denoiser, encode, sample
+from .sampling import DenoiserLike, Sampling, sample
 from .schedule import NoiseSchedule
 
 
@@ -93,34 +97,35 @@ def _moved(x: Tensor, device: torch.device | str) -> Tensor:
 
 @torch.no_grad()
 def sample_ensemble(
-    denoiser: Denoiser,
+    denoiser: DenoiserLike,
     context: Tensor,
     schedule: NoiseSchedule,
+    sampling: Sampling | None = None,
     *,
     shape: Sequence[int],
-    members: int = 16,
-    seed: int = 0,
     keys: Sequence[Hashable] | None = None,
     member_ids: Sequence[int] | None = None,
     max_batch: int | str | BatchLimit = "auto",
-    correct: Callable[[Tensor, Tensor], Tensor] | None = None,
+    correct: Callable[..., Tensor] | None = None,
     progress: Callable[[int], None] | None = None,
-    **as_trajectory: Any,
+    clip: tuple[float, float] | None = None,
+    **dials: Any,
 ) -> Tensor:
     """K samples for each condition image, batched over members and images together.
 
     Args:
         context: condition images, (B, Cc, *S).
+        sampling: how; sixteen members of twenty steps by default.
         shape: (C, *S) of one target.
-        members: K.
         keys: one key per image, by default its index; a member's noise depends on (seed, key, member) alone, so
             images of one key share it.
-        member_ids: which members to draw, by default 0 … K-1; overrides ``members``.
+        member_ids: which members to draw, by default 0 … K-1; overrides ``sampling.members``.
         max_batch: most target fields evaluated at once: a number, "auto", or a :class:`~.batching.BatchLimit` that
             several calls share. A batch that does not fit into the memory is drawn again in halves.
         correct: ``correct(x_0, y)`` of every predicted x_0, see :meth:`.targets.Target.correct`.
         progress: called with the number of finished fields after each chunk.
-        as_trajectory: steps, method, eta, clip, start, timesteps.
+        clip: bounds on every predicted x_0, in place of ``correct``.
+        dials: fields of :class:`~.sampling.Sampling`, in place of those of ``sampling``.
 
     Returns:
         (K, B, C, *S), float32, on the context's device.
@@ -128,7 +133,8 @@ def sample_ensemble(
     Raises:
         ValueError: without members, with another number of keys than images, or max_batch below 1.
     """
-    ids = list(range(members)) if member_ids is None else list(member_ids)
+    sampling = replace(sampling or Sampling(steps=20, members=16), **dials)
+    ids = list(range(sampling.members)) if member_ids is None else list(member_ids)
     if not ids:
         raise ValueError("an ensemble needs at least one member")
     limit = max_batch if isinstance(max_batch, BatchLimit) else BatchLimit(max_batch)
@@ -143,15 +149,16 @@ def sample_ensemble(
         nonlocal encoded
         if encoded is None or encoded[0] != rows:
             encoded = None  # the features before need not be held beside the new ones
-            encoded = rows, encode(denoiser, context[rows.start : rows.stop])
-        how = as_trajectory
+            encoded = rows, features_of(denoiser, context[rows.start : rows.stop])
+        corrected = None
         if correct is not None:
-            y = context[rows.start : rows.stop].repeat_interleave(len(columns), dim=0)
-            how = {**as_trajectory, "correct": lambda x_0: correct(x_0, y)}
+            y = per_member(context[rows.start : rows.stop], len(rows) * len(columns))
+            corrected = partial(correct, y=y)
         # members of one image lie beside each other in the batch
-        noise = KeyedNoise(seed, [(keys[row], ids[column]) for row in rows for column in columns])
+        noise = KeyedNoise(sampling.seed, [(keys[row], ids[column]) for row in rows for column in columns])
         x_T = noise.randn((len(rows) * len(columns), *shape), device=context.device)
-        return sample(denoiser, x_T, _per_member(encoded[1], len(columns)), schedule, generator=noise, **how)
+        features = per_member(encoded[1], len(x_T))
+        return sample(denoiser, x_T, features, schedule, sampling, generator=noise, clip=clip, correct=corrected)
 
     while todo:
         rows, columns = todo.pop()
@@ -186,11 +193,6 @@ def _parts(rows: range, columns: range, fields: int) -> list[tuple[range, range]
         for b in range(rows.start, rows.stop, images)
         for k in range(columns.start, columns.stop, per_image)
     ]
-
-
-def _per_member(features: Any, members: int) -> Any:
-    """A denoiser without ``encode_condition`` gets each image once per member; features broadcast by themselves."""
-    return features.repeat_interleave(members, dim=0) if isinstance(features, Tensor) else features
 
 
 def fuse_mean(probabilities: Tensor) -> Tensor:

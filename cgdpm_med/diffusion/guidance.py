@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from cgdpm_med.networks.denoiser import Denoiser, evaluate, features_of, per_member
+
 from .losses import GUIDANCE_WEIGHTINGS, guidance_target
-from .sampling import METHODS, Denoiser, Guided, check_prediction, encode, gaussian, split_variance, trajectory
+from .samplers import gaussian
+from .sampling import DenoiserLike, Guided, Sampling, check_interval, check_prediction, split_variance, trajectory
 from .schedule import NoiseSchedule
 from .targets import Target
 
@@ -23,13 +26,13 @@ COUPLINGS = {"reverse": ("reverse",), "forward": ("forward",), "mixed": ("revers
 
 
 def guided(
-    denoiser: Denoiser,
-    guide: Denoiser,
+    denoiser: DenoiserLike,
+    guide: DenoiserLike,
     schedule: NoiseSchedule,
     *,
     scale: float = 1.0,
     interval: Sequence[int] | None = None,
-) -> Denoiser:
+) -> DenoiserLike:
     """Compose a denoiser and a guidance network into one that every sampler takes.
 
     Args:
@@ -52,58 +55,37 @@ def guided(
     return GuidedDenoiser(denoiser, guide, scale, None if (t_lo, t_hi) == (0, schedule.T) else (t_lo, t_hi))
 
 
-def check_interval(interval: Sequence[int] | None, T: int) -> tuple[int, int]:
-    """The guidance interval [t_lo, t_hi) as two integers; (0, T) for None."""
-    t_lo, t_hi = (0, T) if interval is None else interval
-    if t_lo != int(t_lo) or t_hi != int(t_hi) or not 0 <= t_lo <= t_hi <= T:
-        raise ValueError(f"the guidance interval must be timesteps 0 <= t_lo <= t_hi <= {T}, not [{t_lo}, {t_hi})")
-    return int(t_lo), int(t_hi)
+class GuidedDenoiser(Denoiser):
+    """A denoiser with w f beside its output; made by :func:`guided`. Its features are those of both networks."""
 
+    def __init__(
+        self, denoiser: DenoiserLike, guide: DenoiserLike, scale: float, interval: tuple[int, int] | None
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.guide, self.scale, self.interval = denoiser, guide, scale, interval
 
-class PairFeatures(NamedTuple):
-    """What the denoiser and the guidance network each computed from the condition image."""
+    def networks(self) -> tuple[Any, ...]:
+        """Both: each condition branch runs once per image."""
+        return self.denoiser, self.guide
 
-    denoiser: Any
-    guide: Any
+    def forward(self, x_t: Tensor, t: Tensor, features: Any) -> Guided:
+        """The denoiser's output, and the shift w f of eqs. (13) and (14), or None when no t lies in the interval.
 
-
-@dataclass(frozen=True)
-class GuidedDenoiser:
-    """A denoiser with w f beside its output; made by :func:`guided`."""
-
-    denoiser: Denoiser
-    guide: Denoiser
-    scale: float
-    interval: tuple[int, int] | None
-
-    def encode_condition(self, y: Tensor) -> PairFeatures:
-        """Both networks' features of the condition image, so that each condition branch runs once per image."""
-        return PairFeatures(encode(self.denoiser, y), encode(self.guide, y))
-
-    def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Guided:
-        """The denoiser's output, and the shift w f of eqs. (13) and (14), or None when no t lies in the interval."""
-        pair = context if isinstance(context, PairFeatures) else PairFeatures(context, context)
-        output = self.denoiser(x_t, t, per_member(pair.denoiser, len(x_t)))
+        Args:
+            features: those of both networks, or the condition image.
+        """
+        of_denoiser, of_guide = features if type(features) is tuple else (features, features)
+        output = evaluate(self.denoiser, x_t, t, of_denoiser)
         inside = None if self.interval is None else (t >= self.interval[0]) & (t < self.interval[1])
         if inside is not None and not bool(inside.any()):
             return Guided(output, None)
-        f, _ = split_variance(self.guide(x_t, t, per_member(pair.guide, len(x_t))), x_t)
+        f, _ = split_variance(evaluate(self.guide, x_t, t, of_guide), x_t)
         if inside is not None:
             f = torch.where(inside.reshape(-1, *[1] * (f.ndim - 1)), f, torch.zeros_like(f))
         return Guided(output, self.scale * f)
 
 
-def per_member(context: Any, rows: int) -> Any:
-    """Repeat a condition tensor for the members of each image, which lie beside each other in the batch.
-
-    Features that are not a tensor broadcast by themselves, as those of ``ConditionalUNet`` do.
-    """
-    if isinstance(context, Tensor) and context.shape[0] != rows:
-        return context.repeat_interleave(rows // context.shape[0], dim=0)
-    return context
-
-
-class ScaledGuide(nn.Module):
+class ScaledGuide(Denoiser):
     """Adapter: f = output of ``network`` / sqrt(weight), so that its loss is the mean squared error of the output.
 
     Under the reverse coupling f is sqrt(SNR) times the error of the predicted x_0, SNR = alpha_bar / (1 - alpha_bar): a
@@ -125,14 +107,9 @@ class ScaledGuide(nn.Module):
         self.schedule = schedule
         self.weighting = weighting
 
-    def encode_condition(self, y: Tensor, size: Sequence[int] | None = None) -> Any:
-        """The network's own features, or ``y`` when it computes none."""
-        encoder = getattr(self.network, "encode_condition", None)
-        return y if encoder is None else encoder(y, size=size)
-
-    def forward(self, x_t: Tensor, t: Tensor, context: Any = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, features: Any = None) -> Tensor:
         """-> f, (B, C, *S)."""
-        output, _ = split_variance(self.network(x_t, t, context), x_t)
+        output, _ = split_variance(evaluate(self.network, x_t, t, features), x_t)
         return output * GUIDANCE_WEIGHTINGS[self.weighting](self.schedule.at("alpha_bar", t, x_t)).rsqrt()
 
 
@@ -230,7 +207,7 @@ class Replay:
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: DenoiserLike,
         schedule: NoiseSchedule,
         *,
         generator: torch.Generator,
@@ -246,8 +223,6 @@ class Replay:
     ) -> None:
         if coupling not in COUPLINGS:
             raise ValueError(f"coupling must be one of {', '.join(COUPLINGS)}, not {coupling!r}")
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
         if not 2 <= steps <= schedule.T:
             raise ValueError(f"steps must be between 2 and {schedule.T} (the timesteps of the schedule), not {steps}")
         if chains < 1 or capacity < 1:
@@ -261,7 +236,7 @@ class Replay:
         self.coupling, self.chains, self.steps = coupling, chains, steps
         if target is not None:
             target.check(schedule)
-        self.target, self.as_trajectory = target, {"method": method, "eta": eta}
+        self.target, self.sampling = target, Sampling(steps=steps, method=method, eta=eta)
         self.device = device
         self.buffer = ShuffleBuffer(capacity)
         self.evaluations = self.examples = self.image_batches = 0
@@ -313,7 +288,7 @@ class Replay:
         self.has_room(len(s_0))
         s_0, y = s_0.to(self.device or s_0.device), y.to(self.device or y.device)
         rows = len(s_0) * self.chains
-        context = per_member(encode(self.denoiser, y), rows)
+        context = per_member(features_of(self.denoiser, y), rows)
         s_0, y = per_member(s_0, rows), per_member(y, rows)
         for coupling in COUPLINGS[self.coupling]:
             visits = self._reverse(s_0, y, context) if coupling == "reverse" else self._forward(s_0, context)
@@ -344,10 +319,9 @@ class Replay:
             x_T,
             context,
             self.schedule,
-            timesteps=visited,
+            replace(self.sampling, timesteps=tuple(visited)),
             generator=self.generator,
             correct=None if target is None else lambda x_0: target.correct(x_0, y),
-            **self.as_trajectory,  # type: ignore[arg-type]
         )
         for step in chain:
             self.evaluations += len(s_0)
@@ -367,7 +341,7 @@ class Replay:
             draws = torch.randint(*self.interval, (len(s_0),), generator=self.generator, device=self.generator.device)
             t = draws.to(s_0.device)
             x_t = self.schedule.q_sample(s_0, t, gaussian(s_0, self.generator))
-            output, _ = split_variance(self.denoiser(x_t, t, context), x_t)
+            output, _ = split_variance(evaluate(self.denoiser, x_t, t, context), x_t)
             self.evaluations += len(s_0)
             yield x_t, t, self.schedule.to_eps(output, x_t, t), slice(None)
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sampling import gaussian, split_variance
+from .samplers import gaussian
+from .sampling import split_variance
 from .schedule import NoiseSchedule
 from .targets import ImageTarget, Target
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sampling import learned_log_variance, split_variance
+from .samplers import learned_log_variance
+from .sampling import split_variance
 from .schedule import NoiseSchedule
 
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, NoiseSchedule], Tensor]

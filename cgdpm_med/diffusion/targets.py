@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cgdpm_med.networks.denoiser import Denoiser, evaluate
+
 from .degradation import AreaDegradation, Degradation, project
 from .objectives import hybrid_loss, mask_loss, simple_loss
-from .sampling import encode
 from .schedule import NoiseSchedule
 
 PALETTE = ((0.0, 0.0, 0.0), (0.26, 0.53, 0.96), (0.30, 0.75, 0.35), (0.93, 0.29, 0.25))
@@ -176,7 +177,7 @@ class MaskTarget(Target):
         return colours[labels % len(colours)].movedim(-1, 1)
 
 
-class MaskDenoiser(nn.Module):
+class MaskDenoiser(Denoiser):
     """Adapter: a network with class logits as output becomes a denoiser of mask channels (prediction "sample").
 
     E[x_0 | x_t, y] of one-hot channels in {-scale, +scale} is scale (2 p - 1) with p the class probabilities.
@@ -193,13 +194,9 @@ class MaskDenoiser(nn.Module):
         self.network = network
         self.scale = scale
 
-    def encode_condition(self, y: Tensor) -> Any:
-        """The network's own features of y, or y itself when it has no ``encode_condition``."""
-        return encode(self.network, y)
-
-    def forward(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, features: Any) -> Tensor:
         """-> (B, C, *S) in [-scale, scale]."""
-        logits = self.network(x_t, t, context).float()
+        logits = evaluate(self.network, x_t, t, features).float()
         if not logits.is_cpu:
             logits = logits.contiguous()  # as x_t is: a GPU is slow where layouts meet
         p = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)

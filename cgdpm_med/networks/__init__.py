@@ -2,6 +2,7 @@
 
 from .adm import load_adm_upsampler
 from .classes import ClassConditioned, append_class
+from .denoiser import Denoiser
 from .unet import FUSIONS, ConditionalUNet, ConditionFeatures
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "ClassConditioned",
     "ConditionFeatures",
     "ConditionalUNet",
+    "Denoiser",
     "append_class",
     "load_adm_upsampler",
 ]

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .denoiser import Denoiser, per_member
+
 
 class ClassFeatures(NamedTuple):
     """What :class:`ClassConditioned` keeps of the condition: the network's features, and labels int64 (B,)."""
@@ -14,8 +16,12 @@ class ClassFeatures(NamedTuple):
     features: Any
     labels: Tensor
 
+    def labels_of(self, rows: int) -> Tensor:
+        """The label of each of so many rows, the members of an image beside each other."""
+        return self.labels.repeat_interleave(rows // self.labels.shape[0])
 
-class ClassConditioned(nn.Module):
+
+class ClassConditioned(Denoiser):
     """Adapter: a network that takes class labels becomes one whose condition carries its class as a last channel.
 
     Samplers, ensembles, windows, guidance and losses know one condition tensor per image; with the class inside it
@@ -29,7 +35,7 @@ class ClassConditioned(nn.Module):
         super().__init__()
         self.network = network
 
-    def encode_condition(self, y: Tensor, size: Any = None) -> ClassFeatures:
+    def encode(self, y: Tensor, size: Any = None) -> ClassFeatures:
         """y: (B, Cc + 1, *S), the last channel constant -> the network's features of the others, and the labels.
 
         Raises:
@@ -38,19 +44,15 @@ class ClassConditioned(nn.Module):
         if y.dtype == torch.bfloat16:
             raise ValueError("a bfloat16 condition cannot carry a class index: keep it float32, or use autocast")
         image = y[:, :-1]
-        encoder = getattr(self.network, "encode_condition", None)
-        features = image if encoder is None else encoder(image, size=size)
+        features = self.network.encode(image, size=size) if hasattr(self.network, "encode") else image
         return ClassFeatures(features, y[:, -1].flatten(1)[:, 0].round().long())
 
-    def forward(self, x_t: Tensor, t: Tensor, context: Tensor | ClassFeatures) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, features: Tensor | ClassFeatures) -> Tensor:
         """x_t: (B * K, C, *S), the K members of an image beside each other -> the network's output."""
-        if isinstance(context, Tensor):
-            context = self.encode_condition(context, size=x_t.shape[2:])
-        features, labels = context
-        members = x_t.shape[0] // labels.shape[0]
         if isinstance(features, Tensor):
-            features = features.repeat_interleave(members, dim=0)
-        return self.network(x_t, t, features, class_labels=labels.repeat_interleave(members))
+            features = self.encode(features, size=x_t.shape[2:])
+        of_image = per_member(features.features, len(x_t))
+        return self.network(x_t, t, of_image, class_labels=features.labels_of(len(x_t)))
 
 
 def append_class(y: Tensor, labels: Tensor) -> Tensor:

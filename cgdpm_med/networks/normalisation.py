@@ -68,7 +68,7 @@ def _fits_fused(x: Tensor) -> bool:
 def _fused() -> Callable[..., Tensor] | None:
     """The kernel, where Triton is installed: PyTorch's builds for CUDA bring it."""
     try:
-        from .fused_norm import group_norm
+        from cgdpm_med.runtime.fused_norm import group_norm
     except ImportError:
         return None
     return group_norm

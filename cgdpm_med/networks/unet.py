@@ -10,7 +10,7 @@
 ``"encoder"``          **B4**  input concatenation, and a branch of y at the very beginning of every encoder level
 =====================  ======  ==========================================================================
 
-y never meets t or x_t before it is joined: ``encode_condition`` runs once per image and serves every timestep and
+y never meets t or x_t before it is joined: ``encode`` runs once per image and serves every timestep and
 every ensemble member.
 """
 
@@ -37,12 +37,13 @@ from .blocks import (
     timestep_embedding,
     zeroed,
 )
+from .denoiser import Denoiser
 
 FUSIONS = ("input", "bottleneck", "dual_encoder", "encoder_decoder", "encoder")
 
 
 class ConditionFeatures(NamedTuple):
-    """What ``encode_condition`` returns: all the network needs of y, per image. Levels run from fine to coarse."""
+    """What ``encode`` returns: all the network needs of y, per image. Levels run from fine to coarse."""
 
     stem: Tensor | None
     encoder: tuple[Join | None, ...]
@@ -201,7 +202,7 @@ class Decoder(nn.Module):
         return h
 
 
-class ConditionalUNet(nn.Module):
+class ConditionalUNet(Denoiser):
     """Diffusion U-Net conditioned on an image (paper, section 3.1 and figure 2b).
 
     Args:
@@ -350,7 +351,7 @@ class ConditionalUNet(nn.Module):
                 beside each other.
             timesteps: int or float, (B,) or (1,). One timestep for the whole batch is cheaper, given as (1,) or as that
                 expanded to (B,), which is what the samplers do.
-            context: the condition image (B, Cc, *S / cond_scale), or what ``encode_condition`` returned.
+            context: the condition image (B, Cc, *S / cond_scale), or what ``encode`` returned.
             class_labels: int64 (B,) when the network has classes.
 
         Returns:
@@ -363,7 +364,7 @@ class ConditionalUNet(nn.Module):
         if context is None and self.cond_channels:
             raise ValueError("this network needs its condition image: pass context")
         if context is None or isinstance(context, Tensor):
-            context = self.encode_condition(context, size=x.shape[2:])
+            context = self.encode(context, size=x.shape[2:])
         emb = self._embed(timesteps, class_labels, x)
         h = self.stem(x)
         if context.stem is not None:
@@ -373,7 +374,7 @@ class ConditionalUNet(nn.Module):
         h = self.decoder(h, skips, emb, context.decoder)
         return self.head(self.norm_out(h, silu=True))
 
-    def encode_condition(self, y: Tensor | None, size: Sequence[int] | None = None) -> ConditionFeatures:
+    def encode(self, y: Tensor | None, size: Sequence[int] | None = None) -> ConditionFeatures:
         """Everything the network needs of the condition image; independent of t and x_t.
 
         Args:

@@ -143,7 +143,7 @@ def convolutions(network: nn.Module, batch: int, size: int) -> dict[Shape, int]:
         shape = (tuple(inputs[0].shape), tuple(layer.weight.shape), layer.stride[0], int(layer.padding[0]))
         found[shape] += one_flops(shape)
 
-    features = network.encode_condition(condition(1, size, network.cond_channels, str(device)))  # type: ignore[operator, arg-type]
+    features = network.encode(condition(1, size, network.cond_channels, str(device)))  # type: ignore[operator, arg-type]
     hooks = [m.register_forward_hook(note) for m in network.modules() if isinstance(m, nn.Conv2d)]  # type: ignore[arg-type]
     with torch.no_grad():
         network(torch.zeros(batch, CLASSES, size, size, device=device), torch.zeros(1, device=device), features)

@@ -20,7 +20,6 @@ from cgdpm_med import (
     sample,
 )
 from cgdpm_med.diffusion.losses import guidance_target
-from cgdpm_med.diffusion.sampling import encode
 from cgdpm_med.diffusion.targets import MaskTarget
 
 from .contestants import CLASSES, SCALE, condition, mask_denoiser, schedule, shipped, shipped_unet
@@ -157,7 +156,7 @@ class Training:
                 clip=(-SCALE, SCALE),
             )
             t = torch.full((len(x_t),), T - evaluations, device=self.device)
-            eps = self.schedule.to_eps(frozen(x_t, t, encode(frozen, self.y)), x_t, t)
+            eps = self.schedule.to_eps(frozen(x_t, t, frozen.encode(self.y)), x_t, t)
             target = guidance_target(eps, self.s_0, x_t, t, self.schedule)
         self.step(x_t, t, target, self.y)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cgdpm_med.predictor import bfloat16_is_fast
+from cgdpm_med.runtime.precision import bfloat16_is_fast
 from cgdpm_med.volumes import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]

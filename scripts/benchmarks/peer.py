@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> Result:
 def costs(ours: ConditionalUNet, theirs: nn.Module, y: Tensor) -> dict[str, Any]:
     """Parameters and FLOPs of one evaluation of one field; raises when the two networks are not of one size."""
     x, t = torch.zeros(1, CLASSES, *y.shape[2:], device=y.device), torch.zeros(1, device=y.device)
-    features = ours.encode_condition(y)
+    features = ours.encode(y)
     cost: dict[str, Any] = {
         "parameters": (parameters(ours), parameters(theirs)),
         "flops": (flops(lambda: ours(x, t, y)), flops(lambda: theirs(torch.cat([x, y], dim=1), t))),
@@ -165,7 +165,7 @@ class BranchOnce(nn.Module):
         super().__init__()
         self.network = network
 
-    def encode_condition(self, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         pyramid = self.network.cond_encoder
         assert pyramid is not None
         return y, [branch(y) for branch in pyramid.branches]
@@ -185,7 +185,7 @@ class BranchOnce(nn.Module):
 
 
 class NothingOnce(nn.Module):
-    """The network without ``encode_condition``: the condition branch runs in every evaluation of every field."""
+    """The network without ``encode``: the condition branch runs in every evaluation of every field."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from cgdpm_med.cast_copy import CastCopy
 from cgdpm_med.diffusion.batching import is_out_of_memory
+from cgdpm_med.networks.denoiser import Denoiser, evaluate, features_of
+
+from .cast_copy import CastCopy
 
 RECORDINGS = 8
 """Shapes of one network that are kept recorded; the one that was not used for longest goes first."""
@@ -32,10 +34,10 @@ class Recording(NamedTuple):
     nesting: Any
 
 
-class GraphReplay:
+class GraphReplay(Denoiser):
     """A network's evaluations: the first of a shape runs as it stands, the second is recorded.
 
-    Weights are those of a :class:`~cgdpm_med.cast_copy.CastCopy`. All recordings share one pool of memory, which
+    Weights are those of a :class:`~.cast_copy.CastCopy`. All recordings share one pool of memory, which
     nothing else can use while they are kept: when an evaluation finds no memory, they are given up. A network that
     cannot be recorded, or not within the memory, runs as it stands. Threads take turns; all of them have to use one
     CUDA stream.
@@ -47,6 +49,8 @@ class GraphReplay:
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype, compile_options: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.network = network
         self.source = CastCopy(network, dtype, compile_options)
         self._recordable = True
         self._lock = threading.RLock()  # threads share the tensors that a recording reads and writes
@@ -68,27 +72,16 @@ class GraphReplay:
         with self._lock:
             self.source.refresh()
 
-    def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, features: Any) -> Any:
         """The network's output. Call :meth:`refresh` before the first evaluation."""
         if t.stride(0) != 0:
-            return self._run(self._evaluate, x_t, t, context)
-        return self._run(self._evaluate_at_one, x_t, t[:1], context)
+            return super().forward(x_t, t, features)
+        return self.run(_at_one_time, self.network, x_t, t[:1], features)
 
-    def encode_condition(self, y: Tensor) -> Any:
-        """The network's features of the condition image, or y itself when it has none."""
-        return self._run(self._encode, y) if hasattr(self.source.network, "encode_condition") else y
-
-    def _evaluate(self, x_t: Tensor, t: Tensor, context: Any) -> Any:
-        return self.source(x_t, t, context)
-
-    def _evaluate_at_one(self, x_t: Tensor, t: Tensor, context: Any) -> Any:
-        return self.source(x_t, t.expand(len(x_t)), context)
-
-    def _encode(self, y: Tensor) -> Any:
-        return self.source.encode_condition(y)
-
-    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """``function(*arguments)``, from its recording where there is one; tensors of the caller's own."""
+    def run(self, function: Callable[..., Any], network: Any, *arguments: Any) -> Any:
+        """``function(copy, *arguments)``, from its recording where there is one; tensors of the caller's own."""
+        if function is features_of and not hasattr(network, "encode"):
+            return function(network, *arguments)
         with self._lock:
             return self._run_alone(function, arguments)
 
@@ -117,14 +110,14 @@ class GraphReplay:
 
     def _as_it_stands(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         try:
-            return function(*arguments)
+            return self.source.run(function, self.network, *arguments)
         except Exception as error:
             if not self._recordings or not is_out_of_memory(error):
                 raise
         # outside the handler, where the exception no longer holds the tensors of the failed attempt
         self._forget()
         torch.cuda.empty_cache()
-        return function(*arguments)
+        return self.source.run(function, self.network, *arguments)
 
     def _record(
         self, key: Hashable, function: Callable[..., Any], leaves: Sequence[Tensor | None], nesting: Any
@@ -137,7 +130,7 @@ class GraphReplay:
             with torch.inference_mode(False), torch.no_grad():
                 inputs = [None if leaf is None else _place(leaf) for leaf in leaves]
                 with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                    result = function(*pytree.tree_unflatten(inputs, nesting))
+                    result = self.source.run(function, self.network, *pytree.tree_unflatten(inputs, nesting))
         except RuntimeError as error:
             self._forget()
             self._recordable = False
@@ -156,6 +149,10 @@ class GraphReplay:
         self._recordings[key] = recording
         if len(self._recordings) > RECORDINGS:
             self._recordings.popitem(last=False)
+
+
+def _at_one_time(network: Any, x_t: Tensor, t: Tensor, features: Any) -> Any:
+    return evaluate(network, x_t, t.expand(len(x_t)), features)
 
 
 def _tensors(leaves: Sequence[Any]) -> bool:

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cgdpm_med.networks.denoiser import Denoiser
+
 CASTABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
 
-class CastCopy:
+class CastCopy(Denoiser):
     """A copy in evaluation mode, with the weights of convolutions and matrix products in ``dtype`` and channels last.
 
     Autocast rounds the weights to the same values, but anew at every evaluation in inference mode, and everywhere those
@@ -26,6 +28,7 @@ class CastCopy:
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype, compile_options: dict[str, Any] | None = None) -> None:
+        super().__init__()
         self.network, self.dtype, self.compile_options = network, dtype, compile_options
         self.copy: Any = None
         self._castable: tuple[type[nn.Module], ...] = CASTABLE
@@ -58,27 +61,18 @@ class CastCopy:
             fresh.compile(dynamic=False, options=self.compile_options)
         return fresh
 
-    def __call__(self, x_t: Tensor, t: Tensor, context: Any) -> Tensor:
-        """The network's output, with the weights of the last :meth:`refresh`."""
-        return self._run(lambda network: network(x_t, t, context))  # type: ignore[no-any-return]
-
-    def encode_condition(self, y: Tensor) -> Any:
-        """The network's features of the condition image, or y itself when it has none."""
-        if not hasattr(self.network, "encode_condition"):
-            return y
-        return self._run(lambda network: network.encode_condition(y))
-
-    def _run(self, evaluate: Callable[[Any], Any]) -> Any:
+    def run(self, function: Callable[..., Any], network: Any, *arguments: Any) -> Any:
+        """``function(copy, *arguments)``, with the weights of the last :meth:`refresh`."""
         if self.copy is None:
             self.refresh()
         try:
-            return evaluate(self.copy)
+            return function(self.copy, *arguments)
         except RuntimeError as error:
             if not self._castable or self.dtype == torch.float32 or not _of_precisions(error):
                 raise
         self._castable, self.copy = (), None
         self.refresh()
-        return evaluate(self.copy)
+        return function(self.copy, *arguments)
 
 
 def channels_last(network: nn.Module) -> nn.Module:

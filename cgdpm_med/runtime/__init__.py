@@ -1,0 +1,1 @@
+"""How networks run on the machine there is: precision, copies, graphs, fused layers, memory, processes."""
