@@ -73,6 +73,7 @@ _EXPORTS: dict[str, str] = {
     "Autocast": "runtime.autocast",
     "DiffusionPredictor": "predictor",
     "autocast_dtype": "runtime.precision",
+    "optimise": "runtime.layers",
     "RegionInferer": "inferers",
     "SliceEnsembleInferer": "inferers",
     "WindowedDenoiser": "inferers",

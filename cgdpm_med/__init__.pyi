@@ -179,6 +179,7 @@ from cgdpm_med.phantom import (
 from cgdpm_med.predictor import DiffusionPredictor as DiffusionPredictor
 from cgdpm_med.runtime.allocator import keep_freed_memory as keep_freed_memory
 from cgdpm_med.runtime.autocast import Autocast as Autocast
+from cgdpm_med.runtime.layers import optimise as optimise
 from cgdpm_med.runtime.precision import autocast_dtype as autocast_dtype
 from cgdpm_med.runtime.processes import leave_process_group as leave_process_group
 from cgdpm_med.slices import EpochSampler as EpochSampler, SliceDataset as SliceDataset, slice_stack as slice_stack

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cgdpm_med.diffusion.ensemble import key_seed
 from cgdpm_med.diffusion.targets import Target
+from cgdpm_med.runtime.layers import optimise
 from cgdpm_med.runtime.precision import autocast_dtype, check_precision
 from cgdpm_med.slices import EpochSampler
 from cgdpm_med.volumes import InputError, atomic_write
@@ -89,7 +90,7 @@ class DiffusionUpdate:
         device = torch.device(engine.state.device)
         batch = engine.prepare_batch(batchdata, device, engine.non_blocking, **engine.to_kwargs)
         engine.state.output = {CommonKeys.IMAGE: batch[-1], CommonKeys.LABEL: batch[0]}
-        engine.network.train()
+        optimise(engine.network).train()
         engine.optimizer.zero_grad(set_to_none=True)
         dtype = autocast_dtype(device, self.precision)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):

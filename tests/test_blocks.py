@@ -17,9 +17,7 @@ from cgdpm_med.networks.blocks import (
     Resample,
     ResBlock,
     add_per_image,
-    concatenated,
     conv,
-    conv_transpose,
     group_norm,
     timestep_embedding,
 )
@@ -204,58 +202,3 @@ def test_odd_kernels_keep_the_size_and_patches_do_not_overlap() -> None:
     nn.init.constant_(patches.get_parameter("weight"), 0.25)
     nn.init.zeros_(patches.get_parameter("bias"))
     torch.testing.assert_close(patches(x), F.avg_pool2d(x, 2))
-
-
-class OnAnotherDevice(torch.Tensor):
-    """Takes the way that tensors of a GPU take."""
-
-    is_cpu = False  # type: ignore[assignment]
-
-
-@pytest.mark.parametrize("size", [2, 4])
-def test_patches_as_matrix_products(size: int, generator: torch.Generator) -> None:
-    down, up = conv(2, 3, 8, size, size).double(), conv_transpose(2, 8, 3, size).double()
-    for layer, channels in ((down, 3), (up, 8)):
-        x = torch.randn(2, channels, 3 * size, 2 * size, generator=generator, dtype=torch.float64)
-        product = layer(x.as_subclass(OnAnotherDevice)).as_subclass(torch.Tensor)
-        assert product.stride() != layer(x).stride()  # it was another way
-        torch.testing.assert_close(product, layer(x))
-
-
-def test_bias_behind_a_transposed_convolution(generator: torch.Generator) -> None:
-    x = torch.randn(2, 6, 5, 3, generator=generator, dtype=torch.float64).requires_grad_()
-    ours = conv_transpose(2, 6, 4, 2).double()
-    theirs = nn.ConvTranspose2d(6, 4, 2, stride=2).double()
-    theirs.load_state_dict(ours.state_dict())
-    found = []
-    for layer in (ours, theirs):
-        out = layer(x)
-        found.append([out, *torch.autograd.grad((out**3).sum(), [x, *layer.parameters()])])
-    torch.testing.assert_close(*found)
-
-
-@pytest.mark.parametrize("side", [4, 12], ids=["few positions", "many"])
-def test_attention_in_training_is_that_of_sampling(side: int, generator: torch.Generator) -> None:
-    attention = Attention(32, num_heads=2).double()
-    nn.init.normal_(attention.get_parameter("proj.weight"), generator=generator)  # it begins at zero
-    x = torch.randn(2, 32, side, side, generator=generator, dtype=torch.float64).requires_grad_()
-    with torch.no_grad():
-        expected = attention(x)
-    torch.testing.assert_close(attention(x), expected)
-    assert torch.autograd.gradcheck(attention, (x[:1, :, :2, :2].detach().requires_grad_(),))
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_concatenation_gives_dense_gradients(layout: torch.memory_format, generator: torch.Generator) -> None:
-    h, skip = (torch.randn(2, c, 4, 6, generator=generator).contiguous(memory_format=layout) for c in (3, 5))
-    weights = torch.randn(2, 8, 4, 6, generator=generator).contiguous(memory_format=layout)
-    reached: list[Tensor] = []
-    leaf = h.requires_grad_()
-    inner = leaf * 2
-    inner.register_hook(reached.append)
-    out = concatenated(inner, skip)
-    assert torch.equal(out, torch.cat([2 * h, skip], dim=1))
-    (out * weights).sum().backward()
-    assert torch.equal(reached[0], weights[:, :3])
-    assert reached[0].is_contiguous(memory_format=layout)
-    torch.testing.assert_close(leaf.grad, 2 * weights[:, :3])

@@ -37,8 +37,9 @@ from cgdpm_med.diffusion.batching import BatchLimit
 from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.engines import DiffusionUpdate
 from cgdpm_med.networks.blocks import conv, conv_transpose
-from cgdpm_med.networks.normalisation import GroupNorm
 from cgdpm_med.phantom import write_phantom_dataset
+from cgdpm_med.runtime.layers import fast_layer
+from cgdpm_med.runtime.normalisation import FastGroupNorm as GroupNorm
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="there is no GPU")
@@ -178,7 +179,7 @@ def test_patches_are_those_of_the_cpu(grad: bool) -> None:
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         found = []
         for device in (torch.device("cpu"), DEVICE):
-            own, leaf = copy.deepcopy(layer).to(device), x.to(device, copy=True).requires_grad_(grad)
+            own, leaf = fast_layer(copy.deepcopy(layer)).to(device), x.to(device, copy=True).requires_grad_(grad)
             with torch.set_grad_enabled(grad):
                 out = own(leaf)
             if grad:
@@ -213,7 +214,7 @@ def test_replayed_evaluations_are_the_networks_own(images: Tensor, replayed: lis
     for model in (graphs, other):  # weights that were loaded later count
         model.denoiser.load_state_dict(small_mask_denoiser(5).state_dict())
     again = graphs.ensemble(images.to(DEVICE))
-    other.seed = graphs.seed
+    other.sampling = graphs.sampling
     assert torch.equal(again, other.ensemble(images.to(DEVICE)))
 
 

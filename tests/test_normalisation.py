@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cgdpm_med.networks import normalisation
-from cgdpm_med.networks.normalisation import GroupNorm
+from cgdpm_med.runtime import normalisation
+from cgdpm_med.runtime.normalisation import FastGroupNorm as GroupNorm
 
 
 def pair(channels: int, groups: int, dtype: torch.dtype) -> tuple[GroupNorm, nn.GroupNorm]:

@@ -196,11 +196,14 @@ class MaskDenoiser(Denoiser):
 
     def forward(self, x_t: Tensor, t: Tensor, features: Any) -> Tensor:
         """-> (B, C, *S) in [-scale, scale]."""
-        logits = evaluate(self.network, x_t, t, features).float()
-        if not logits.is_cpu:
-            logits = logits.contiguous()  # as x_t is: a GPU is slow where layouts meet
+        logits = self.logits(x_t, t, features)
         p = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
         return self.scale * (2 * p - 1)
+
+    def logits(self, x_t: Tensor, t: Tensor, features: Any) -> Tensor:
+        """The network's output, (B, C, *S), float32."""
+        logits: Tensor = evaluate(self.network, x_t, t, features).float()
+        return logits
 
 
 @dataclass(frozen=True)

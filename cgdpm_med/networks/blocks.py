@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .normalisation import GroupNorm
-
-FEW_POSITIONS = 128
-"""Up to here the backward pass of a CPU's fused attention takes longer than plain matrix products."""
 
 Join = tuple[Tensor, Tensor]
 """The part of a residual block that depends on the condition alone: (hidden path, skip path)."""
@@ -27,48 +22,14 @@ Join = tuple[Tensor, Tensor]
 def conv(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Module:
     """Convolution in 2 or 3 dimensions; odd kernels are padded so that stride 1 keeps the size, even ones are not."""
     padding = kernel_size // 2 if kernel_size % 2 else 0
-    if spatial_dims == 2:
-        patches = kernel_size == stride and not padding
-        return (PatchConv2d if patches else nn.Conv2d)(in_channels, out_channels, kernel_size, stride, padding)
-    return nn.Conv3d(in_channels, out_channels, kernel_size, stride, padding)
+    layer = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+    return layer(in_channels, out_channels, kernel_size, stride, padding)
 
 
 def conv_transpose(spatial_dims: int, in_channels: int, out_channels: int, factor: int) -> nn.Module:
     """Transposed convolution without overlap: each position becomes a patch of side ``factor``."""
-    layer = PatchConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
+    layer = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
     return layer(in_channels, out_channels, factor, stride=factor)
-
-
-class PatchConv2d(nn.Conv2d):
-    """Convolution whose stride is its kernel's size: on a GPU one matrix product, for which cuDNN has slow kernels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, Cin, H, W) -> (B, Cout, H / k, W / k), channels last on a GPU."""
-        if x.is_cpu:
-            return super().forward(x)
-        k = self.kernel_size[0]
-        patches = x.unflatten(3, (-1, k)).unflatten(2, (-1, k)).permute(0, 2, 4, 1, 3, 5).flatten(3)
-        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-
-
-class PatchConvTranspose2d(nn.ConvTranspose2d):
-    """Transposed convolution whose stride is its kernel's size; see :class:`PatchConv2d`.
-
-    On a CPU the bias is added behind it in training: its gradient takes oneDNN eight times as long as all others.
-    """
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """(B, Cin, H, W) -> (B, Cout, H k, W k), channels last on a GPU."""
-        if output_size is not None or (x.is_cpu and not torch.is_grad_enabled()):
-            return super().forward(x, output_size)
-        if x.is_cpu:
-            h = F.conv_transpose2d(x, self.weight, stride=self.stride)
-            return h if self.bias is None else h.add_(self.bias.to(h.dtype)[:, None, None])
-        k, channels = self.kernel_size[0], self.out_channels
-        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # rows are (row, column, channel) of a patch
-        bias = None if self.bias is None else self.bias.repeat(k * k)
-        patches = F.linear(x.permute(0, 2, 3, 1), weight, bias).unflatten(3, (k, k, channels))
-        return patches.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 def group_norm(channels: int) -> GroupNorm:
@@ -166,25 +127,12 @@ class ResBlock(nn.Module):
         return self.norm2(h, (1 + scale, shift), silu=True)
 
 
-class _DenseGradient(torch.autograd.Function):
-    """The identity; its gradient is laid out as the value was."""
+class Concatenation(nn.Module):
+    """Channels of both."""
 
-    @staticmethod
-    def forward(ctx: Any, h: Tensor) -> Tensor:
-        last = h.ndim == 4 and h.is_contiguous(memory_format=torch.channels_last)
-        ctx.layout = torch.channels_last if last else torch.contiguous_format
-        return h.view_as(h)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.contiguous(memory_format=ctx.layout)
-
-
-def concatenated(h: Tensor, skip: Tensor) -> Tensor:
-    """Channels of both. The gradient of ``h`` is copied out of that of the whole: convolutions are slow on a part."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        h = _DenseGradient.apply(h)
-    return torch.cat([h, skip], dim=1)
+    def forward(self, h: Tensor, skip: Tensor) -> Tensor:
+        """(B, C1, *S), (B, C2, *S) -> (B, C1 + C2, *S)."""
+        return torch.cat([h, skip], dim=1)
 
 
 class ConditionJoin(nn.Module):
@@ -243,15 +191,11 @@ class Attention(nn.Module):
         # heads first, then q, k, v: the order of the published ADM weights. Contiguous, because the fast kernels
         # refuse tensors whose last dimension is strided and fall back to one four times slower
         q, k, v = h.unflatten(1, (self.num_heads, -1)).transpose(-1, -2).contiguous().chunk(3, dim=-1)
-        h = self._attended(q, k, v).transpose(-1, -2).flatten(1, 2)
+        h = self.attended(q, k, v).transpose(-1, -2).flatten(1, 2)
         return x + self.proj(h).unflatten(2, x.shape[2:])
 
-    @staticmethod
-    def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, heads, N, channels of a head) each -> the same."""
-        if q.is_cpu and torch.is_grad_enabled() and q.shape[2] <= FEW_POSITIONS and not torch.compiler.is_compiling():
-            with sdpa_kernel(SDPBackend.MATH):
-                return F.scaled_dot_product_attention(q, k, v)
         return F.scaled_dot_product_attention(q, k, v)
 
 

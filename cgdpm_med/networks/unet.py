@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from .blocks import (
     Attention,
+    Concatenation,
     ConditionBranch,
     ConditionJoin,
     Join,
     ResBlock,
     add_per_image,
-    concatenated,
     conv,
     conv_transpose,
     group_norm,
@@ -168,6 +168,7 @@ class Decoder(nn.Module):
         self.levels = nn.ModuleList()
         self.attentions = nn.ModuleList()
         self.ups = nn.ModuleList()
+        self.concatenate = Concatenation()
         remaining = list(skip_channels)
         current = channels[-1]
         for level in reversed(range(len(channels))):
@@ -194,7 +195,7 @@ class Decoder(nn.Module):
         for index, (blocks, attns) in enumerate(zip(self.levels, self.attentions, strict=True)):
             joined = joins[len(self.levels) - 1 - index] if joins else None
             for block, attn in zip(blocks, attns, strict=True):  # type: ignore[call-overload]
-                h = attn(block(concatenated(h, skips.pop()), emb, joined))
+                h = attn(block(self.concatenate(h, skips.pop()), emb, joined))
                 joined = None
             if index < len(self.ups):
                 up = self.ups[index]

@@ -12,6 +12,7 @@ from cgdpm_med.networks.denoiser import Denoiser
 
 from .cast_copy import CastCopy, channels_last
 from .cuda_graphs import GraphReplay
+from .layers import optimise
 from .precision import lower_precision
 
 COMPILER_OPTIONS = {"cpp.simdlen": 256}
@@ -52,7 +53,7 @@ class Autocast(Denoiser):
     def refresh(self) -> None:
         """Take the network's weights as they are now."""
         if self.copy is None:
-            channels_last(self.network.eval())
+            channels_last(optimise(self.network.eval()))
         else:
             self.copy.refresh()
 

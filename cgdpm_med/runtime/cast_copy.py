@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from cgdpm_med.networks.denoiser import Denoiser
 
+from .layers import optimise
+
 CASTABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 
 
@@ -56,7 +58,7 @@ class CastCopy(Denoiser):
             for weight in module.parameters(recurse=False)
         }
         fresh = copy.deepcopy(self.network, made).eval().requires_grad_(False)
-        channels_last(fresh)
+        channels_last(optimise(fresh))
         if self.compile_options is not None:
             fresh.compile(dynamic=False, options=self.compile_options)
         return fresh
