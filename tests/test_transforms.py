@@ -368,7 +368,7 @@ def test_members_of_one_channel_with_two_classes() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"num_classes": 2}, {"num_classes": 4, "channels": 1}, {"channels": 2}])
-def test_channels_that_do_not_tell_the_members_are_refused(arguments: dict[str, int]) -> None:
+def test_channels_that_do_not_tell_the_members_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="channels"):
         FuseMembersd(**arguments)
 
