@@ -324,6 +324,7 @@ def calibrate(
     output: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="calibration.json beside the weights")
     ] = None,
+    spacing: SpacingText = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit probabilities and intervals to patients of known truth, for these weights and settings.
@@ -333,6 +334,7 @@ def calibrate(
     """
     from cgdpm_med.apps.calibrate import calibrate as run
     from cgdpm_med.apps.calibrate import format_calibration
+    from cgdpm_med.volumes import parse_spacing
 
     result = run(
         source,
@@ -341,6 +343,7 @@ def calibrate(
         bundle=bundle,
         device=device,
         output=output,
+        spacing=parse_spacing(spacing),
         members=members,
         steps=steps,
         method=method and method.value,
@@ -441,7 +444,6 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PRED", help="Predicted masks: a folder, or one file.")],
     references: Annotated[Path, typer.Argument(metavar="REF", help="Reference masks: a folder, or one file.")],
     out: Annotated[Path | None, typer.Option(help="Folder for cases.csv and summary.json.")] = None,
-    spacing: SpacingText = None,
     as_json: AsJson = False,
 ) -> None:
     """Score masks against references: Dice, HD95 and ASSD for each structure, volume by volume.
@@ -449,9 +451,8 @@ def evaluate(
     Files pair by name; the endings _gt (ACDC) and _0000 (nnU-Net) do not count.
     """
     from cgdpm_med.apps.evaluate import evaluate_folders, format_summary
-    from cgdpm_med.volumes import parse_spacing
 
-    summary = evaluate_folders(predictions, references, out, spacing=parse_spacing(spacing))
+    summary = evaluate_folders(predictions, references, out)
     if as_json:
         _print_json(summary)
     else:

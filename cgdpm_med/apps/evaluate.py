@@ -48,7 +48,7 @@ from cgdpm_med.metrics import (
     summarise,
 )
 from cgdpm_med.predictor import DiffusionPredictor
-from cgdpm_med.volumes import InputError, Spacing, atomic_write, check_spacing, read_labels, read_volume
+from cgdpm_med.volumes import InputError, atomic_write, read_labels, read_volume
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,7 @@ class CaseResult:
 
 
 def evaluate_segmentation(
-    segmentation: Segmentation,
-    item: Mapping[str, str],
-    calibration: Calibration | None = None,
-    *,
-    spacing: Spacing = "auto",
+    segmentation: Segmentation, item: Mapping[str, str], calibration: Calibration | None = None
 ) -> CaseResult:
     """Score one segmentation against its reference mask on the native grid.
 
@@ -81,12 +77,11 @@ def evaluate_segmentation(
         segmentation: if it was calibrated before, its own probabilities are reconstructed.
         item: of a datalist, with ``label``, ``key``, ``frame`` (phase), ``group`` and ``patient``.
         calibration: scored too, under names that end in ``_calibrated``.
-        spacing: of the reference, see :func:`~cgdpm_med.read_volume`.
 
     Ensemble values: GED (IoU) and mean pairwise Dice of the members, and, inside the reference's bounding box grown
     by 10 voxels, the multi-class Brier score and the AUROC of the entropy for finding wrong voxels.
     """
-    reference = read_labels(item["label"], like=segmentation.grid, spacing=spacing).data
+    reference = read_labels(item["label"], like=segmentation.grid).data
     region = foreground_region(reference)
     own, calibrated = _own_and_calibrated(segmentation, calibration)
     doubt = _doubt_scores(own, reference, region)
@@ -216,11 +211,7 @@ def _evaluate_item(
 
 
 def evaluate_folders(
-    predictions: str | Path,
-    references: str | Path,
-    output: str | Path | None = None,
-    *,
-    spacing: Spacing = "auto",
+    predictions: str | Path, references: str | Path, output: str | Path | None = None
 ) -> dict[str, Any]:
     """Score predicted masks against reference masks, paired by name; write ``cases.csv`` and ``summary.json``.
 
@@ -230,7 +221,6 @@ def evaluate_folders(
     Args:
         predictions, references: two folders or two files; see :func:`~cgdpm_med.apps.cases.pair_masks`.
         output: folder of the two files; None writes nothing.
-        spacing: of every mask, see :func:`~cgdpm_med.read_volume`.
 
     Returns:
         The summary, see :func:`evaluate_pairs`.
@@ -238,24 +228,18 @@ def evaluate_folders(
     Raises:
         InputError: when no case could be scored.
     """
-    check_spacing(spacing)
     pairs, lonely = pair_masks(predictions, references)
-    return evaluate_pairs(pairs, output, errors=lonely, spacing=spacing)
+    return evaluate_pairs(pairs, output, errors=lonely)
 
 
 def evaluate_pairs(
-    pairs: Sequence[MaskPair],
-    output: str | Path | None = None,
-    *,
-    errors: Mapping[str, InputError] | None = None,
-    spacing: Spacing = "auto",
+    pairs: Sequence[MaskPair], output: str | Path | None = None, *, errors: Mapping[str, InputError] | None = None
 ) -> dict[str, Any]:
     """Score predicted masks, and what lies beside them; write ``cases.csv`` and ``summary.json``.
 
     Args:
         output: folder of the two files; None writes nothing.
         errors: of cases that were found bad before, by key, reported and counted like the others.
-        spacing: of every mask, see :func:`~cgdpm_med.read_volume`.
 
     Returns:
         The summary: see :func:`summarise`, with ``failed``, and ``function`` and ``quality`` of
@@ -273,7 +257,7 @@ def evaluate_pairs(
         for pair in pairs:
             bar.update(pair.key, 0)
             try:
-                results.append(score_pair(pair, spacing))
+                results.append(score_pair(pair))
             except InputError as error:
                 failed[pair.key] = str(error)
                 complain(error, bar)
@@ -287,18 +271,18 @@ def evaluate_pairs(
     return summary
 
 
-def score_pair(pair: MaskPair, spacing: Spacing = "auto") -> CaseResult:
-    """Score one predicted mask, and its ensemble where that was written; ``spacing`` as of :func:`read_labels`.
+def score_pair(pair: MaskPair) -> CaseResult:
+    """Score one predicted mask, and its ensemble where that was written.
 
     Raises:
         InputError: when a file is bad, or the two masks lie on different grids.
     """
-    reference = read_labels(pair.reference, spacing=spacing)
-    prediction = read_labels(pair.prediction, like=reference.grid, spacing=spacing)
+    reference = read_labels(pair.reference)
+    prediction = read_labels(pair.prediction, like=reference.grid)
     ensemble = read_ensemble(prediction)
     if ensemble is not None:
         about = {"key": pair.key, "frame": pair.phase, "group": pair.group, "patient": pair.patient}
-        return evaluate_segmentation(ensemble, {"label": str(pair.reference), **about}, spacing=spacing)
+        return evaluate_segmentation(ensemble, {"label": str(pair.reference), **about})
     score = score_volume(
         prediction.data,
         reference.data,
