@@ -17,7 +17,6 @@ from cgdpm_med.volumes.dicom import DicomFinding, DicomWarning, find_dicom, read
 from cgdpm_med.volumes.dicom_stack import DicomStack
 from cgdpm_med.volumes.files import InputError, atomic_write, sweep_temporaries
 from cgdpm_med.volumes.grid import VOXEL_LIMIT, Grid, HeaderWarning, check_size
-from cgdpm_med.volumes.header_geometry import Spacing, check_spacing, parse_spacing
 from cgdpm_med.volumes.nifti import Volume, frames, read_labels, read_volume, write_on_grid
 from cgdpm_med.volumes.orientation import (
     ShortAxisView,
@@ -28,6 +27,7 @@ from cgdpm_med.volumes.orientation import (
     view_of,
 )
 from cgdpm_med.volumes.refine import refined_grid
+from cgdpm_med.volumes.spacing import Spacing, check_spacing, parse_spacing
 
 __all__ = [
     "VOXEL_LIMIT",

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgdpm_med.volumes.files import InputError, PathLike
-from cgdpm_med.volumes.header_geometry import CONFLICTS, Spacing, header_geometry, in_mm
+from cgdpm_med.volumes.header_geometry import CONFLICTS, header_geometry
+from cgdpm_med.volumes.spacing import Spacing, in_mm
 
 VOXEL_LIMIT = 2**29
 """Most voxels accepted in one file, 512 x 512 x 2048: 2 GiB once in float32."""

@@ -6,29 +6,29 @@ qform. The rule that settles a conflict is told in :func:`~cgdpm_med.volumes.rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from cgdpm_med.volumes.files import InputError
+from cgdpm_med.volumes.spacing import (
+    CONFLICT_TOLERANCE,
+    GIVE_SPACING,
+    Spacing,
+    agree,
+    check_spacing,
+    in_mm,
+    plausible,
+)
 
-Spacing = Literal["auto", "pixdim", "affine"] | Sequence[float]
 Array = NDArray[np.float64]
-
-CONFLICT_TOLERANCE = 0.01
-"""Relative difference above which pixdim and the lengths of the affine's columns are called in conflict."""
 
 CONFLICTS = frozenset({"pixdim", "the affine", "sform", "qform"})
 """The kinds of note that name a contradiction, by what was taken; the others are remarks."""
 
-GIVE_SPACING = "Give the voxel size in mm, such as --spacing 1.5,1.5,8 (spacing= in Python)"
-
-_PLAUSIBLE_SPACING = (1e-4, 200.0)  # mm: finer than microscopy, coarser than any scanner's slice distance
 _UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}  # xyzt_units & 7; all else means or is taken as mm
 _TEMPLATES = (3, 4, 5)  # codes of Talairach, MNI and other templates: places in no patient
 _REPAIR = "Set sform_code or qform_code to 0 where it is wrong, or go without its directions: --spacing pixdim"
@@ -69,58 +69,8 @@ def header_geometry(header: nib.Nifti1Header, spacing: Spacing, path: Path) -> H
     scaled = form.affine.copy()
     if not np.allclose(true, form.lengths, rtol=1e-4, atol=0):
         scaled[:3, :3] = form.cosines * true
-    directions = form.code > 0 and form.fault is None and not (form.nominal and not _agree(true, np.ones(3)))
+    directions = form.code > 0 and form.fault is None and not (form.nominal and not agree(true, np.ones(3)))
     return HeaderGeometry(true, scaled, form.affine, directions, notes)
-
-
-# --- what the user may say --------------------------------------------------------------------------------------------
-
-
-def parse_spacing(text: str | None) -> Spacing:
-    """The value of ``--spacing``: "pixdim", "affine", or three numbers in mm such as "1.5,1.5,8"; None is "auto".
-
-    Raises:
-        InputError: for anything else.
-    """
-    if text is None or text == "auto":
-        return "auto"
-    if text == "pixdim":
-        return "pixdim"
-    if text == "affine":
-        return "affine"
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise _unknown_spacing(text) from error
-    check_spacing(numbers)
-    return numbers
-
-
-def check_spacing(spacing: Spacing) -> None:
-    """Refuse what is no spacing, before any file is read.
-
-    Raises:
-        InputError: for other words, or other than three plausible numbers of mm.
-    """
-    if isinstance(spacing, str):
-        if spacing not in ("auto", "pixdim", "affine"):
-            raise _unknown_spacing(spacing)
-        return
-    try:
-        numbers = np.array(spacing, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise _unknown_spacing(spacing) from error
-    if numbers.shape != (3,):
-        raise InputError(f"spacing {spacing} is not three numbers", remedy="Give x, y and z in mm, such as 1.5,1.5,8")
-    if not _plausible(numbers):
-        what = f"a spacing of {in_mm(numbers)} is implausible"
-        raise InputError(what, remedy="Give x, y and z in mm, such as 1.5,1.5,8")
-
-
-def _unknown_spacing(given: object) -> InputError:
-    return InputError(
-        f"spacing {given!r} is unknown", remedy="Give three numbers in mm, such as 1.5,1.5,8, or pixdim, or affine"
-    )
 
 
 # --- which affine -----------------------------------------------------------------------------------------------------
@@ -151,7 +101,7 @@ class _Form:
     @property
     def nominal(self) -> bool:
         """Whether it is what converters write who know nothing: ones, signs and zeros."""
-        return self.axis_aligned and _agree(self.lengths / self.unit, np.ones(3))
+        return self.axis_aligned and agree(self.lengths / self.unit, np.ones(3))
 
     def degrees_from(self, other: _Form) -> float:
         """The largest angle between an axis here and the same axis there."""
@@ -236,7 +186,7 @@ def _unit(header: nib.Nifti1Header) -> float:
 def _filled(header: nib.Nifti1Header) -> bool:
     """Whether pixdim holds three lengths that are not all ones."""
     pixdim = header["pixdim"][1:4].astype(np.float64)
-    return bool(_usable(pixdim).all()) and not _agree(np.abs(pixdim), np.ones(3))
+    return bool(_usable(pixdim).all()) and not agree(np.abs(pixdim), np.ones(3))
 
 
 # --- which lengths ----------------------------------------------------------------------------------------------------
@@ -263,14 +213,14 @@ class _Lengths:
             true = self.form.lengths
         else:
             true, notes = self._judged()
-        if not _plausible(true):
+        if not plausible(true):
             unit = f" (its unit is {_UNITS[self.units][0]})" if self.units in _UNITS else ""
             raise self._error(f"has an implausible voxel spacing of {in_mm(true)}{unit}")
         return true, notes
 
     def _by_hand(self, given: Array) -> tuple[Array, dict[str, str]]:
         stated = self.form.lengths if self.form.name == "sform" else np.abs(self.pixdim)
-        if _agree(given, stated):
+        if agree(given, stated):
             return given, {}
         return given, {"by hand": f"a spacing of {in_mm(given)} was given, the header says {in_mm(stated)}"}
 
@@ -319,7 +269,7 @@ def _remarks(form: _Form, true: Array) -> dict[str, str]:
     skew = float(np.degrees(np.arcsin(min(1.0, np.abs(cosines.T @ cosines - np.eye(3)).max()))))
     if skew > 0.5:
         remarks["sheared"] = f"the affine is sheared by {skew:.1f} degrees"
-    if form.axis_aligned and _agree(form.lengths / form.unit, np.ones(3)) and (true == 1).all():
+    if form.axis_aligned and agree(form.lengths / form.unit, np.ones(3)) and (true == 1).all():
         remarks["ones"] = "1 x 1 x 1 mm is also what headers say that were never filled in"
     return remarks
 
@@ -331,20 +281,6 @@ def _usable(pixdim: Array) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(pixdim) & (pixdim != 0))
 
 
-def _agree(a: Array, b: Array) -> bool:
-    return bool(np.allclose(a, b, rtol=CONFLICT_TOLERANCE, atol=0))
-
-
-def _plausible(spacing: Array) -> bool:
-    low, high = _PLAUSIBLE_SPACING
-    return bool(((spacing >= low) & (spacing <= high)).all())
-
-
 def _thousandfold(ratio: Array) -> bool:
     """Whether one is the other in metres, millimetres or micrometres."""
-    return any(_agree(ratio, np.full(3, factor)) for factor in (1e-6, 1e-3, 1e3, 1e6))
-
-
-def in_mm(spacing: Sequence[float] | Array) -> str:
-    """Such as "1.5 x 1.5 x 8 mm"."""
-    return " x ".join(f"{size:.5g}" for size in spacing) + " mm"
+    return any(agree(ratio, np.full(3, factor)) for factor in (1e-6, 1e-3, 1e3, 1e6))

@@ -34,7 +34,7 @@ from cgdpm_med.volumes.grid import (
     with_shape,
     without_trailing_ones,
 )
-from cgdpm_med.volumes.header_geometry import Spacing
+from cgdpm_med.volumes.spacing import Spacing
 
 
 @dataclass(frozen=True, eq=False)
