@@ -48,8 +48,8 @@ class LoadVolumed(MapTransform):
 
     Each path (or ``Volume`` already read) becomes a float32 MetaTensor (1, X, Y, Z), its affine the RAS+ world affine
     with the true spacing. Its metadata holds ``filename_or_obj``; ``spatial_shape`` and ``original_affine`` as the
-    header states them; ``directions_known``, for :class:`ShortAxisd`; and ``key``, the case key of the keyed noise: the
-    item's ``key`` if it has one, else the file name without extensions.
+    header states them; ``directions_known`` and ``flip_slices``, for :class:`ShortAxisd`; and ``key``, the case key of
+    the keyed noise: the item's ``key`` if it has one, else the file name without extensions.
 
     Raises:
         InputError: for anything wrong with a file, labels off their image's grid, or a file of several time frames.
@@ -94,6 +94,7 @@ class LoadVolumed(MapTransform):
                     "spatial_shape": np.array(volume.grid.spatial_shape),
                     "original_affine": np.array(volume.grid.header_affine),
                     "directions_known": directions_known(volume.grid),
+                    "flip_slices": volume.grid.flip_slices,
                 },
             )
         return out
@@ -103,14 +104,19 @@ class ShortAxisd(MapTransform, InvertibleTransform):
     """Volumes in the short-axis view, however their files store them: see :func:`~cgdpm_med.short_axis_view`.
 
     Each (1, X, Y, Z) MetaTensor is permuted and flipped, and its affine with it; ``Invertd`` brings predictions back.
-    Metadata without ``directions_known`` mean that the affine is to be believed.
+    Metadata without ``directions_known`` mean that the affine is to be believed, without ``flip_slices`` entirely.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
             stored = out[key]
-            view = short_axis_view(stored.affine, directions=bool(stored.meta.get("directions_known", True)))
+            said = stored.meta.get
+            view = short_axis_view(
+                stored.affine,
+                directions=bool(said("directions_known", True)),
+                flip_slices=bool(said("flip_slices", False)),
+            )
             order, flips = view.order(4, first=1), view.flipped(first=1)
             shown = stored.permute(order).flip(flips)
             self.push_transform(
@@ -278,16 +284,19 @@ class SaveOnGridd(MapTransform):
         keys: what to write.
         output_dir: folder, made when needed.
         source: key of the file path in MetaTensor metadata, or a path.
+        spacing: as given to :class:`LoadVolumed`.
     """
 
-    def __init__(self, keys: KeysCollection, output_dir: str | Path, source: str = "image") -> None:
+    def __init__(
+        self, keys: KeysCollection, output_dir: str | Path, source: str = "image", spacing: Spacing = "auto"
+    ) -> None:
         super().__init__(keys)
-        self.output_dir, self.source = Path(output_dir), source
+        self.output_dir, self.source, self.spacing = Path(output_dir), source, spacing
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         path = source_path(out[self.source])
-        grid = read_volume(path).grid
+        grid = read_volume(path, spacing=self.spacing).grid
         for key in self.key_iterator(out):
             array = torch.as_tensor(out[key]).cpu().numpy()
             array = array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, -1)

@@ -30,7 +30,7 @@ from cgdpm_med.calibration import (
 )
 from cgdpm_med.data import Section, Split, acdc_datalist, load_split
 from cgdpm_med.metrics import brier, calibration_error, calibration_table, foreground_region
-from cgdpm_med.volumes import InputError, read_labels, read_volume
+from cgdpm_med.volumes import InputError, Spacing, Volume, read_labels, read_volume
 
 LEVEL = 0.9
 """Nominal coverage of the intervals."""
@@ -70,6 +70,7 @@ def calibrate(
     bundle: str | Path = "acdc_segmentation",
     device: str = "auto",
     output: str | Path | None = None,
+    spacing: Spacing = "auto",
     **changes: Any,
 ) -> dict[str, Any]:
     """Segment a section's patients, fit temperature and intervals, and write the calibration beside the weights.
@@ -80,6 +81,7 @@ def calibrate(
         split: as for :func:`~cgdpm_med.acdc_datalist`.
         device: see :func:`~cgdpm_med.apps.segment.choose_device`.
         output: file to write; ``calibration.json`` in the folder of the weights by default.
+        spacing: of every image and reference, see :func:`~cgdpm_med.read_volume`.
         changes: keys of the bundle's inference configuration; None keeps the bundle's own value.
 
     Returns:
@@ -96,11 +98,11 @@ def calibrate(
     if path.is_dir() or (path.parent.is_dir() and not os.access(path.parent, os.W_OK)):
         raise InputError("cannot be written", path=path, remedy="Give --output, a file in a folder of yours")
     for item in items:  # whatever is wrong is found before the long part
-        read_labels(item["label"], like=read_volume(item["image"]).grid)
+        _image_and_reference(item, spacing)
     frames = []
     with CaseBar("calibrating", [item["key"] for item in items]) as bar:
         for item in items:
-            frames.append(observe(segmenter, item, partial(bar.update, item["key"])))
+            frames.append(observe(segmenter, item, partial(bar.update, item["key"]), spacing))
             bar.note(f"segmented {item['key']}")
     made_with = ensemble_settings(segmenter)
     calibration = fit_calibration(
@@ -145,18 +147,23 @@ def calibration_items(
     return items
 
 
+def _image_and_reference(item: Mapping[str, str], spacing: Spacing) -> tuple[Volume, NDArray[np.uint8]]:
+    volume = read_volume(item["image"], spacing=spacing)
+    return volume, read_labels(item["label"], like=volume.grid, spacing=spacing).data
+
+
 def observe(
     segmenter: Callable[..., Segmentation],
     item: Mapping[str, str],
     progress: Callable[[float], None] | None = None,
+    spacing: Spacing = "auto",
 ) -> KnownFrame:
     """Segment one volume of a datalist and keep what the fit needs.
 
     Voxels are those of :func:`~cgdpm_med.foreground_region`, in which evaluation measures calibration, too: outside,
     certain background would outnumber the rest, and voxels chosen one by one by their true label would mislead.
     """
-    volume = read_volume(item["image"])
-    reference = read_labels(item["label"], like=volume.grid).data
+    volume, reference = _image_and_reference(item, spacing)
     found = segmenter(volume, item["key"], progress)
     region = foreground_region(reference)
     size = volume.grid.voxel_volume

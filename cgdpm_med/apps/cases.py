@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from cgdpm_med.data import acdc_patient_folders, read_acdc_patient
 from cgdpm_med.transforms import case_name
-from cgdpm_med.volumes import InputError, Volume, read_volume
+from cgdpm_med.volumes import InputError, Spacing, Volume, read_volume
 from cgdpm_med.volumes.dicom import DicomFinding, find_dicom
 from cgdpm_med.volumes.dicom_files import is_dicom_file
 from cgdpm_med.volumes.dicom_stack import DicomStack
@@ -61,13 +61,13 @@ class Case:
         """What is read: one NIfTI file, or the files of a DICOM stack."""
         return (self.image,) if self.stack is None else self.stack.files
 
-    def read(self) -> Volume:
-        """The image on its grid.
+    def read(self, spacing: Spacing = "auto") -> Volume:
+        """The image on its grid; ``spacing`` is for NIfTI, see :func:`~cgdpm_med.read_volume`.
 
         Raises:
             InputError: it cannot be used.
         """
-        return read_volume(self.image) if self.stack is None else self.stack.read()
+        return read_volume(self.image, spacing=spacing) if self.stack is None else self.stack.read()
 
     @property
     def name(self) -> str:

@@ -71,6 +71,14 @@ Seed = Annotated[
 Device = Annotated[str, typer.Option(help="auto (the first there is of CUDA, MPS, CPU), cpu, cuda, cuda:1 or mps.")]
 Weights = Annotated[Path | None, typer.Option(help="Weights to use.", show_default="the bundle's")]
 Bundle = Annotated[str, typer.Option(help="Name of a bundle (see info), or its folder.")]
+SpacingText = Annotated[
+    str | None,
+    typer.Option(
+        "--spacing",
+        help="Voxel size of NIfTI inputs: x,y,z in mm such as 1.5,1.5,8, or the header's pixdim or affine.",
+        show_default="the header's, by a rule",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, for machines.")]
 
 
@@ -216,6 +224,11 @@ def segment(
     es: Annotated[int | None, typer.Option(min=1, help="End-systolic frame of a cine, from 1.")] = None,
     height: Annotated[float | None, typer.Option(min=1, help="Of the patient in cm, for indexing.")] = None,
     weight: Annotated[float | None, typer.Option(min=0.1, help="Of the patient in kg, for indexing.")] = None,
+    spacing: SpacingText = None,
+    flip_slices: Annotated[
+        bool,
+        typer.Option("--flip-slices", help="Slices run from apex to base, or against what the header says of them."),
+    ] = False,
     pages: Annotated[bool, typer.Option("--report/--no-report", help="An HTML page of each study.")] = True,
     label_table: Annotated[
         bool, typer.Option("--label-table", help="Write names and colours for 3D Slicer and ITK-SNAP.")
@@ -248,6 +261,7 @@ def segment(
     from cgdpm_med.apps.pipeline import Options
     from cgdpm_med.apps.pipeline import segment as run
     from cgdpm_med.apps.resume import find_shard
+    from cgdpm_med.volumes import parse_spacing
 
     options = Options(
         write=tuple(output.strip() for output in write.split(",")),
@@ -261,6 +275,8 @@ def segment(
         dicom_seg=None if dicom_seg is None else dicom_seg.value,
         calibrate=calibrated,
         calibration=calibration,
+        spacing=parse_spacing(spacing),
+        flip_slices=flip_slices,
     )
     result = run(
         source,
@@ -308,6 +324,7 @@ def calibrate(
     output: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="calibration.json beside the weights")
     ] = None,
+    spacing: SpacingText = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit probabilities and intervals to patients of known truth, for these weights and settings.
@@ -317,6 +334,7 @@ def calibrate(
     """
     from cgdpm_med.apps.calibrate import calibrate as run
     from cgdpm_med.apps.calibrate import format_calibration
+    from cgdpm_med.volumes import parse_spacing
 
     result = run(
         source,
@@ -325,6 +343,7 @@ def calibrate(
         bundle=bundle,
         device=device,
         output=output,
+        spacing=parse_spacing(spacing),
         members=members,
         steps=steps,
         method=method and method.value,
@@ -385,6 +404,7 @@ def super_resolve(
     ] = None,
     device: Device = "auto",
     precision: Annotated[Precision | None, typer.Option(help="Of the network.", show_default="the bundle's")] = None,
+    spacing: SpacingText = None,
     as_json: AsJson = False,
 ) -> None:
     """Make pictures, or the slices of a volume, finer: images of any size, in joint overlapping windows.
@@ -394,7 +414,9 @@ def super_resolve(
     """
     from cgdpm_med.apps.super_resolve import load_resolver
     from cgdpm_med.apps.super_resolve import super_resolve as run
+    from cgdpm_med.volumes import parse_spacing
 
+    voxels = parse_spacing(spacing)
     resolver = load_resolver(
         weights,
         bundle,
@@ -409,7 +431,7 @@ def super_resolve(
         guidance_weights=guidance_weights and str(guidance_weights),
         precision=precision and precision.value,
     )
-    result = run(resolver, source, out)
+    result = run(resolver, source, out, spacing=voxels)
     if as_json:
         _print_json(result)
     else:

@@ -17,7 +17,16 @@ from cgdpm_med.apps.segment import Segmentation
 from cgdpm_med.data import ACDC_LABELS
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.transforms import case_name
-from cgdpm_med.volumes import Grid, InputError, Volume, atomic_write, read_labels, read_volume, write_on_grid
+from cgdpm_med.volumes import (
+    Grid,
+    InputError,
+    Volume,
+    atomic_write,
+    read_labels,
+    read_volume,
+    slice_order,
+    write_on_grid,
+)
 
 WRITTEN = ("mask", "entropy", "disagreement")
 """What is written unless asked otherwise."""
@@ -76,8 +85,9 @@ def read_ensemble(mask: Volume) -> Segmentation | None:
     files = {output: map_file(folder, name, output) for output in ("probabilities", "members")}
     if mask.data.ndim != 3 or not all(path.is_file() for path in files.values()):
         return None
-    probabilities = np.moveaxis(read_volume(files["probabilities"]).data, -1, 0)
-    members = read_labels(files["members"]).data
+    spacing = mask.grid.spacing  # of the same header, settled already
+    probabilities = np.moveaxis(read_volume(files["probabilities"], spacing=spacing).data, -1, 0)
+    members = read_labels(files["members"], spacing=spacing).data
     members = members[None] if members.ndim == 3 else np.moveaxis(members, -1, 0)
     for array, path in ((probabilities, files["probabilities"]), (members, files["members"])):
         if array.shape[1:] != mask.data.shape:
@@ -120,6 +130,7 @@ def describe(segmentation: Segmentation) -> dict[str, Any]:
         "shape": list(segmentation.mask.shape),
         "spacing_mm": [round(float(s), 6) for s in segmentation.grid.spacing],
         "header_note": segmentation.grid.note,
+        "slice_order": slice_order(segmentation.grid),
         "members": len(segmentation.members),
         "volume_ml": {str(label): round(segmentation.millilitres(label), 3) for label in labels},
         "member_volume_ml": {

@@ -38,7 +38,7 @@ from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device
 from cgdpm_med.apps.staple import fuse_staple
 from cgdpm_med.apps.study import Study, StudyResult
 from cgdpm_med.predictor import autocast_dtype
-from cgdpm_med.volumes import InputError, Volume, frames, sweep_temporaries
+from cgdpm_med.volumes import InputError, Spacing, Volume, check_spacing, frames, sweep_temporaries
 
 Progress = Callable[[str, float], None]
 Segments = Callable[[Volume, str, Callable[[float], None]], Segmentation]
@@ -58,6 +58,9 @@ class Options:
         dicom_seg: whether DICOM inputs get DICOM segmentations, "deidentified" or "identified"; None writes none.
         calibrate: whether the calibration beside the weights is applied, where there is one that fits.
         calibration: a file to use in its place.
+        spacing: of every NIfTI input, see :func:`~cgdpm_med.read_volume`.
+        flip_slices: whether the slices of every input run the other way than its header says, or, where it says
+            nothing, from apex to base.
     """
 
     write: str | Sequence[str] = WRITTEN
@@ -71,6 +74,8 @@ class Options:
     dicom_seg: Identity | None = None
     calibrate: bool = True
     calibration: Path | None = None
+    spacing: Spacing = "auto"
+    flip_slices: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.write, str):
@@ -79,8 +84,18 @@ class Options:
     def on_top_of(self, origin: Provenance | None) -> Provenance:
         """How a mask was made, given how its ensemble was."""
         origin = origin or Provenance({}, {}, {})
-        settings = {**origin.settings, "staple": self.staple, "keep_largest": self.keep_largest}
-        return replace(origin, settings=settings)
+        fusing = {"staple": self.staple, "keep_largest": self.keep_largest}
+        return replace(origin, settings={**origin.settings, **fusing, **self.geometry()})
+
+    def geometry(self) -> dict[str, Any]:
+        """What the user said of where voxels lie, in plain JSON."""
+        spacing = self.spacing if isinstance(self.spacing, str) else [float(size) for size in self.spacing]
+        return {"spacing": spacing, "flip_slices": self.flip_slices}
+
+    def read(self, case: Case) -> Volume:
+        """The image of a case with the geometry the user gave."""
+        volume = case.read(self.spacing)
+        return replace(volume, grid=replace(volume.grid, flip_slices=self.flip_slices))
 
     def subject(self, known: Subject) -> Subject:
         """``known`` with what these options say of it."""
@@ -162,6 +177,7 @@ def _calibration(
 
 def check_options(options: Options, cases: Sequence[Case]) -> None:
     """Raises InputError for options that do not fit together, or not to these cases."""
+    check_spacing(options.spacing)
     if options.dicom_seg is not None:
         check_dicom_seg(options.dicom_seg)
         if all(case.stack is None and case.error is None for case in cases):
@@ -362,7 +378,7 @@ class _Run:
         if case.folder == Path() and case.name == COHORT:
             raise InputError("has the name of the cohort's files", path=case.image, remedy="Rename it")
         self._clear(case, folder, record)
-        volume = case.read()
+        volume = self.options.read(case)
         series = volume.data.ndim == 4
         described, files = (self._cine if series else self._volume)(case, volume, folder, study)
         described["files"] = [path.name for path in files]

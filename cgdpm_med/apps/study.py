@@ -16,7 +16,7 @@ from cgdpm_med.apps.cardiac import (
 )
 from cgdpm_med.apps.quality import Finding, Quality, QualityLimits, assess_frame, assess_function, combine
 from cgdpm_med.apps.segment import Segmentation
-from cgdpm_med.volumes import InputError
+from cgdpm_med.volumes import InputError, slice_order
 
 _LV = 3
 
@@ -160,7 +160,9 @@ class Study:
             for name, stored in frames.items()
             for seen in (stored.in_view(),)
         ]
-        return combine(assessed, findings)
+        order = dict.fromkeys(slice_order(stored.grid) for stored in frames.values())
+        remarks = [Finding("slice order", said, review=False) for said in order if said is not None]
+        return combine(assessed, [*remarks, *findings])
 
 
 def write_cohort(results: Sequence[StudyResult], path: str | Path) -> None:
