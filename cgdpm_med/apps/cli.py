@@ -74,7 +74,7 @@ LabelNames = Annotated[
     typer.Option(
         metavar="1=LV,2=Myo,3=RV",
         help="What the values mean.",
-        show_default="a dataset.json beside the masks, else ACDC's",
+        show_default="a dataset.json with them, else ACDC's",
     ),
 ]
 ReferenceLabels = Annotated[

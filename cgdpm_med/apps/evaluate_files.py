@@ -63,9 +63,10 @@ def _csv(rows: Iterable[Sequence[str]]) -> str:
 
 
 def left_out_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """("file", "frame" or "structure", its name, the reason) of everything that is not in the table."""
+    """All that was left out: "file", "case", "frame", "structure" or "ensemble", its name, and the reason."""
     left_out = summary.get("left_out", {})
     rows = [("file", key, reason) for key, reason in summary["failed"].items()]
+    rows += [("case", key, reason) for key, reason in left_out.get("cases", {}).items()]
     for key, numbers in left_out.get("frames", {}).items():
         rows += [("frame", f"{key}/frame{number:03d}", "not drawn in the reference") for number in numbers]
     rows += [("structure", name, reason) for name, reason in left_out.get("structures", {}).items()]

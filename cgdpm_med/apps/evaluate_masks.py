@@ -36,11 +36,13 @@ class Reading:
         structures: what their values mean.
         ignore_geometry: pair voxels as they are stored, on the reference's grid, where shapes agree.
         spacing: of the references, see :func:`~cgdpm_med.read_volume`; three numbers in mm hold for both sides.
+        ensembles: score the members and probabilities that lie beside a prediction as well.
     """
 
     structures: Structures = field(default_factory=Structures)
     ignore_geometry: bool = False
     spacing: Spacing = "auto"
+    ensembles: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,11 @@ def evaluate_pairs(
         reading: None takes ACDC's labels.
 
     Returns:
-        The summary: see :func:`summarise`, with ``failed``, ``left_out`` (see :class:`FolderScores`), ``labels`` of both
-        sides, ``label_hints`` where values look exchanged (see :func:`~cgdpm_med.apps.label_hint.label_hints`), and
-        ``function`` and ``quality`` of :func:`~cgdpm_med.apps.function_scores.compare_records` where references are in
-        ACDC's layout. A frame of a 4D pair is a case ``<key>/frame<number>``.
+        The summary: see :func:`summarise`, with ``failed``, ``left_out`` (see :class:`FolderScores`), ``labels`` of
+        both sides, ``label_hints`` where values look exchanged (see
+        :func:`~cgdpm_med.apps.label_hint.label_hints`), and ``function`` and ``quality`` of
+        :func:`~cgdpm_med.apps.function_scores.compare_records` where references are in ACDC's layout. A frame of a 4D
+        pair is a case ``<key>/frame<number>``.
 
     Raises:
         InputError: when no case could be scored.
@@ -207,10 +210,11 @@ def score_pair(pair: MaskPair, reading: Reading | None = None) -> PairScores:
         InputError: a file is bad, holds values without a name, or the two masks lie on different grids or have not the
             same number of frames; of a 4D reference no frame is drawn.
     """
-    aligned = _align(pair, reading or Reading())
+    reading = reading or Reading()
+    aligned = _align(pair, reading)
     if aligned.truth.ndim == 4:
         return _score_cine(aligned)
-    return _score_volume_and_ensemble(aligned)
+    return _score_volume_and_ensemble(aligned) if reading.ensembles else PairScores([_score_masks(aligned)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,8 +231,8 @@ class _Aligned:
     def frame(self, number: int) -> _Aligned:
         """One frame, counted from 1, as a case of its own."""
         pair = replace(self.pair, key=f"{self.pair.key}/frame{number:03d}")
-        masks = {"predicted": self.predicted[..., number - 1], "truth": self.truth[..., number - 1]}
-        return replace(self, pair=pair, **masks)
+        predicted, truth = (mask[..., number - 1] for mask in (self.predicted, self.truth))
+        return replace(self, pair=pair, predicted=predicted, truth=truth)
 
 
 def _align(pair: MaskPair, reading: Reading) -> _Aligned:
