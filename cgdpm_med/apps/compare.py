@@ -156,8 +156,8 @@ def compare_scores(methods: Mapping[str, MethodScores], patient_of: Mapping[str,
         ``metric``, ``first``, ``second``, their means (``mean_first``, ``mean_second``), ``difference`` (second less
         first), ``low`` and ``high`` of its interval, ``p``, ``p_holm`` over all rows, ``patients``, ``volumes`` and
         ``undefined``, the volumes where one of the two has no distance. Values are None where there are none. Beside
-        them ``methods``, their names; ``cases``, ``patients`` and ``tests``, numbers; and ``left_out``: ``cases`` that a
-        method lacks, undrawn ``frames`` and ``structures``, each with its reason.
+        them ``methods``, their names; ``cases``, ``patients`` and ``tests``, numbers; ``left_out``: the ``cases`` that
+        a method lacks, undrawn ``frames`` and ``structures``, each with its reason.
 
     Raises:
         InputError: no case has a score of every method, or the methods share no structure that is drawn.

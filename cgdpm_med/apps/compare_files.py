@@ -76,8 +76,8 @@ def comparison_notes(comparison: Mapping[str, Any]) -> list[str]:
     lines = [f"note: {name}: {hint['message']}" for name, hints in comparison["label_hints"].items() for hint in hints]
     patients, tests = comparison["patients"], comparison["tests"]
     if (least := smallest_p(patients, tests)) > 0.05:
-        what = f"with {patients} patients and {tests} tests the smallest p after Holm's correction is {least:.2g}"
-        lines.append(f"note: {what}: these tests cannot find a difference, however clear")
+        what = f"with {patients} patients and {tests} tests Holm's correction leaves no p below {least:.2g}"
+        lines.append(f"note: {what}: no difference, however clear, can be found at 0.05")
     if patients == comparison["cases"] > 1:
         lines.append("note: every case counts as a patient of its own; give --patient-pattern if some share one")
     undefined = sum(row["undefined"] for row in comparison["rows"])

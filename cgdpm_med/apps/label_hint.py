@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,9 +122,8 @@ def _hint(
         f"{_exchanged(fits, structures)}{where}: Dice {100 * before:.1f} % as labelled, {100 * after:.1f} % exchanged. "
     )
     if len(keys) == total:
-        message += (
-            f"Give --reference-labels {reference}, or --prediction-labels {prediction}, whichever side is named wrongly"
-        )
+        message += f"If the references are named wrongly, give --reference-labels {shlex.quote(str(reference))} ; "
+        message += f"if the predictions are, --prediction-labels {shlex.quote(str(prediction))}"
     else:
         message += "Look at these files; evaluate them apart from the others"
     labels = {"reference_labels": str(reference), "prediction_labels": str(prediction)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,11 +56,11 @@ class LabelSet:
         """
         strange = sorted({int(value) for value in np.unique(mask.data)} - self.values)
         if strange:
-            names = ",".join([str(self), *(f"{value}=NAME" for value in strange)])
+            names = shlex.quote(",".join([str(self), *(f"{value}=NAME" for value in strange)]))
             raise InputError(
                 f"holds label values {listed(strange)}, which have no name",
                 path=mask.path,
-                remedy=f"Name every value that occurs, as in --labels {names}; the name background leaves one out",
+                remedy=f"Name every value that occurs, as in --labels {names} ; the name background leaves one out",
             )
 
     def table(self, numbers: Mapping[str, int]) -> NDArray[np.uint8]:
@@ -166,11 +167,12 @@ def find_labels(
     Raises:
         InputError: no structure is on both sides, or a dataset.json cannot be used.
     """
-    with_references, with_predictions = _labels_with(Path(references)), _labels_of_predictions(Path(predictions))
-    return match_labels(
-        reference_labels or labels or with_references or with_predictions or ACDC,
-        prediction_labels or labels or with_predictions or with_references or ACDC,
-    )
+    reference, prediction = reference_labels or labels, prediction_labels or labels
+    if reference is None or prediction is None:  # a file that does not matter need not be readable
+        with_references, with_predictions = _labels_with(Path(references)), _labels_of_predictions(Path(predictions))
+        reference = reference or with_references or with_predictions or ACDC
+        prediction = prediction or with_predictions or with_references or ACDC
+    return match_labels(reference, prediction)
 
 
 def _labels_with(place: Path, above: int = _FOLDERS_ABOVE) -> LabelSet | None:
