@@ -224,8 +224,8 @@ class _Aligned:
     pair: MaskPair
     prediction: Volume
     reference: Volume
-    predicted: NDArray[np.uint8]
-    truth: NDArray[np.uint8]
+    predicted: NDArray[np.uint16]
+    truth: NDArray[np.uint16]
     structures: Structures
 
     def frame(self, number: int) -> _Aligned:

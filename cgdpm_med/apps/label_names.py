@@ -63,9 +63,9 @@ class LabelSet:
                 remedy=f"Name every value that occurs, as in --labels {names} ; the name background leaves one out",
             )
 
-    def table(self, numbers: Mapping[str, int]) -> NDArray[np.uint8]:
+    def table(self, numbers: Mapping[str, int]) -> NDArray[np.uint16]:
         """For each value up to the largest the number of its structure; 0 for one that ``numbers`` lacks."""
-        table = np.zeros(max(self.values) + 1, np.uint8)
+        table = np.zeros(max(self.values) + 1, np.uint16)
         for value, name in self.names.items():
             table[value] = numbers.get(plain_name(name), 0)
         return table
@@ -220,11 +220,11 @@ class Structures:
         """Number of each structure by its plain name."""
         return {plain_name(name): number for number, name in self.names.items()}
 
-    def of_reference(self, mask: NDArray[Any]) -> NDArray[np.uint8]:
+    def of_reference(self, mask: NDArray[Any]) -> NDArray[np.uint16]:
         """A reference's values as numbers of structures."""
         return self.reference.table(self.numbers())[mask]
 
-    def of_prediction(self, mask: NDArray[Any]) -> NDArray[np.uint8]:
+    def of_prediction(self, mask: NDArray[Any]) -> NDArray[np.uint16]:
         """A prediction's values as numbers of structures."""
         return self.prediction.table(self.numbers())[mask]
 
