@@ -282,8 +282,14 @@ def _reference_masks(folder: Path) -> list[Path]:
 def _predicted_masks(folder: Path) -> list[Path]:
     files = nifti_files(folder)
     names = {(path.parent, case_name(path)) for path in files}
-    companions = {(parent, f"{name}_{output}") for parent, name in names for output in OUTPUTS}
-    return _some([path for path in files if (path.parent, case_name(path)) not in companions], folder)
+    return _some([path for path in files if not _is_map(path, names)], folder)
+
+
+def _is_map(path: Path, names: set[tuple[Path, str]]) -> bool:
+    """Whether a file is called like a map of another mask, or of one frame of a cine's."""
+    name, _, output = case_name(path).rpartition("_")
+    cine = re.sub(r"_frame\d{3,}$", "", name) if output in ("probabilities", "members") else name
+    return output in OUTPUTS and bool({(path.parent, name), (path.parent, cine)} & names)
 
 
 def _some(files: list[Path], folder: Path) -> list[Path]:

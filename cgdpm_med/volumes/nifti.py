@@ -111,11 +111,11 @@ def read_labels(
     like: Grid | None = None,
     spacing: Spacing = "auto",
 ) -> Volume:
-    """Read a label map as uint8.
+    """Read a label map as uint8, or uint16 where ``allowed`` goes beyond 255.
 
     Args:
         path: a .nii or .nii.gz file of three or four dimensions.
-        allowed: the labels that may occur, each within 0 … 255; an empty (all-background) map is accepted.
+        allowed: the labels that may occur, each within 0 … 65535; an empty (all-background) map is accepted.
         like: the grid the labels must lie on, normally their image's; see :meth:`Grid.difference`.
         spacing: as in :func:`read_volume`.
 
@@ -146,7 +146,7 @@ def read_labels(
         raise InputError(
             f"is not on its image's grid: {difference}", path=path, remedy="Resample the labels to the image"
         )
-    return Volume(labels.astype(np.uint8), grid, path)
+    return Volume(labels.astype(np.min_scalar_type(max(allowed))), grid, path)
 
 
 def frames(volume: Volume) -> Iterator[Volume]:
