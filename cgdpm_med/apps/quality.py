@@ -23,10 +23,10 @@ class QualityLimits:
     """Beyond which values a case goes to review.
 
     The anatomical limits leave a margin around what ``scripts/reference_statistics.py`` finds in the 140 reference
-    masks of the 70 training patients of the committed ACDC split ("references" below). What goes with volume may be half
-    the smallest and one and a half times the largest of them, lengths and mass_change .7 and 1.4 times, in round numbers:
-    that admits children of about 10 kg and dilated ventricles of 550 ml, and no newborn. The two limits on the ensemble's own doubt depend on the
-    network and are defaults to be fitted on validation patients.
+    masks of the 70 training patients of the committed ACDC split ("references" below). What goes with volume may be
+    half the smallest and one and a half times the largest of them, what goes with length .7 and 1.4 times, in round
+    numbers: that admits children from about 10 kg on and dilated ventricles of 550 ml, and no newborn. The two limits
+    on the ensemble's own doubt depend on the network and are defaults to be fitted on validation patients.
 
     Attributes:
         predicted_dice: least predicted Dice of a structure. Default, to be fitted.
@@ -53,7 +53,7 @@ class QualityLimits:
         mass: myocardium, g, at either phase. References: 34 to 300.
         lv_width: diameter of the circle as large as the left ventricle's largest slice, mm. References: 25 to 81.
         lv_length: slices with the left ventricle times their distance, mm. References: 50 to 100.
-        lv_shape: that length by that width. References: .93 to 2.5.
+        lv_shape: that length by that width. References: .93 to 2.5; hearts of any size have it, so little is added.
         wall: mean thickness of the myocardium around the cavity, mm. References: 4.4 to 21. Less than a pixel is too
             thin, too.
         rv_to_lv: right by left ventricle at ED. References: .31 to 3.6.
@@ -85,7 +85,7 @@ class QualityLimits:
     mass: tuple[float, float] = (17.0, 450.0)
     lv_width: tuple[float, float] = (17.0, 110.0)
     lv_length: tuple[float, float] = (35.0, 140.0)
-    lv_shape: tuple[float, float] = (0.65, 3.6)
+    lv_shape: tuple[float, float] = (0.8, 3.0)
     wall: tuple[float, float] = (3.0, 30.0)
     rv_to_lv: tuple[float, float] = (0.15, 5.4)
     mass_change: tuple[float, float] = (0.6, 2.0)
