@@ -1,4 +1,4 @@
-"""The front door for type checkers, which cannot follow its imports on first use; a test compares the two lists."""
+"""The front door for type checkers, which cannot follow lazy imports; a test compares the two lists."""
 
 from cgdpm_med.allocator import keep_freed_memory as keep_freed_memory
 from cgdpm_med.apps.bundles import bundle_path as bundle_path, list_bundles as list_bundles
@@ -17,22 +17,20 @@ from cgdpm_med.apps.cardiac import (
     write_cohort_csv as write_cohort_csv,
 )
 from cgdpm_med.apps.cases import Case as Case, Subject as Subject, find_cases as find_cases, pair_masks as pair_masks
+from cgdpm_med.apps.compare import compare_methods as compare_methods
 from cgdpm_med.apps.console import require_success as require_success
 from cgdpm_med.apps.contact_sheet import contact_sheet as contact_sheet
 from cgdpm_med.apps.demo import run_demo as run_demo
-from cgdpm_med.apps.evaluate import (
-    evaluate_acdc as evaluate_acdc,
-    evaluate_folders as evaluate_folders,
-    evaluate_pairs as evaluate_pairs,
-    evaluate_segmentation as evaluate_segmentation,
-    evaluate_segmenter as evaluate_segmenter,
-    format_summary as format_summary,
-)
+from cgdpm_med.apps.evaluate import evaluate_acdc as evaluate_acdc, evaluate_segmenter as evaluate_segmenter
+from cgdpm_med.apps.evaluate_case import evaluate_segmentation as evaluate_segmentation
+from cgdpm_med.apps.evaluate_files import format_summary as format_summary
+from cgdpm_med.apps.evaluate_masks import evaluate_folders as evaluate_folders, evaluate_pairs as evaluate_pairs
 from cgdpm_med.apps.evaluate_pictures import (
     evaluate_super_resolution as evaluate_super_resolution,
     format_picture_summary as format_picture_summary,
 )
 from cgdpm_med.apps.keep import KeepingSegmenter as KeepingSegmenter
+from cgdpm_med.apps.label_names import LabelSet as LabelSet, parse_labels as parse_labels
 from cgdpm_med.apps.outputs import save_segmentation as save_segmentation
 from cgdpm_med.apps.overlay import draw_overlay as draw_overlay
 from cgdpm_med.apps.pipeline import (
@@ -168,7 +166,7 @@ from cgdpm_med.metrics import (
 )
 from cgdpm_med.networks.adm import load_adm_upsampler as load_adm_upsampler
 from cgdpm_med.networks.classes import ClassConditioned as ClassConditioned, append_class as append_class
-from cgdpm_med.networks.unet import ConditionalUNet as ConditionalUNet, ConditionFeatures as ConditionFeatures
+from cgdpm_med.networks.unet import ConditionFeatures as ConditionFeatures, ConditionalUNet as ConditionalUNet
 from cgdpm_med.phantom import (
     PhantomSpec as PhantomSpec,
     make_phantom as make_phantom,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_the_labels_of_the_hint_put_it_right(tmp_path: Path, side: str, values: 
     assert "swap" in hint["message"]
     assert (hint["cases"], hint["exchanged"]) == (["a", "b"], 1.0)
     words = shlex.split(hint["message"])
-    given = {f"{side}_labels": parse_labels(words[words.index(f"--{side}-labels") + 1])}
+    given: dict[str, Any] = {f"{side}_labels": parse_labels(words[words.index(f"--{side}-labels") + 1])}
     summary = evaluate_folders(tmp_path / "pred", tmp_path / "ref", **given)
     assert summary["average"]["dice"] == 1.0
     assert summary["label_hints"] == []

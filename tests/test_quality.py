@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import REPO
 from numpy.typing import NDArray
 from segmentations import segmentation_of
 
@@ -151,6 +153,14 @@ def test_a_header_note_asks_for_review_only_on_request(asked: bool, status: str)
     quality = assess_frame(labels, labels[None], header_note="pixdim and affine disagree", limits=limits)
     assert quality.findings == (Finding("header", "pixdim and affine disagree", review=asked),)
     assert quality.status == status
+
+
+def test_the_documented_limits_are_the_defaults() -> None:
+    text = (REPO / "docs" / "integration.md").read_text(encoding="utf-8")
+    written = dict(re.findall(r"^\| [^|]+ \| `(\w+)` \| ([^|]+) \|$", text, flags=re.MULTILINE))
+    limits = {name: value for name, value in vars(QualityLimits()).items() if name != "header_notes"}
+    pairs = {n: v if isinstance(v, tuple) else (v,) for n, v in limits.items()}
+    assert written == {name: " to ".join(f"{end:g}" for end in ends) for name, ends in pairs.items()}
 
 
 # --- function ---------------------------------------------------------------------------------------------------------

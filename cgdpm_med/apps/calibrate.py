@@ -240,7 +240,8 @@ def _factor(studies: Sequence[KnownStudy], name: str) -> float:
     margin = MARGINS[MEASURES[name].unit]
     scores = []
     for study in studies:
-        estimate, truth = study.found().measures[name], study.truth()[name]
+        # a score compares distances from the value, which may be impossible where the ends are not allowed to be
+        estimate, truth = study.found(possible=False).measures[name], study.truth()[name]
         if truth is None:
             continue  # there is nothing to cover
         if estimate.value is None or estimate.lower is None or estimate.upper is None:

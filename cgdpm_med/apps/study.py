@@ -14,8 +14,10 @@ from cgdpm_med.apps.cardiac import (
     frame_volumes,
     write_cohort_csv,
 )
+from cgdpm_med.apps.heart_checks import assess_heart, compare_phases
 from cgdpm_med.apps.quality import Finding, Quality, QualityLimits, assess_frame, assess_function, combine
 from cgdpm_med.apps.segment import Segmentation
+from cgdpm_med.apps.stack_checks import assess_stack, compare_grids
 from cgdpm_med.volumes import InputError, slice_order
 
 _LV = 3
@@ -125,8 +127,12 @@ class Study:
             widening=self.widening,
             margin=self.margin,
         )
-        spread = cardiac_function(volumes[ed], volumes[es], level=self.level)
-        quality = self._quality(self.key_frames(), assess_function(spread, self.limits))
+        spread = cardiac_function(volumes[ed], volumes[es], level=self.level, possible=False)
+        together = [
+            *assess_function(spread, self.limits),
+            *compare_phases(volumes[ed], volumes[es], self.limits),
+        ]
+        quality = self._quality(self.key_frames(), together)
         return StudyResult(self.key, volumes, quality, ed, es, function)
 
     def _ed_es(self, numbers: list[int]) -> tuple[int, int]:
@@ -148,21 +154,28 @@ class Study:
         return {"ED": self._kept[ed], "ES": self._kept[es]}
 
     def _quality(self, frames: Mapping[str, Segmentation], findings: Sequence[Finding] = ()) -> Quality:
-        assessed = [
-            assess_frame(
-                seen.mask,
-                seen.members,
-                frame=name,
-                header_note=seen.grid.note,
-                limits=self.limits,
-                slice_numbers=stored.slice_numbers(),
-            )
-            for name, stored in frames.items()
-            for seen in (stored.in_view(),)
-        ]
-        order = dict.fromkeys(slice_order(stored.grid) for stored in frames.values())
-        remarks = [Finding("slice order", said, review=False) for said in order if said is not None]
-        return combine(assessed, [*remarks, *findings])
+        stacks = [finding for stored in frames.values() for finding in self._stack_findings(stored)]
+        grids = compare_grids({name: stored.grid.spacing for name, stored in frames.items()})
+        assessed = [self._frame_quality(name, stored) for name, stored in frames.items()]
+        return combine([Quality(tuple(dict.fromkeys(stacks)) + grids), *assessed], findings)  # each remark once
+
+    def _stack_findings(self, stored: Segmentation) -> tuple[Finding, ...]:
+        seen = stored.in_view().volume
+        order = slice_order(stored.grid)
+        note = () if order is None else (Finding("slice order", order, review=False),)
+        return (*note, *assess_stack(seen.data, seen.grid.spacing, limits=self.limits))
+
+    def _frame_quality(self, name: str, stored: Segmentation) -> Quality:
+        seen = stored.in_view()
+        shape = assess_frame(
+            seen.mask,
+            seen.members,
+            frame=name,
+            header_note=seen.grid.note,
+            limits=self.limits,
+            slice_numbers=stored.slice_numbers(),
+        )
+        return combine([shape], assess_heart(seen.mask, seen.grid.spacing, frame=name, limits=self.limits))
 
 
 def write_cohort(results: Sequence[StudyResult], path: str | Path) -> None:
