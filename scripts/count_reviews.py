@@ -17,7 +17,7 @@ import numpy as np
 from cgdpm_med.apps.quality import Finding
 from cgdpm_med.apps.segment import Segmentation
 from cgdpm_med.apps.study import Study
-from cgdpm_med.data import SECTIONS, acdc_datalist
+from cgdpm_med.data import acdc_datalist
 from cgdpm_med.volumes import InputError, Volume, read_labels, read_volume
 
 OLDER = {
@@ -48,17 +48,16 @@ def mask_of(item: Mapping[str, str], masks: Path | None) -> Path | None:
 
 
 def studies(folder: str, masks: Path | None, *, turned: bool) -> Iterator[Study]:
-    """Every patient with both phases."""
+    """Every patient; one with a single phase has no function."""
     found: dict[str, Study] = {}
-    for section in SECTIONS:
-        for item in acdc_datalist(folder, section):
-            if (path := mask_of(item, masks)) is None:
-                continue
-            image, labels = read_volume(item["image"]), read_labels(path)
-            if turned:
-                image = Volume(image.data[..., ::-1], image.grid, image.path)
-            study = found.setdefault(item["patient"], Study(item["patient"], ed=1, es=2))
-            study.add(("ED", "ES").index(item["frame"]) + 1, segmentation_of(image, labels, item["key"]))
+    for item in acdc_datalist(folder, "all"):
+        if (path := mask_of(item, masks)) is None:
+            continue
+        image, labels = read_volume(item["image"]), read_labels(path)
+        if turned:
+            image = Volume(image.data[..., ::-1], image.grid, image.path)
+        study = found.setdefault(item["patient"], Study(item["patient"], ed=1, es=2))
+        study.add(("ED", "ES").index(item["frame"]) + 1, segmentation_of(image, labels, item["key"]))
     yield from found.values()
 
 
