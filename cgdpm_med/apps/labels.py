@@ -10,17 +10,10 @@ from pathlib import Path
 
 from cgdpm_med.data import ACDC_LABELS
 
-COLOURS = {
-    1: "#4aa3ff",
-    2: "#59d66f",
-    3: "#ff5a4f",
-    4: "#ffd23f",
-    5: "#c678ff",
-    6: "#3fe0d0",
-    7: "#ff9a3f",
-    8: "#ff7ac6",
-}
-"""Of the first labels; see :func:`colour_of`."""
+COLOURS = {1: "#4aa3ff", 2: "#59d66f", 3: "#ff5a4f"}
+"""Of ACDC's labels; :func:`colour_of` has more."""
+
+_FURTHER = {4: "#ffd23f", 5: "#c678ff", 6: "#3fe0d0", 7: "#ff9a3f", 8: "#ff7ac6"}
 
 _SPOKEN = (
     {"rv", "rv cavity", "right ventricle", "right ventricular cavity", "right ventricular blood pool"},
@@ -84,8 +77,8 @@ def channel_names(bundle_root: str | Path) -> dict[str, str]:
 
 def colour_of(label: int) -> str:
     """``#rrggbb`` of a label from 1; each has one of its own."""
-    if label in COLOURS:
-        return COLOURS[label]
+    if (chosen := (COLOURS | _FURTHER).get(label)) is not None:
+        return chosen
     hue = 0.618034 * label % 1  # the golden section: far from those just before
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.55, 0.95))
     return f"#{red:02x}{green:02x}{blue:02x}"
