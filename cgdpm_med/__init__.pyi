@@ -31,6 +31,7 @@ from cgdpm_med.apps.evaluate_pictures import (
 )
 from cgdpm_med.apps.keep import KeepingSegmenter as KeepingSegmenter
 from cgdpm_med.apps.label_names import LabelSet as LabelSet, parse_labels as parse_labels
+from cgdpm_med.apps.labels import channel_names as channel_names
 from cgdpm_med.apps.outputs import save_segmentation as save_segmentation
 from cgdpm_med.apps.overlay import draw_overlay as draw_overlay
 from cgdpm_med.apps.pipeline import (
@@ -61,6 +62,7 @@ from cgdpm_med.apps.super_resolve import (
     find_images as find_images,
     super_resolve as super_resolve,
 )
+from cgdpm_med.apps.training_patients import record_split as record_split
 from cgdpm_med.augment import SliceAugment as SliceAugment
 from cgdpm_med.calibration import (
     conformal_factor as conformal_factor,
@@ -115,6 +117,7 @@ from cgdpm_med.generation_metrics import (
 from cgdpm_med.guidance_training import (
     ReplayLoader as ReplayLoader,
     examples_prepare_batch as examples_prepare_batch,
+    guidance_beside as guidance_beside,
     guidance_weighting as guidance_weighting,
     guide_from_denoiser as guide_from_denoiser,
     load_guide as load_guide,

@@ -47,9 +47,10 @@ class LoadVolumed(MapTransform):
         spacing: which part of the header to believe; "auto" unless the user knows better.
 
     Each path (or ``Volume`` already read) becomes a float32 MetaTensor (1, X, Y, Z), its affine the RAS+ world affine
-    with the true spacing. Its metadata holds ``filename_or_obj``; ``spatial_shape`` and ``original_affine`` as the
-    header states them; ``directions_known`` and ``flip_slices``, for :class:`ShortAxisd`; and ``key``, the case key of
-    the keyed noise: the item's ``key`` if it has one, else the file name without extensions.
+    with the true spacing. Its metadata holds ``filename_or_obj``; ``spatial_shape`` and ``original_affine`` of the
+    file's voxels at their true spacing, with which MONAI's applications write results; ``directions_known`` and
+    ``flip_slices``, for :class:`ShortAxisd`; and ``key``, the case key of the keyed noise: the item's ``key`` if it has
+    one, else the file name without extensions.
 
     Raises:
         InputError: for anything wrong with a file, labels off their image's grid, or a file of several time frames.
@@ -92,7 +93,7 @@ class LoadVolumed(MapTransform):
                     "filename_or_obj": str(volume.path),
                     "key": str(data.get("key", case_name(volume.path))),
                     "spatial_shape": np.array(volume.grid.spatial_shape),
-                    "original_affine": np.array(volume.grid.header_affine),
+                    "original_affine": np.array(volume.grid.affine),
                     "directions_known": directions_known(volume.grid),
                     "flip_slices": volume.grid.flip_slices,
                 },

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from cgdpm_med import Segmentation, Volume, read_labels
+from cgdpm_med.apps.labels import ACDC
 
 if TYPE_CHECKING:
     Standing: TypeAlias = Any  # taken wherever a Segmenter is asked for
@@ -54,6 +55,7 @@ class Stub(Standing):
         self.predictor: Any = SimpleNamespace(**(sampling | settings))
         self.device = torch.device("cpu")
         self.weights: tuple[Path, ...] = ()
+        self.labels = ACDC
         self.fusion, self.shared_noise = "mean", True
         self.seen: list[str] = []
 

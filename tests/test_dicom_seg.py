@@ -26,7 +26,7 @@ from cgdpm_med import InputError, Options, Segmentation, Volume, segment_all
 from cgdpm_med.apps import dicom_seg
 from cgdpm_med.apps.cases import find_cases
 from cgdpm_med.apps.dicom_seg import check_dicom_seg, write_dicom_seg
-from cgdpm_med.apps.overlay import COLOURS
+from cgdpm_med.apps.labels import COLOURS
 from cgdpm_med.apps.pipeline import check_options
 from cgdpm_med.apps.segment import Segmenter
 from cgdpm_med.volumes.dicom import find_dicom, read_dicom

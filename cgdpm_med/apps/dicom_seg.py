@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.apps.overlay import COLOURS
+from cgdpm_med.apps.labels import Labels, colour_of
 from cgdpm_med.data import ACDC_LABELS
 from cgdpm_med.volumes import InputError, atomic_write
 from cgdpm_med.volumes.dicom_files import DicomImage
@@ -47,6 +47,13 @@ def check_dicom_seg(identity: str) -> None:
         raise InputError(f"a DICOM SEG cannot be {identity!r}", remedy=f"Choose {' or '.join(get_args(Identity))}")
     if find_spec("highdicom") is None:
         raise InputError("DICOM SEG needs highdicom", remedy="Install it: pip install 'cgdpm-med[dicom]'")
+
+
+def check_codes(labels: Labels) -> None:
+    """Raises InputError for structures whose codes are not known here: all but ACDC's."""
+    if not labels.cardiac:
+        what = f"a DICOM SEG needs a code for each structure, and there is none for {', '.join(labels.names)}"
+        raise InputError(what, remedy="Leave out --dicom-seg: the masks are written as NIfTI")
 
 
 def seg_files(stack: DicomStack, folder: Path, name: str) -> list[Path]:
@@ -155,7 +162,7 @@ def _segment(label: int, version: str) -> Any:
         algorithm_identification=hd.AlgorithmIdentificationSequence(
             name="cgdpm_med", family=codes.cid7162.ArtificialIntelligence, version=version
         ),
-        display_color=hd.color.CIELabColor.from_string(COLOURS[label]),
+        display_color=hd.color.CIELabColor.from_string(colour_of(label)),
     )
 
 

@@ -17,22 +17,44 @@ from cgdpm_med.apps.evaluate_case import CaseResult, evaluate_segmentation, summ
 from cgdpm_med.apps.evaluate_files import write_results
 from cgdpm_med.apps.function_scores import compare_function, known_studies
 from cgdpm_med.apps.segment import Segmenter
-from cgdpm_med.data import ACDC_LABELS, Section, acdc_datalist
+from cgdpm_med.apps.training_patients import check_unseen, training_record
+from cgdpm_med.data import ACDC_LABELS, Section, Split, acdc_datalist
 from cgdpm_med.metrics import VolumeScore
 from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.volumes import InputError, read_labels, read_volume
 
 
 def evaluate_acdc(
-    segmenter: Segmenter, root: str | Path, section: Section = "test", output: str | Path | None = None
+    segmenter: Segmenter,
+    root: str | Path,
+    section: Section = "test",
+    output: str | Path | None = None,
+    *,
+    split: str | Path | Split | None = None,
 ) -> dict[str, Any]:
     """:func:`evaluate_segmenter` on one section of a folder in ACDC's layout; see :func:`~cgdpm_med.acdc_datalist`.
 
     A volume without its reference mask counts as failed.
+
+    Raises:
+        InputError: where patients for validation or test trained the network; or no item could be scored.
     """
     errors: list[InputError] = []
-    items = acdc_datalist(root, section, on_error=errors.append)
-    return evaluate_segmenter(segmenter, items, output, errors=errors)
+    items = acdc_datalist(root, section, split=split, on_error=errors.append)
+    note = _seen_in_training(items, segmenter, section)
+    return evaluate_segmenter(segmenter, items, output, errors=errors, notes=[] if note is None else [note])
+
+
+def _seen_in_training(items: Sequence[Mapping[str, str]], segmenter: Segmenter, section: Section) -> str | None:
+    """A note; sections train and all may hold training patients, whose scores say nothing of others."""
+    patients = {item["patient"] for item in items}
+    if section in ("validation", "test"):
+        return check_unseen(patients, segmenter.weights, section)
+    records = [record for file in segmenter.weights if (record := training_record(file)) is not None]
+    seen = patients & {name for record in records for name in record.patients}
+    if not seen:
+        return None
+    return f"{len(seen)} of {len(patients)} patients trained the network, and score better than new ones"
 
 
 def evaluate_segmenter(
@@ -41,6 +63,7 @@ def evaluate_segmenter(
     output: str | Path | None = None,
     *,
     errors: Sequence[InputError] = (),
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Segment and score every item of a datalist; write ``cases.csv`` and ``summary.json``.
 
@@ -51,6 +74,7 @@ def evaluate_segmenter(
         datalist: as made by :func:`~cgdpm_med.acdc_datalist`.
         output: folder of the two files; None writes nothing.
         errors: of items that were found bad before, reported and counted like the others.
+        notes: lines to report and to keep in the summary.
 
     Returns:
         The summary: see :func:`summarise`, with the ensemble's values, ``failed`` and the ``settings`` behind it.
@@ -64,8 +88,8 @@ def evaluate_segmenter(
     as_fused = {**made_with, "staple": False, "keep_largest": False}
     calibration, ignored = find_calibration(segmenter.weights, as_fused)
     with CaseBar("evaluating", [item["key"] for item in datalist]) as bar:
-        if ignored is not None:
-            bar.line(ignored)
+        for line in (*notes, *([] if ignored is None else [ignored])):
+            bar.line(line)
         for error in errors:
             complain(error, bar)
         for item in datalist:
@@ -83,6 +107,7 @@ def evaluate_segmenter(
     summary = summarise_results(results) | {
         "function": compare_function(studies, [study.found(**intervals) for study in studies]),
         "failed": failed,
+        "notes": list(notes),
         "settings": made_with,
         "calibration": None if calibration is None else {"temperature": calibration.temperature, **calibration.data},
     }

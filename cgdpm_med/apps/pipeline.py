@@ -19,7 +19,7 @@ from cgdpm_med.apps.calibration_file import Calibration, find_calibration
 from cgdpm_med.apps.cases import Case, Subject, find_cases, group_studies, real_path
 from cgdpm_med.apps.components import keep_largest
 from cgdpm_med.apps.console import CaseBar, complain
-from cgdpm_med.apps.dicom_seg import Identity, check_dicom_seg, seg_files, write_dicom_seg
+from cgdpm_med.apps.dicom_seg import Identity, check_codes, check_dicom_seg, seg_files, write_dicom_seg
 from cgdpm_med.apps.evaluate import ensemble_settings
 from cgdpm_med.apps.outputs import (
     WRITTEN,
@@ -158,10 +158,12 @@ def segment(
     check_options(options, cases)
     changes = {name: value for name, value in changes.items() if value is not None}
     segmenter = Segmenter.from_bundle(bundle, device=chosen, **changes)
+    if options.dicom_seg is not None:
+        check_codes(segmenter.labels)
     check_folder(Path(output))
     result = segment_all(segmenter, cases, output, options=options, resume=resume, shard=shard)
     if label_table:
-        result["label_tables"] = [str(path) for path in write_label_tables(Path(output))]
+        result["label_tables"] = [str(path) for path in write_label_tables(Path(output), segmenter.labels)]
     return result
 
 
@@ -430,6 +432,7 @@ class _Run:
         """The DICOM segmentation of one frame, where it is wanted and there are images to refer to."""
         if self.options.dicom_seg is None or case.stack is None:
             return []
+        check_codes(result.labels)
         path = seg_files(case.stack, folder, case.name)[frame - 1]
         return [write_dicom_seg(result.mask, case.stack, path, phase=frame - 1, identity=self.options.dicom_seg)]
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from cgdpm_med.apps.cardiac import MEASURES, CardiacFunction
-from cgdpm_med.data import ACDC_LABELS
+from cgdpm_med.apps.labels import ACDC, Labels
 from cgdpm_med.metrics import error_uncertainty_auroc, pairwise_dice
 from cgdpm_med.volumes import InputError
 
@@ -177,6 +177,7 @@ def assess_frame(
     header_note: str | None = None,
     limits: QualityLimits | None = None,
     slice_numbers: Sequence[int] | None = None,
+    labels: Labels = ACDC,
 ) -> Quality:
     """The checks that one frame allows.
 
@@ -186,19 +187,20 @@ def assess_frame(
         frame: its name in the reasons, for example "ED".
         header_note: of the grid.
         slice_numbers: what the slices are called in the reasons; 1, 2, … by default.
+        labels: the structures; anatomy is judged of ACDC's alone.
     """
     limits = limits or QualityLimits()
     where = f"{frame}: " if frame else ""
-    predicted = pairwise_dice(members, tuple(ACDC_LABELS)) if len(members) > 1 else {}
+    predicted = pairwise_dice(members, tuple(labels.by_number)) if len(members) > 1 else {}
     findings = [
-        Finding("predicted Dice", f"{where}predicted Dice of {ACDC_LABELS[label]} is {dice:.3f}, below {limit:g}")
+        Finding("predicted Dice", f"{where}predicted Dice of {labels.by_number[label]} is {dice:.3f}, below {limit:g}")
         for limit in (limits.predicted_dice,)
         for label, dice in predicted.items()
         if dice < limit
     ]
-    for label, name in ACDC_LABELS.items():
+    for label, name in labels.by_number.items():
         findings += _shape_findings(mask == label, where, name, limits, slice_numbers or range(1, mask.shape[2] + 1))
-    if (uncovered := open_cavity_fraction(mask)) > limits.open_cavity:
+    if labels.cardiac and (uncovered := open_cavity_fraction(mask)) > limits.open_cavity:
         reason = f"{where}{100 * uncovered:.1f} % of the LV border is not covered by myocardium"
         findings.append(Finding("LV outside myocardium", reason))
     if header_note is not None:
