@@ -302,8 +302,8 @@ def test_the_side_that_is_taken_as_the_base_is_said_where_the_file_does_not(
     assert notes["plain"] == []
     (note,) = notes["acdc"]  # once, for both frames
     assert not note.review
-    assert "slice 1 " in note.reason
-    assert "slice 10 " in note.reason
+    assert "base to apex" in note.reason
+    assert "--flip-slices" in note.reason
 
 
 def test_findings_reach_the_json_the_page_and_the_table(drawn: Phantom, files: dict[str, Path], tmp_path: Path) -> None:
