@@ -7,7 +7,6 @@ of them back to the native grid in one pass; probabilities are inverted with lin
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from cgdpm_med.volumes import (
     short_axis_view,
     write_on_grid,
 )
+from cgdpm_med.volumes.formats import volume_stem
 
 FUSIONS = ("mean", "majority")
 SUM_TOLERANCE = 0.02  # of a member's probabilities in lower precision
@@ -313,8 +313,8 @@ def source_path(item: Any) -> Path:
 
 
 def case_name(path: str | Path) -> str:
-    """File name without .nii or .nii.gz, in any case."""
-    return re.sub(r"\.nii(\.gz)?$", "", Path(path).name, flags=re.IGNORECASE)
+    """File name without the suffix of a volume (.nii, .nii.gz, .nrrd and so on), in any case."""
+    return volume_stem(path)
 
 
 class Degraded(MapTransform):

@@ -50,7 +50,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "hidden gzip": ("v.nii", gzip.compress(nifti()), "is gzip data but not named .gz"),
     "text": ("v.nii", b"patient,volume\n" * 40, "is not a single-file NIfTI"),
     "zipped text": ("v.nii.gz", gzip.compress(b"patient,volume\n" * 40), "is not a single-file NIfTI"),
-    "other format": ("v.mha", b"ObjectType = Image", "is not named .nii or .nii.gz"),
+    "other format": ("v.vtk", b"# vtk DataFile", "is not named .nii or .nii.gz"),
     "zip of nothing": ("v.nii.gz", gzip.compress(b""), "truncated inside its header"),
     "truncated header": ("v.nii", nifti()[:200], "truncated inside its header"),
     "truncated plain": ("v.nii", without_tail(nifti(), 1), "the header promises 120 bytes of voxels"),

@@ -1,5 +1,7 @@
 """NIfTI images: every readable file gives the right voxels and grid, every other one a single InputError.
 
+Other formats go through :mod:`cgdpm_med.volumes.reading`.
+
 Headers are parsed without nibabel's repairs (it replaces a zero ``pixdim`` by 1 and strips signs), so that what is
 written equals what was read. The fields meant here are defined in the format's own header file, nifti1.h.
 """
@@ -14,6 +16,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,6 +29,7 @@ from nibabel.volumeutils import array_from_file
 from numpy.typing import DTypeLike, NDArray
 
 from cgdpm_med.volumes.files import InputError, PathLike, atomic_write, listed, read_failure
+from cgdpm_med.volumes.formats import PAIR_HEADERS, PAIR_VOXELS, READABLE, is_named
 from cgdpm_med.volumes.grid import (
     Grid,
     check_size,
@@ -34,6 +38,8 @@ from cgdpm_med.volumes.grid import (
     with_shape,
     without_trailing_ones,
 )
+from cgdpm_med.volumes.pairs import single_file
+from cgdpm_med.volumes.reading import is_other_format, read_other
 from cgdpm_med.volumes.spacing import Spacing
 
 
@@ -54,7 +60,10 @@ class Volume:
 
 
 def read_volume(path: PathLike, *, spacing: Spacing = "auto") -> Volume:
-    """Read a .nii or .nii.gz image of three or four dimensions, intensities scaled by scl_slope and scl_inter.
+    """Read an image of three or four dimensions, intensities scaled by scl_slope and scl_inter.
+
+    Formats are NIfTI (.nii, .nii.gz, or a pair .hdr and .img), NRRD (.nrrd, .nhdr, .seq.nrrd), MetaImage (.mha, .mhd)
+    and MGH (.mgh, .mgz); the grid of a file that is not NIfTI has a header of NIfTI that states the same place.
 
     Trailing axes of length 1 do not count as dimensions.
 
@@ -114,7 +123,7 @@ def read_labels(
     """Read a label map as uint8, or uint16 where ``allowed`` goes beyond 255.
 
     Args:
-        path: a .nii or .nii.gz file of three or four dimensions.
+        path: a file as of :func:`read_volume`.
         allowed: the labels that may occur, each within 0 … 65535; an empty (all-background) map is accepted.
         like: the grid the labels must lie on, normally their image's; see :meth:`Grid.difference`.
         spacing: as in :func:`read_volume`.
@@ -185,7 +194,7 @@ def write_on_grid(array: NDArray[Any], grid: Grid, path: PathLike, *, dtype: DTy
         raise ValueError(f"array of shape {array.shape} does not lie on a grid of shape {grid.shape}")
     if array.shape == without_trailing_ones(grid.shape):
         array = array.reshape(grid.shape)
-    compressed = _is_compressed_name(path)
+    compressed = _is_compressed_name(path, "Name it .nii.gz")
     header = _output_header(array, grid, np.dtype(dtype))
     stored = _stored(array, header.get_data_dtype())
     header["cal_min"], header["cal_max"] = float(stored.min()), float(stored.max())
@@ -199,17 +208,29 @@ def write_on_grid(array: NDArray[Any], grid: Grid, path: PathLike, *, dtype: DTy
 
 def _read(path: Path, spacing: Spacing) -> tuple[NDArray[Any], Grid]:
     """Scaled voxels in their natural type, without trailing axes of 1, and the grid; every failure an InputError."""
-    compressed = _is_compressed_name(path)
+    if is_other_format(path):
+        return read_other(path, spacing)
+    # what a damaged number leads to is found by looking at the result, so numpy need not warn on the way
+    with _opened(path) as (stream, size, compressed), np.errstate(all="ignore"):
+        header = _read_header(stream, path)
+        grid = grid_from_header(header, spacing, path)
+        _check_length(header, size, compressed, path)
+        return _read_voxels(stream, header, path), grid
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, int, bool]]:
+    """The bytes of a single-file image, the file's size and whether it is compressed; whatever fails, an InputError."""
     try:
-        # what a damaged number leads to is found by looking at the result, so numpy need not warn on the way
-        with np.errstate(all="ignore"), _open_regular(path) as raw:
+        if is_named(path, (*PAIR_HEADERS, *PAIR_VOXELS)):
+            content = single_file(path)
+            yield io.BytesIO(content), len(content), False
+            return
+        compressed = _is_compressed_name(path, f"Give {READABLE}")
+        with _open_regular(path) as raw:
             _check_magic(raw, compressed, path)
             size = os.fstat(raw.fileno()).st_size
-            stream: io.BufferedIOBase = gzip.GzipFile(fileobj=raw, mode="rb") if compressed else raw
-            header = _read_header(stream, path)
-            grid = grid_from_header(header, spacing, path)
-            _check_length(header, size, compressed, path)
-            return _read_voxels(stream, header, path), grid
+            yield gzip.GzipFile(fileobj=raw, mode="rb") if compressed else raw, size, compressed
     except (EOFError, zlib.error) as error:
         _damaged(path, f"is truncated or damaged ({error})", error)
     except OSError as error:
@@ -220,10 +241,10 @@ def _read(path: Path, spacing: Spacing) -> tuple[NDArray[Any], Grid]:
         _damaged(path, f"has a header that cannot be used ({error})", error)
 
 
-def _is_compressed_name(path: Path) -> bool:
+def _is_compressed_name(path: Path, remedy: str) -> bool:
     name = path.name.lower()
     if not name.endswith((".nii", ".nii.gz")):
-        raise InputError("is not named .nii or .nii.gz", path=path, remedy="Convert it to NIfTI")
+        raise InputError("is not named .nii or .nii.gz", path=path, remedy=remedy)
     return name.endswith(".gz")
 
 
