@@ -7,6 +7,7 @@ everything else, so a study with a JSON is complete, whatever became of the proc
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -16,11 +17,12 @@ from typing import Any
 import torch
 
 from cgdpm_med.apps.calibration_file import Calibration, find_calibration
-from cgdpm_med.apps.cases import Case, Subject, find_cases, group_studies, real_path
+from cgdpm_med.apps.cases import Case, Subject, group_studies, search
 from cgdpm_med.apps.components import keep_largest
 from cgdpm_med.apps.console import CaseBar, complain
 from cgdpm_med.apps.dicom_seg import Identity, check_codes, check_dicom_seg, seg_files, write_dicom_seg
 from cgdpm_med.apps.evaluate import ensemble_settings
+from cgdpm_med.apps.folders import FolderWarning, left_out_lines, real_path
 from cgdpm_med.apps.outputs import (
     WRITTEN,
     CineMaps,
@@ -146,7 +148,7 @@ def segment(
         changes: keys of the bundle's inference configuration; None keeps the bundle's own value.
 
     Returns:
-        See :func:`segment_all`.
+        See :func:`segment_all`; and ``left_out``, by reason the files that were not segmented.
 
     Raises:
         InputError: when nothing can be segmented at all.
@@ -154,14 +156,17 @@ def segment(
     options = options or Options()
     check_outputs(options.write)
     chosen = choose_device(device)
-    cases = find_cases(source, exclude=output)
-    check_options(options, cases)
+    found = search(source, exclude=output)
+    for line in left_out_lines(Path(source), found.left_out):
+        warnings.warn(line, FolderWarning, stacklevel=2)
+    check_options(options, found.cases)
     changes = {name: value for name, value in changes.items() if value is not None}
     segmenter = Segmenter.from_bundle(bundle, device=chosen, **changes)
     if options.dicom_seg is not None:
         check_codes(segmenter.labels)
     check_folder(Path(output))
-    result = segment_all(segmenter, cases, output, options=options, resume=resume, shard=shard)
+    result = segment_all(segmenter, found.cases, output, options=options, resume=resume, shard=shard)
+    result["left_out"] = {reason: [str(path) for path in paths] for reason, paths in found.left_out.items()}
     if label_table:
         result["label_tables"] = [str(path) for path in write_label_tables(Path(output), segmenter.labels)]
     return result
@@ -187,7 +192,9 @@ def check_options(options: Options, cases: Sequence[Case]) -> None:
     studies = group_studies(cases)
     for name, number in (("--ed", options.ed), ("--es", options.es)):
         if number is not None and any(case.subject is not None for case in cases):
-            what = f"{name} names a frame of a cine, but here Info.cfg says which frames are which"
+            what = (
+                f"{name} names a frame of a cine, but here Info.cfg says which frames are which, or the files' names do"
+            )
             raise InputError(what, remedy="Leave it out, or give the 4D file")
     if options.ed is not None and options.ed == options.es:
         raise InputError(f"ED and ES are the same frame, {options.ed}", remedy="Give two frames")

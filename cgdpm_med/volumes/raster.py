@@ -242,7 +242,7 @@ def header_line(file: IO[bytes], path: Path) -> str | None:
     line = file.readline(_HEADER_LIMIT)
     if len(line) == _HEADER_LIMIT or file.tell() > 16 * _HEADER_LIMIT:
         raise InputError("has no header that ends", path=path, remedy=AGAIN)
-    return line.decode("latin-1").rstrip("\r\n") if line else None
+    return line.decode("utf-8", "surrogateescape").rstrip("\r\n") if line else None
 
 
 def data_files(value: str, lines: Sequence[str], path: Path) -> list[Path]:
