@@ -14,7 +14,7 @@ from conftest import REPO
 from numpy.typing import NDArray
 from segmentations import segmentation_of
 
-from cgdpm_med.apps.cardiac import CardiacFunction, Estimate, cardiac_function, frame_volumes
+from cgdpm_med.apps.cardiac import CardiacFunction, Estimate, FrameVolumes, cardiac_function, frame_volumes
 from cgdpm_med.apps.quality import (
     Finding,
     Quality,
@@ -27,6 +27,7 @@ from cgdpm_med.apps.quality import (
     open_cavity_fraction,
     worst_cases_auroc,
 )
+from cgdpm_med.apps.single_images import single_image_columns
 from cgdpm_med.apps.study import Study, write_cohort
 from cgdpm_med.phantom import Phantom, PhantomSpec, make_phantom, write_phantom_patient
 from cgdpm_med.volumes import InputError, Volume, read_volume
@@ -297,3 +298,17 @@ def test_cohort_file(cine: tuple[Phantom, Volume], tmp_path: Path) -> None:
     assert float(one["lv_ef_percent"]) == pytest.approx(drawn.truth.ef_percent, abs=1e-3)
     assert (two["case"], two["ed_frame"], two["lv_ef_percent"]) == ("two", "", "")
     assert one["quality"] in ("pass", "review")
+    assert (one["lv_ml"], one["myo_g_lower"]) == ("", "")
+    millilitres = np.bincount(drawn.labels[1].ravel(), minlength=4) * volume.grid.voxel_volume / 1000
+    for name, label, factor in (("lv_ml", 3, 1), ("rv_ml", 1, 1), ("myo_g", 2, 1.05)):
+        assert float(two[name]) == pytest.approx(factor * millilitres[label], abs=1e-3)
+        assert two[f"{name}_lower"] == two[f"{name}_upper"] == ""  # one member has no spread
+
+
+def test_the_interval_of_a_single_image_is_the_members_own() -> None:
+    members = np.outer(np.arange(90, 111), [1000.0, 1, 2, 3])  # of 21 members the central 90 % are 91 to 109
+    columns = single_image_columns(FrameVolumes(np.array([1e5, 100, 200, 300]), members))
+    assert [columns[f"lv_ml{end}"] for end in ("", "_lower", "_upper")] == ["300.000", "273.000", "327.000"]
+    assert [columns[f"rv_ml{end}"] for end in ("", "_lower", "_upper")] == ["100.000", "91.000", "109.000"]
+    assert [columns[f"myo_g{end}"] for end in ("", "_lower", "_upper")] == ["210.000", "191.100", "228.900"]
+    assert set(single_image_columns(None).values()) == {""}

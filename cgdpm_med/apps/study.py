@@ -20,6 +20,7 @@ from cgdpm_med.apps.labels import ACDC, Labels
 from cgdpm_med.apps.quality import Finding, Quality, QualityLimits, assess_frame, assess_function, combine
 from cgdpm_med.apps.rows import write_csv
 from cgdpm_med.apps.segment import Segmentation
+from cgdpm_med.apps.single_images import single_image_columns
 from cgdpm_med.apps.stack_checks import assess_stack, compare_grids
 from cgdpm_med.volumes import InputError, slice_order
 
@@ -198,15 +199,20 @@ class Study:
 
 
 def write_cohort(results: Sequence[StudyResult], path: str | Path) -> None:
-    """A CSV with a row per study: frames, function with intervals, verdict and reasons.
+    """A CSV with a row per study: frames, function with intervals, verdict, reasons; of a single image its volumes.
 
     Of structures other than ACDC's their volumes in the first frame, verdict and reasons.
     """
     if results and not results[0].labels.cardiac:
         write_csv(Path(path), [_volume_row(result) for result in results])
         return
-    frames = {r.key: {"ed_frame": str(r.ed or ""), "es_frame": str(r.es or "")} for r in results}
-    write_cohort_csv(path, {r.key: r.function for r in results}, {r.key: frames[r.key] | _verdict(r) for r in results})
+    write_cohort_csv(path, {r.key: r.function for r in results}, {r.key: _further_columns(r) for r in results})
+
+
+def _further_columns(result: StudyResult) -> dict[str, str]:
+    frames = {"ed_frame": str(result.ed or ""), "es_frame": str(result.es or "")}
+    alone = next(iter(result.volumes.values())) if len(result.volumes) == 1 else None
+    return frames | _verdict(result) | single_image_columns(alone)
 
 
 def _volume_row(result: StudyResult) -> dict[str, Any]:
