@@ -346,10 +346,10 @@ def test_a_phantom_in_any_format_gives_the_same_mask(tmp_path: Path) -> None:
     result = segment_all(Thresholder(), find_cases(tmp_path / "in"), tmp_path / "out", options=PLAIN)
     assert result["failed"] == {}
     segment_all(Thresholder(), find_cases(frame), tmp_path / "plain", options=PLAIN)
-    expected = np.asarray(nib.load(tmp_path / "plain" / f"{case_name(frame)}.nii.gz").dataobj)
+    expected = np.asarray(nib.Nifti1Image.from_filename(tmp_path / "plain" / f"{case_name(frame)}.nii.gz").dataobj)
     assert expected.any()
     for name in "abcdefg":
-        mask = nib.load(tmp_path / "out" / f"{name}.nii.gz")
+        mask = nib.Nifti1Image.from_filename(tmp_path / "out" / f"{name}.nii.gz")
         assert np.array_equal(np.asarray(mask.dataobj), expected)
         read = read_volume(next(path for path in sorted((tmp_path / "in").glob(f"{name}.*")) if is_volume(path)))
         assert np.array_equal(read.data, image.data)

@@ -176,10 +176,10 @@ def _nothing(source: Path, exclude: Path | None, contents: Contents) -> InputErr
     inside = exclude is not None and (is_below(source, exclude) or bool(volume_files(source)))
     if inside and not contents.left_out:
         return InputError("lies inside the output folder", path=source, remedy="Give another output folder")
-    what = "holds no .nii, .nii.gz or other volume and no DICOM image"
+    what = "holds no .nii or .nii.gz file, no other volume and no DICOM image"
     if contents.left_out:
         left = "; ".join(f"{len(paths)} {reason}" for reason, paths in contents.left_out.items())
-        what = f"holds no .nii, .nii.gz or other volume to segment, only {left}"
+        what = f"holds no .nii or .nii.gz file or other volume to segment, only {left}"
     return InputError(what, path=source, remedy=f"Give {READABLE}, a DICOM series, or a folder of them")
 
 
@@ -398,7 +398,7 @@ def _is_map(path: Path, names: set[tuple[Path, str]]) -> bool:
 
 def _some(files: list[Path], folder: Path) -> list[Path]:
     if not files:
-        raise InputError("holds no .nii, .nii.gz or other volume", path=folder, remedy="Give a folder of masks")
+        raise InputError("holds no .nii or .nii.gz file or other volume", path=folder, remedy="Give a folder of masks")
     return files
 
 
