@@ -102,7 +102,8 @@ def test_what_itk_writes_is_read_where_itk_puts_it(tmp_path: Path, suffix: str, 
     sitk.WriteImage(itk_image(VOXELS, PLACES[place]), str(path), compressed)
     volume = read_volume(path)
     assert np.array_equal(volume.data, VOXELS)
-    assert (volume.data.dtype, volume.grid.shape, volume.grid.note) == (np.float32, (5, 4, 3), None)
+    assert volume.data.dtype == np.float32
+    assert (volume.grid.shape, volume.grid.note) == ((5, 4, 3), None)
     np.testing.assert_allclose(volume.grid.affine, PLACES[place], rtol=0, atol=1e-4)
     np.testing.assert_allclose(volume.grid.spacing, (1.25, 1.4, 8), rtol=1e-6)
     assert directions_known(volume.grid)
@@ -215,7 +216,8 @@ def test_a_space_with_time_is_a_cine(tmp_path: Path) -> None:
     }
     volume = read_volume(nrrd(tmp_path / "a.nrrd", raw(CINE), **fields))
     assert np.array_equal(volume.data, CINE)
-    np.testing.assert_allclose(volume.grid.affine[:3], [[1.5, 0, 0, 1], [0, 1.6, 0, 2], [0, 0, 8, 3]], rtol=1e-6)
+    expected = np.array([[1.5, 0, 0, 1], [0, 1.6, 0, 2], [0, 0, 8, 3]], dtype=np.float64)
+    np.testing.assert_allclose(volume.grid.affine[:3], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from nibabel.freesurfer.mghformat import DATA_OFFSET, MGHHeader
 from numpy.typing import NDArray
 
 from cgdpm_med.volumes.files import InputError
-from cgdpm_med.volumes.grid import Grid, Spacing, check_size
+from cgdpm_med.volumes.grid import Grid, check_size
 from cgdpm_med.volumes.raster import AGAIN, Geometry, made_grid, open_regular, reading
+from cgdpm_med.volumes.spacing import Spacing
 
 _GEOMETRY_FLAG = slice(28, 30)  # goodRASFlag, which nibabel sets where it was not
 

@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgdpm_med.volumes.files import InputError, read_failure
-from cgdpm_med.volumes.grid import Grid, Spacing, check_size, grid_from_header, mark_millimetres
+from cgdpm_med.volumes.grid import Grid, check_size, grid_from_header, mark_millimetres
+from cgdpm_med.volumes.spacing import GIVE_SPACING, Spacing
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """World coordinates of ITK, DICOM and MetaImage to those of NIfTI."""
@@ -110,7 +111,7 @@ def made_grid(shape: Sequence[int], geometry: Geometry, path: Path, spacing: Spa
     if stated is not None and not (np.isfinite(stated).all() and (stated > 0).all()):
         stated = None
     if stated is None and isinstance(spacing, str):
-        raise InputError("states no voxel spacing", path=path, remedy="Give the spacing in mm explicitly")
+        raise InputError("states no voxel spacing", path=path, remedy=GIVE_SPACING)
     kind = nib.Nifti1Header if max(shape) < 2**15 else nib.Nifti2Header
     header = kind()
     header.set_data_shape(tuple(shape))

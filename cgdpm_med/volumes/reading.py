@@ -18,11 +18,12 @@ from cgdpm_med.volumes.formats import (
     pair_header,
     pair_voxels,
 )
-from cgdpm_med.volumes.grid import Grid, Spacing
+from cgdpm_med.volumes.grid import Grid
 from cgdpm_med.volumes.metaimage import metaimage_files, metaimage_raster
 from cgdpm_med.volumes.mgh import read_mgh
 from cgdpm_med.volumes.nrrd import nrrd_files, nrrd_raster
 from cgdpm_med.volumes.raster import read_raster
+from cgdpm_med.volumes.spacing import Spacing
 
 
 def is_other_format(path: Path) -> bool:
