@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from nifti_files import ACDC_SFORM, OBLIQUE, nifti, save
+from nifti_files import ACDC_SFORM, LABELS, OBLIQUE, nifti, save
 from stubs import Thresholder
 from test_cli import run
 from test_segment_geometry import SEGMENTER, smooth_noise
@@ -95,7 +95,7 @@ def test_a_spacing_by_hand_counts_for_millilitres_and_for_continue(
 
 
 @pytest.mark.usefixtures("threshold")
-def test_the_remedy_of_a_header_without_a_size_leads_to_a_mask(
+def test_the_remedy_of_a_header_without_a_size_leads_to_a_mask_and_its_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     header: dict[str, Any] = {"sform": ACDC_SFORM, "sform_code": 2, "pixdim": (1.5, 1.5, 0.0)}
@@ -104,6 +104,10 @@ def test_the_remedy_of_a_header_without_a_size_leads_to_a_mask(
     assert "--spacing 1.5,1.5,8" in capsys.readouterr().err
     options = ("--spacing", "1.5,1.5,8", "--write", "mask,probabilities,members")
     assert segment(monkeypatch, source, out, *options)["spacing_mm"] == [1.5, 1.5, 8.0]
+    reference = save(tmp_path / "v_gt.nii", nifti(LABELS, **header))
+    words = ("evaluate", str(out / "v.nii.gz"), str(reference))
+    assert run(monkeypatch, *words) == 1
+    assert run(monkeypatch, *words, "--spacing", "1.5,1.5,8") == 0
     ensemble = read_ensemble(read_labels(out / "v.nii.gz", spacing=(1.5, 1.5, 8)))
     assert ensemble is not None
     assert ensemble.grid.voxel_volume == pytest.approx(1.5 * 1.5 * 8)
@@ -115,7 +119,7 @@ def test_a_spacing_that_is_none_is_one_line_before_any_work(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = save(tmp_path / "v.nii", nifti()), tmp_path / "out"
-    assert run(monkeypatch, "segment", str(source), str(out), "--spacing", text) == 1
+    assert run(monkeypatch, "segment", str(source), str(out), "--spacing", text) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert not out.exists()

@@ -83,9 +83,6 @@ ReferenceLabels = Annotated[
 IgnoreGeometry = Annotated[
     bool, typer.Option("--ignore-geometry", help="Pair voxels as stored, on the reference's grid; shapes must agree.")
 ]
-MaskSpacing = Annotated[
-    str | None, typer.Option(metavar="X,Y,Z", help="Voxel size in mm of all masks.", show_default="their headers'")
-]
 Weights = Annotated[Path | None, typer.Option(help="Weights to use.", show_default="the bundle's")]
 Bundle = Annotated[str, typer.Option(help="Name of a bundle (see info), or its folder.")]
 SpacingText = Annotated[
@@ -204,6 +201,16 @@ def phantom(
         typer.echo("\n".join(folders))
 
 
+def _voxel_size(text: str | None) -> Any:
+    from cgdpm_med.volumes import InputError, parse_spacing
+
+    try:
+        return parse_spacing(text)
+    except InputError as error:
+        typer.secho(f"error: --spacing: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(2) from error
+
+
 def _timesteps(text: str) -> list[int]:
     low, colon, high = text.partition(":")
     if not (colon and low.isdigit() and high.isdigit()):
@@ -278,7 +285,6 @@ def segment(
     from cgdpm_med.apps.pipeline import Options
     from cgdpm_med.apps.pipeline import segment as run
     from cgdpm_med.apps.resume import find_shard
-    from cgdpm_med.volumes import parse_spacing
 
     options = Options(
         write=tuple(output.strip() for output in write.split(",")),
@@ -292,7 +298,7 @@ def segment(
         dicom_seg=None if dicom_seg is None else dicom_seg.value,
         calibrate=calibrated,
         calibration=calibration,
-        spacing=parse_spacing(spacing),
+        spacing=_voxel_size(spacing),
         flip_slices=flip_slices,
     )
     result = run(
@@ -351,7 +357,6 @@ def calibrate(
     """
     from cgdpm_med.apps.calibrate import calibrate as run
     from cgdpm_med.apps.calibrate import format_calibration
-    from cgdpm_med.volumes import parse_spacing
 
     result = run(
         source,
@@ -360,7 +365,7 @@ def calibrate(
         bundle=bundle,
         device=device,
         output=output,
-        spacing=parse_spacing(spacing),
+        spacing=_voxel_size(spacing),
         members=members,
         steps=steps,
         method=method and method.value,
@@ -431,9 +436,8 @@ def super_resolve(
     """
     from cgdpm_med.apps.super_resolve import load_resolver
     from cgdpm_med.apps.super_resolve import super_resolve as run
-    from cgdpm_med.volumes import parse_spacing
 
-    voxels = parse_spacing(spacing)
+    voxels = _voxel_size(spacing)
     resolver = load_resolver(
         weights,
         bundle,
@@ -491,16 +495,6 @@ def _methods(texts: list[str]) -> dict[str, Path]:
     return found
 
 
-def _millimetres(text: str | None) -> Any:
-    if text is None:
-        return "auto"
-    try:
-        x, y, z = (float(size) for size in text.replace("x", ",").split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not X,Y,Z in mm", param_hint="--spacing") from error
-    return x, y, z
-
-
 def _to_stderr(lines: list[str]) -> None:
     for line in lines:
         typer.secho(line, fg=typer.colors.YELLOW, err=True)
@@ -517,7 +511,7 @@ def evaluate(
         str | None, typer.Option(help="Of the predictions, where the two differ.", show_default="--labels")
     ] = None,
     ignore_geometry: IgnoreGeometry = False,
-    spacing: MaskSpacing = None,
+    spacing: SpacingText = None,
     as_json: AsJson = False,
 ) -> None:
     """Score masks against references: Dice, HD95 and ASSD for each structure, volume by volume.
@@ -536,7 +530,7 @@ def evaluate(
         prediction_labels=_labels(prediction_labels, "--prediction-labels"),
         reference_labels=_labels(reference_labels, "--reference-labels"),
         ignore_geometry=ignore_geometry,
-        spacing=_millimetres(spacing),
+        spacing=_voxel_size(spacing),
     )
     if as_json:
         _print_json(summary)
@@ -564,7 +558,7 @@ def compare(
         typer.Option(help="Regular expression: its first group in a case's key is the patient."),
     ] = None,
     ignore_geometry: IgnoreGeometry = False,
-    spacing: MaskSpacing = None,
+    spacing: SpacingText = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -586,7 +580,7 @@ def compare(
         prediction_labels=_by_method(prediction_labels or [], list(named)),
         patient_pattern=patient_pattern,
         ignore_geometry=ignore_geometry,
-        spacing=_millimetres(spacing),
+        spacing=_voxel_size(spacing),
         seed=seed,
     )
     if as_json:
