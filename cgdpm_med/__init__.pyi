@@ -54,8 +54,6 @@ from cgdpm_med.apps.report import (
     provenance as provenance,
     write_report as write_report,
 )
-from cgdpm_med.apps.labels import channel_names as channel_names
-from cgdpm_med.apps.training_patients import record_split as record_split
 from cgdpm_med.apps.segment import Segmentation as Segmentation, Segmenter as Segmenter
 from cgdpm_med.apps.staple import fuse_staple as fuse_staple, staple as staple
 from cgdpm_med.apps.study import Study as Study, StudyResult as StudyResult, write_cohort as write_cohort
@@ -122,7 +120,6 @@ from cgdpm_med.guidance_training import (
     guidance_beside as guidance_beside,
     guidance_weighting as guidance_weighting,
     guide_from_denoiser as guide_from_denoiser,
-    guidance_beside as guidance_beside,
     load_guide as load_guide,
 )
 from cgdpm_med.handlers import Progress as Progress, SampleGrid as SampleGrid
