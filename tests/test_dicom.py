@@ -18,7 +18,8 @@ from pydicom.uid import generate_uid
 from cgdpm_med.apps.cases import find_cases
 from cgdpm_med.volumes import VOXEL_LIMIT, InputError, read_volume, write_on_grid
 from cgdpm_med.volumes.dicom import DicomWarning, find_dicom, read_dicom
-from cgdpm_med.volumes.dicom_files import compression, is_dicom_file
+from cgdpm_med.volumes.dicom_files import is_dicom_file
+from cgdpm_med.volumes.dicom_pixels import compression
 
 TO_RAS = np.array([-1.0, -1.0, 1.0])
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cgdpm_med.apps.overlay import COLOURS
 from cgdpm_med.data import ACDC_LABELS
 from cgdpm_med.volumes import InputError, atomic_write
-from cgdpm_med.volumes.dicom_files import DicomImage
+from cgdpm_med.volumes.dicom_headers import DicomImage
 from cgdpm_med.volumes.dicom_stack import DicomStack
 
 Identity = Literal["deidentified", "identified"]
