@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -88,7 +88,9 @@ def group_studies(cases: Iterable[Case]) -> dict[str, list[Case]]:
     return studies
 
 
-def find_cases(source: str | Path, *, exclude: str | Path | None = None) -> list[Case]:
+def find_cases(
+    source: str | Path, *, exclude: str | Path | None = None, series: Collection[int] | None = None
+) -> list[Case]:
     """The volumes at ``source``: a NIfTI file, an ACDC-layout folder (ED and ES of each patient), or any folder.
 
     Folders are searched recursively for .nii and .nii.gz, and for DICOM series, which are grouped by
@@ -96,12 +98,19 @@ def find_cases(source: str | Path, *, exclude: str | Path | None = None) -> list
     out. Results mirror the folders of the inputs, and nnU-Net's channel ending ``_0000`` is no part of a name. A DICOM
     volume bears the name of its folder, with its series number where the folder holds several.
 
+    Args:
+        source: file or folder.
+        exclude: a folder that is left out.
+        series: SeriesNumbers of the DICOM series to take, and nothing else; None takes everything.
+
     Raises:
-        InputError: when there is nothing to segment.
+        InputError: when there is nothing to segment, or no series of such a number.
     """
     source = Path(source)
     if not source.exists():
         raise InputError("there is no such file or folder", path=source, remedy="Check the path")
+    if series is not None:
+        return _chosen_series(source, exclude, series)
     if not source.is_dir():
         if is_dicom_file(source):
             raise InputError("is one DICOM file", path=source, remedy="Give the folder of its series")
@@ -120,6 +129,12 @@ def find_cases(source: str | Path, *, exclude: str | Path | None = None) -> list
         remedy = "Give a NIfTI file, a DICOM series, or a folder of them"
         raise InputError("holds no .nii or .nii.gz file and no DICOM image", path=source, remedy=remedy)
     return _without_namesakes(cases)
+
+
+def _chosen_series(source: Path, exclude: str | Path | None, series: Collection[int]) -> list[Case]:
+    if not source.is_dir():
+        raise InputError("is no folder of DICOM series", path=source, remedy="Leave out --series, or give a folder")
+    return _without_namesakes(_dicom_cases(source, find_dicom(source, exclude=exclude, series=series)))
 
 
 def _dicom_cases(source: Path, findings: list[DicomFinding]) -> list[Case]:

@@ -7,7 +7,7 @@ everything else, so a study with a JSON is complete, whatever became of the proc
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -113,6 +113,7 @@ def segment(
     resume: bool = False,
     shard: Shard | None = None,
     label_table: bool = False,
+    series: Collection[int] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Segment whatever lies at ``source`` with a bundle: what ``cgdpm-med segment`` does.
@@ -124,6 +125,7 @@ def segment(
         resume: leave out the studies that are complete, made with the same settings, weights and inputs.
         shard: segment this part only; the cohort's files are then left to ``cgdpm-med cohort``.
         label_table: write names and colours of the labels for 3D Slicer and ITK-SNAP.
+        series: SeriesNumbers of the DICOM series to segment, and nothing else.
         changes: keys of the bundle's inference configuration; None keeps the bundle's own value.
 
     Returns:
@@ -135,7 +137,7 @@ def segment(
     options = options or Options()
     check_outputs(options.write)
     chosen = choose_device(device)
-    cases = find_cases(source, exclude=output)
+    cases = find_cases(source, exclude=output, series=series)
     check_options(options, cases)
     changes = {name: value for name, value in changes.items() if value is not None}
     segmenter = Segmenter.from_bundle(bundle, device=chosen, **changes)

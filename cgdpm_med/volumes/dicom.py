@@ -10,9 +10,10 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cgdpm_med.volumes.dicom_contrast import differing
 from cgdpm_med.volumes.dicom_files import dicom_files
 from cgdpm_med.volumes.dicom_groups import ImageGroup, joined
 from cgdpm_med.volumes.dicom_headers import DicomImage, NotAnImage, read_headers
@@ -198,7 +199,9 @@ def _judge_views(key: SeriesKey, views: Sequence[ImageGroup]) -> tuple[list[Dico
             findings.append(_refused(view, error))
             continue
         (single if len(view.slices) == 1 else stacks).append(view)
-    findings += [_stacked(stack) for view in stacks for stack in shifted_stacks(view)]
+    names = differing([view.images[0].contrast for view in stacks])
+    note = f"is one of several volumes of its series, which differ in {listed(names)}" if names and key.series else ""
+    findings += [_with_note(_stacked(stack), note) for view in stacks for stack in shifted_stacks(view)]
     if stacks and single and key.series:
         whole = joined(single)
         what = f"holds {len(single)} views of one slice each, which are left out"
@@ -217,6 +220,12 @@ def _stacked(group: ImageGroup) -> DicomFinding:
     except InputError as error:
         return _refused(group, error)
     return DicomFinding(group.folder, stack.series, stack=stack)
+
+
+def _with_note(found: DicomFinding, note: str) -> DicomFinding:
+    if found.stack is None or not note:
+        return found
+    return replace(found, stack=replace(found.stack, notes=(*found.stack.notes, note)))
 
 
 def _refused(group: ImageGroup, error: InputError) -> DicomFinding:

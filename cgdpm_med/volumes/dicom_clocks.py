@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cgdpm_med.volumes.dicom_groups import Slices
-from cgdpm_med.volumes.dicom_headers import DicomImage
 from cgdpm_med.volumes.files import listed
-
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def doubt(clock: Clock, readings: Sequence[Sequence[float | None]]) -> str | Non
     if (steps <= 0).any():
         if (values == values[0, 0]).all():
             return "the same everywhere"
-        return f"the same for several images of slice {_numbers((steps <= 0).any(axis=1))}"
+        return f"the same for several images of slice {_numbers(np.any(steps <= 0, axis=1))}"
     return _doubt_of_counts(values) if clock.count else _doubt_of_times(values, steps, clock.relative)
 
 
@@ -161,7 +160,7 @@ def _doubt_of_counts(values: NDArray[np.float64]) -> str | None:
     steps = np.diff(values, axis=1)
     usual = float(np.median(steps))
     if (steps != usual).any():
-        return f"in no regular steps in slice {_numbers((steps != usual).any(axis=1))}"
+        return f"in no regular steps in slice {_numbers(np.any(steps != usual, axis=1))}"
     starts = np.unique(values[:, 0])
     few = values.shape[1] == 2  # any two numbers make a regular step
     if few and len(starts) > 1 and len(np.unique(np.diff(starts))) > 1:
@@ -194,7 +193,7 @@ def _one_after_the_other(values: NDArray[np.float64]) -> bool:
     return bool((values[order[:-1], -1] < values[order[1:], 0]).all())
 
 
-def _numbers(odd: NDArray[np.bool_]) -> str:
+def _numbers(odd: Any) -> str:
     return listed(int(k) + 1 for k in np.flatnonzero(odd))
 
 
@@ -218,7 +217,7 @@ def _choose(orders: Orders) -> tuple[Clock, list[str]]:
     best = families[int(np.argmax(witnesses))]
     rivals = [family for family, count in zip(families, witnesses, strict=True) if count == max(witnesses)]
     if any(not _alike(orders[best[0]], orders[family[0]]) for family in rivals):
-        if not all(_turned(orders[first], orders[clock]) or _reversed(orders[first], orders[clock]) for clock in against):
+        if not all(_nearly_alike(orders[first], orders[clock]) for clock in against):
             names = listed(dict.fromkeys(family[0].name for family in rivals))
             raise NoOrder(f"holds phases whose clocks contradict each other from slice to slice: {names}")
         best = families[0]
@@ -255,6 +254,10 @@ def _reversed(a: NDArray[np.intp], b: NDArray[np.intp]) -> bool:
     return relations.shape[1] > 3 and bool((same | (relations == relations[0, ::-1]).all(axis=1)).all())
 
 
+def _nearly_alike(a: NDArray[np.intp], b: NDArray[np.intp]) -> bool:
+    return _turned(a, b) or _reversed(a, b)
+
+
 def _seconds_between(
     clocks: Sequence[Clock], readings: dict[Clock, list[list[float | None]]]
 ) -> tuple[float, tuple[str, ...]]:
@@ -266,9 +269,3 @@ def _seconds_between(
                 return step, (f"{clock.name} is taken as seconds, since its steps are of {step:.3g}",)
             return step / 1000, ()
     return 0.0, ()
-
-
-def time_of(image: DicomImage) -> float | None:
-    """When in the heart beat an image was taken, by the first relative clock it has."""
-    times = (image.times.get(clock.keyword) for clock in CLOCKS if clock.relative)
-    return next((time for time in times if time is not None), None)

@@ -20,7 +20,14 @@ _TOLERANCE: dict[str, tuple[str, float, float]] = {
 
 _NAMES = {"component": "image component", "sequence": "sequence", "protocol": "protocol"}
 _PHASE = {"P", "PHASE", "PHASE MAP", "PHASE_MAP", "P_FFE", "P_PCA", "VELOCITY", "VELOCITY MAP", "VELOCITY_MAP"}
-_PARTS = {"R": "real", "I": "imaginary", "REAL": "real", "IMAGINARY": "imaginary", "R_FFE": "real", "I_FFE": "imaginary"}
+_PARTS = {
+    "R": "real",
+    "I": "imaginary",
+    "REAL": "real",
+    "IMAGINARY": "imaginary",
+    "R_FFE": "real",
+    "I_FFE": "imaginary",
+}
 
 
 @dataclass(frozen=True)

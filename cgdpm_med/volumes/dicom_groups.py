@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -112,15 +112,3 @@ def spacing_of(image: DicomImage) -> tuple[float, float]:
     """Of an image that is known to have it: mm between columns, and between rows."""
     assert image.spacing is not None
     return image.spacing
-
-
-def overlapping(slices: Sequence[Sequence[DicomImage]], gap: float) -> bool:
-    """Whether slices lie so close that two stacks must have been shifted into each other.
-
-    They do where the gap is smaller than a slice is thick, or half of what SpacingBetweenSlices says.
-    """
-    images = [image for of_slice in slices for image in of_slice]
-    thick = [image.thickness for image in images if image.thickness is not None]
-    stated = [image.between for image in images if image.between is not None]
-    too_thick = bool(thick) and gap < 0.9 * float(np.median(thick))
-    return too_thick or (bool(stated) and abs(float(np.median(stated)) - 2 * gap) < 0.1 * gap)

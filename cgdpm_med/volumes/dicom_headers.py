@@ -7,7 +7,6 @@ import os
 import re
 import struct
 import warnings
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,26 +15,20 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
-from pydicom.errors import BytesLengthException
 from pydicom.uid import UID
 
 from cgdpm_med.volumes.dicom_contrast import Contrast
-from cgdpm_med.volumes.files import InputError
-
-UNREADABLE = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    OverflowError,
-    RecursionError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    BytesLengthException,
+from cgdpm_med.volumes.dicom_multiframe import frames_of
+from cgdpm_med.volumes.dicom_values import (
+    UNREADABLE,
+    number_of,
+    numbers_of,
+    positive_of,
+    seconds_of,
+    text_of,
+    whole_of,
 )
-"""What pydicom raises on damaged files."""
+from cgdpm_med.volumes.files import InputError
 
 _DIRECTORY = "1.2.840.10008.1.3.10"  # the table of contents of a disc
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -87,6 +80,7 @@ class DicomImage:
         frame: index of the image within its file.
         frames: how many frames the file holds.
         loose: whether the file holds several frames and does not say where each of them lies.
+        syntax: TransferSyntaxUID; "" where absent.
         sop_class, instance_uid, study_uid, series_uid, frame_of_reference: UIDs; "" where absent.
         patient: a digest of PatientID, for comparing in memory only; "" where absent.
         series, instance: SeriesNumber and InstanceNumber; of a frame, InstanceNumber x frames + its index.
@@ -107,6 +101,7 @@ class DicomImage:
     frame: int
     frames: int
     loose: bool
+    syntax: str
     sop_class: str
     instance_uid: str
     study_uid: str
@@ -142,8 +137,6 @@ def read_headers(path: Path) -> list[DicomImage] | NotAnImage | None:
     Raises:
         InputError: for an image that is damaged or cut short.
     """
-    from cgdpm_med.volumes.dicom_multiframe import frames_of
-
     try:
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")  # pydicom's may quote the header
@@ -155,7 +148,8 @@ def read_headers(path: Path) -> list[DicomImage] | NotAnImage | None:
                 return NotAnImage(path)
             _require_whole_pixels(file, header)
             frames = frames_of(header)
-            return [_image(path, frame, index, len(frames)) for index, frame in enumerate(frames)]
+            syntax = text_of(header.file_meta, "TransferSyntaxUID")
+            return [_image(path, syntax, frame, index, len(frames)) for index, frame in enumerate(frames)]
     except OSError as error:
         raise InputError("cannot be read: permission or disk", path=path, remedy="Check the file") from error
     except UNREADABLE as error:
@@ -222,57 +216,11 @@ def _holds_pictures(sop_class: str) -> bool:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def text_of(header: Any, keyword: str) -> str:
-    """A value as text, several joined by backslashes; "" where it is absent."""
-    try:
-        value = header.get(keyword)
-    except UNREADABLE:
-        return ""
-    if value is None:
-        return ""
-    parts = [value] if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__") else list(value)
-    return "\\".join(str(part).strip(" \0") for part in parts)
-
-
-def numbers_of(header: Any, keyword: str, count: int) -> list[float] | None:
-    """Finite numbers, or None unless there are ``count`` of them."""
-    try:
-        values = [float(part) for part in text_of(header, keyword).split("\\")]
-    except ValueError:
-        return None
-    return values if len(values) == count and np.isfinite(values).all() else None
-
-
-def number_of(header: Any, keyword: str) -> float | None:
-    """A single finite number, or None."""
-    values = numbers_of(header, keyword, 1)
-    return None if values is None else values[0]
-
-
-def seconds_of(text: str) -> float | None:
-    """DICOM's TM, or the end of a DT, as seconds of the day."""
-    found = re.fullmatch(r"(?:\d{8})?(\d{2}):?(\d{2})?:?(\d{2}(?:\.\d+)?)?(?:[+-]\d{4})?", text.strip())
-    if found is None:
-        return None
-    hours, minutes, seconds = (float(part or 0) for part in found.groups())
-    return 3600 * hours + 60 * minutes + seconds
-
-
-def _whole(header: Any, keyword: str) -> int | None:
-    value = number_of(header, keyword)
-    return None if value is None else int(value)
-
-
-def _positive(header: Any, keyword: str) -> float | None:
-    value = number_of(header, keyword)
-    return value if value is not None and value > 0 else None
-
-
-def _image(path: Path, header: Any, frame: int, frames: int) -> DicomImage:
+def _image(path: Path, syntax: str, header: Any, frame: int, frames: int) -> DicomImage:
     between = numbers_of(header, "PixelSpacing", 2)  # between rows, then between columns
     position = numbers_of(header, "ImagePositionPatient", 3)
     patient = text_of(header, "PatientID")
-    instance = _whole(header, "InstanceNumber")
+    instance = whole_of(header, "InstanceNumber")
     if frames > 1:
         instance = (instance or 0) * frames + frame
     slope, intercept = number_of(header, "RescaleSlope"), number_of(header, "RescaleIntercept")
@@ -280,24 +228,25 @@ def _image(path: Path, header: Any, frame: int, frames: int) -> DicomImage:
         path=path,
         frame=frame,
         frames=frames,
-        loose=frames == 1 and (_whole(header, "NumberOfFrames") or 1) > 1,
+        loose=frames == 1 and (whole_of(header, "NumberOfFrames") or 1) > 1,
+        syntax=syntax,
         sop_class=text_of(header, "SOPClassUID"),
         instance_uid=text_of(header, "SOPInstanceUID"),
         study_uid=text_of(header, "StudyInstanceUID"),
         series_uid=text_of(header, "SeriesInstanceUID"),
         frame_of_reference=text_of(header, "FrameOfReferenceUID"),
         patient=hashlib.sha256(patient.encode()).hexdigest() if patient else "",
-        series=_whole(header, "SeriesNumber"),
+        series=whole_of(header, "SeriesNumber"),
         instance=instance,
         stack_id=text_of(header, "StackID"),
         size=(int(header.Columns), int(header.Rows)),
         grey=text_of(header, "PhotometricInterpretation") in ("MONOCHROME2", "")
-        and (_whole(header, "SamplesPerPixel") or 1) == 1,
+        and (whole_of(header, "SamplesPerPixel") or 1) == 1,
         spacing=None if between is None or min(between) <= 0 else (between[1], between[0]),
         directions=_directions(numbers_of(header, "ImageOrientationPatient", 6)),
         position=None if position is None else np.array(position),
-        thickness=_positive(header, "SliceThickness"),
-        between=_positive(header, "SpacingBetweenSlices"),
+        thickness=positive_of(header, "SliceThickness"),
+        between=positive_of(header, "SpacingBetweenSlices"),
         rescale=(1.0 if slope is None else slope, 0.0 if intercept is None else intercept),
         times=_times(header, instance),
         acquired=(number_of(header, "AcquisitionNumber"), _acquired_at(header)),

@@ -22,20 +22,14 @@ from cgdpm_med.volumes.dicom_groups import (
     directions_of,
     joined,
     normal_of,
-    overlapping,
     position_of,
     same_orientation,
     same_raster,
     spacing_of,
 )
+from cgdpm_med.volumes.dicom_lattice import SIDEWAYS, in_blocks, lattices, overlapping
 from cgdpm_med.volumes.dicom_series import SeriesKey
 from cgdpm_med.volumes.files import InputError, listed
-
-EVEN = 0.05
-"""Largest difference between gaps of slices, relative to the smallest."""
-
-SIDEWAYS = 0.1
-"""Largest distance of an image from its place in the stack within its own plane, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +128,7 @@ def _by_folder(levels: Sequence[Level]) -> list[list[Level]]:
     return parts if unnamed or repeated else [list(levels)]
 
 
-# --- lattices ---------------------------------------------------------------------------------------------------------
+# --- places ---------------------------------------------------------------------------------------------------------
 
 
 def _place(level: Level, normal: NDArray[np.float64]) -> float:
@@ -203,64 +197,8 @@ def _is_shifted(places: Sequence[Sequence[Level]]) -> bool:
     return in_blocks([_number(level) for level in even], [_number(level) for level in odd])
 
 
-def in_blocks(first: Sequence[Hashable], second: Sequence[Hashable]) -> bool:
-    """Whether all numbers of one kind come before all of the other; False where they are equal or unknown."""
-    a = [number for number in first if isinstance(number, (int, float))]
-    b = [number for number in second if isinstance(number, (int, float))]
-    if len(a) < len(first) or len(b) < len(second):
-        return False
-    return max(a) < min(b) or max(b) < min(a)
-
-
 def _number(level: Level) -> float | None:
     return level.group.images[0].series
-
-
-def lattices(along: NDArray[np.float64], *, shifted: bool = False) -> list[list[int]]:
-    """Indices of places, in order, apart into evenly spaced stacks; all together where that explains nothing.
-
-    Args:
-        along: (n,) places along the normal in mm, in order.
-        shifted: whether every other place is known to be of another stack.
-    """
-    everything = list(range(len(along)))
-    if shifted:
-        return [everything[::2], everything[1::2]]
-    if len(along) < 4 or _is_even(along):
-        return [everything]
-    best: list[list[int]] = [everything]
-    for gap in sorted({round(float(b - a), 6) for n, a in enumerate(along) for b in along[n + 1 :]}):
-        parts = _cosets(along, gap)
-        if _explains(along, parts) and (len(best) == 1 or len(parts) < len(best)):
-            best = parts
-    return best
-
-
-def _is_even(along: NDArray[np.float64]) -> bool:
-    gaps = np.diff(along)
-    return bool((np.abs(gaps - gaps.min()) <= EVEN * gaps.min()).all())
-
-
-def _cosets(along: NDArray[np.float64], gap: float) -> list[list[int]]:
-    """Places that lie whole numbers of gaps apart."""
-    parts: list[list[int]] = []
-    for k, place in enumerate(along):
-        for part in parts:
-            steps = (place - along[part[-1]]) / gap
-            if abs(steps - np.rint(steps)) <= EVEN:
-                part.append(k)
-                break
-        else:
-            parts.append([k])
-    return parts
-
-
-def _explains(along: NDArray[np.float64], parts: Sequence[Sequence[int]]) -> bool:
-    """Whether the parts are stacks without missing slices, and few places are left alone."""
-    if not all(_is_even(along[list(part)]) for part in parts if len(part) > 1):
-        return False
-    stacked = sum(len(part) for part in parts if len(part) > 2)
-    return 2 * stacked > len(along)
 
 
 # --- one stack --------------------------------------------------------------------------------------------------------
@@ -300,11 +238,7 @@ def _usual_phases(places: Sequence[Sequence[Level]]) -> int:
 
 def _of_other_phases(places: Sequence[Sequence[Level]], usual: int) -> list[Level]:
     return [
-        level
-        for at in places
-        if any(other.phases == usual for other in at)
-        for level in at
-        if level.phases != usual
+        level for at in places if any(other.phases == usual for other in at) for level in at if level.phases != usual
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydicom import Dataset
 
-from cgdpm_med.volumes.dicom_headers import number_of, text_of
+from cgdpm_med.volumes.dicom_values import number_of, text_of
 
 _OTHER_NAMES = {
     "EffectiveEchoTime": "EchoTime",

@@ -1,4 +1,4 @@
-"""Pixels of DICOM images: pydicom reads what is not compressed, and RLE; GDCM, through SimpleITK, decodes JPEG's family.
+"""Pixels of DICOM images: pydicom reads what is not compressed, and RLE; GDCM, through SimpleITK, decodes JPEG.
 
 GDCM covers JPEG lossless, which pydicom leaves to further packages. It is handed a file of the coded pixels alone, so
 nothing of the header can stand in its messages, and the rescale slope is applied in one place, here.
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
-from pydicom.pixels import pixel_array
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage
 
-from cgdpm_med.volumes.dicom_headers import UNREADABLE, DicomImage
+from cgdpm_med.volumes.dicom_headers import DicomImage
+from cgdpm_med.volumes.dicom_values import UNREADABLE
 from cgdpm_med.volumes.files import InputError
 
 _COMPRESSION = {
@@ -62,15 +63,13 @@ def read_pixels(image: DicomImage) -> NDArray[np.float32]:
     Raises:
         InputError: the pixels cannot be decoded.
     """
-    syntax = ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's may quote the header
-            syntax = _syntax(image.path)
-            stored = _decoded(image, syntax)
+            stored = _decoded(image)
     except (*UNREADABLE, OSError, RuntimeError) as error:
         raise InputError(
-            f"holds pixels that cannot be decoded ({compression(syntax)})",
+            f"holds pixels that cannot be decoded ({compression(image.syntax)})",
             path=image.path,
             remedy="Decompress the series first, for example with gdcmconv --raw, or export it uncompressed",
         ) from error
@@ -78,18 +77,13 @@ def read_pixels(image: DicomImage) -> NDArray[np.float32]:
     return (stored.astype(np.float64) * slope + intercept).astype(np.float32).T
 
 
-def _syntax(path: Path) -> str:
-    meta = dcmread(path, stop_before_pixels=True, force=True, specific_tags=["Rows"]).file_meta
-    return str(meta.get("TransferSyntaxUID", ""))
-
-
-def _decoded(image: DicomImage, syntax: str) -> NDArray[Any]:
+def _decoded(image: DicomImage) -> NDArray[Any]:
     """(rows, columns) as stored."""
-    if syntax == "":
+    if image.syntax == "":
         return _without_syntax(image)
-    if syntax in _PLAIN or syntax == RLELossless:
+    if image.syntax in _PLAIN or image.syntax == RLELossless:
         return pixel_array(image.path, index=image.frame, raw=True)
-    return _decoded_by_gdcm(image, syntax)
+    return _decoded_by_gdcm(image)
 
 
 def _without_syntax(image: DicomImage) -> NDArray[Any]:
@@ -101,12 +95,12 @@ def _without_syntax(image: DicomImage) -> NDArray[Any]:
     return pixel_array(dataset, index=image.frame, raw=True)
 
 
-def _decoded_by_gdcm(image: DicomImage, syntax: str) -> NDArray[Any]:
+def _decoded_by_gdcm(image: DicomImage) -> NDArray[Any]:
     source = dcmread(image.path, specific_tags=[*_DESCRIBING, "NumberOfFrames", "PixelData"])
     coded = get_frame(source.PixelData, image.frame, number_of_frames=int(source.get("NumberOfFrames") or 1))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "frame.dcm")
-        _frame_alone(source, coded, syntax).save_as(path, enforce_file_format=True)
+        _frame_alone(source, coded, image.syntax).save_as(path, enforce_file_format=True)
         reader = sitk.ImageFileReader()
         reader.SetImageIO("GDCMImageIO")
         reader.SetFileName(str(path))
@@ -118,7 +112,7 @@ def _frame_alone(source: Any, coded: bytes, syntax: str) -> Any:
     """One coded frame under a header that says how to decode it and nothing else."""
     alone = Dataset()
     alone.file_meta = FileMetaDataset()
-    alone.file_meta.TransferSyntaxUID = syntax
+    alone.file_meta.TransferSyntaxUID = UID(syntax)
     alone.SOPClassUID, alone.SOPInstanceUID = SecondaryCaptureImageStorage, "2.25.1"
     for keyword in _DESCRIBING:
         if keyword in source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from cgdpm_med.volumes.dicom_clocks import CLOCKS
 from cgdpm_med.volumes.dicom_groups import ImageGroup, Slices
 from cgdpm_med.volumes.dicom_headers import DicomImage
 from cgdpm_med.volumes.dicom_pixels import read_pixels
-from cgdpm_med.volumes.files import InputError, listed
+from cgdpm_med.volumes.files import InputError
 
 _STILL = 50.0
 """Milliseconds between trigger times within which two still images show the same phase."""
@@ -182,7 +183,7 @@ def _in_order(parts: list[list[DicomImage]]) -> list[list[DicomImage]] | None:
             continue
         rows = [sorted(value for value in row if value is not None) for row in values]
         order = sorted(range(len(parts)), key=lambda k: rows[k])
-        if all(rows[a][-1] < rows[b][0] for a, b in zip(order[:-1], order[1:], strict=True)):
+        if all(rows[a][-1] < rows[b][0] for a, b in pairwise(order)):
             return [parts[k] for k in order]
     return None
 
@@ -190,9 +191,5 @@ def _in_order(parts: list[list[DicomImage]]) -> list[list[DicomImage]] | None:
 def note_of_copies(copies: Sequence[DicomImage]) -> list[str]:
     """One line for each folder that holds copies."""
     counts = Counter(image.path.parent for image in copies)
-    return [f"{folder}: {count} images are there more than once; each is taken once" for folder, count in counts.items()]
-
-
-def instances(images: Iterable[DicomImage]) -> str:
-    """Instance numbers for a message."""
-    return listed(sorted({image.instance for image in images if image.instance is not None}))
+    note = "images are there more than once; each is taken once"
+    return [f"{folder}: {count} {note}" for folder, count in counts.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import nibabel as nib
@@ -17,12 +18,11 @@ from cgdpm_med.volumes.dicom_groups import (
     Slices,
     directions_of,
     normal_of,
-    overlapping,
     position_of,
     spacing_of,
 )
 from cgdpm_med.volumes.dicom_headers import DicomImage
-from cgdpm_med.volumes.dicom_joining import EVEN, SIDEWAYS, in_blocks
+from cgdpm_med.volumes.dicom_lattice import EVEN, SIDEWAYS, in_blocks, overlapping
 from cgdpm_med.volumes.dicom_pixels import read_pixels
 from cgdpm_med.volumes.dicom_repeats import latest_of_each, repeated_throughout
 from cgdpm_med.volumes.files import listed
@@ -146,7 +146,7 @@ def _may_overlap(slices: Slices, gap: float) -> bool:
 def _in_two_blocks(slices: Slices) -> bool:
     """Whether every other slice is numbered before all the others."""
     numbers = [[image.instance for image in of_slice] for of_slice in slices]
-    return in_blocks(sum(numbers[::2], []), sum(numbers[1::2], []))
+    return in_blocks(list(chain(*numbers[::2])), list(chain(*numbers[1::2])))
 
 
 def _require_magnitude(group: ImageGroup) -> None:
