@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import struct
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from cgdpm_med.volumes.dicom_values import (
     seconds_of,
     text_of,
     whole_of,
+    without_remarks,
 )
 from cgdpm_med.volumes.files import InputError
 
@@ -138,8 +138,7 @@ def read_headers(path: Path) -> list[DicomImage] | NotAnImage | None:
         InputError: for an image that is damaged or cut short.
     """
     try:
-        with warnings.catch_warnings(), open(path, "rb") as file:
-            warnings.simplefilter("ignore")  # pydicom's may quote the header
+        with without_remarks(), open(path, "rb") as file:
             header = _read_dataset(file)
             sop_class = text_of(header, "SOPClassUID")
             if sop_class == _DIRECTORY:

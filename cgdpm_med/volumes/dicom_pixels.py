@@ -7,7 +7,6 @@ nothing of the header can stand in its messages, and the rescale slope is applie
 from __future__ import annotations
 
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage
 
 from cgdpm_med.volumes.dicom_headers import DicomImage
-from cgdpm_med.volumes.dicom_values import UNREADABLE
+from cgdpm_med.volumes.dicom_values import UNREADABLE, without_remarks
 from cgdpm_med.volumes.files import InputError
 
 _COMPRESSION = {
@@ -64,8 +63,7 @@ def read_pixels(image: DicomImage) -> NDArray[np.float32]:
         InputError: the pixels cannot be decoded.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's may quote the header
+        with without_remarks():
             stored = _decoded(image)
     except (*UNREADABLE, OSError, RuntimeError) as error:
         raise InputError(

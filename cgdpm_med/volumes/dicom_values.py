@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from pydicom import config
 from pydicom.errors import BytesLengthException
 
 UNREADABLE = (
@@ -24,6 +28,14 @@ UNREADABLE = (
     BytesLengthException,
 )
 """What pydicom raises on damaged files."""
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Keeps pydicom from warning and logging of values that are not as they should be, since that quotes the header."""
+    with warnings.catch_warnings(), config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def text_of(header: Any, keyword: str) -> str:
