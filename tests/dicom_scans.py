@@ -121,6 +121,8 @@ class Scan:
 
 def save(ds: Dataset, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not ds.SOPInstanceUID:  # which the file's own header cannot lack
+        ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPClassUID, generate_uid()
     ds.save_as(path, enforce_file_format=True)
     return path
 

@@ -13,7 +13,6 @@ pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'cg
 
 from dicom_scans import DOWN, NORMAL, PATIENT, Scan, save
 from pydicom.encaps import encapsulate
-from pydicom.uid import generate_uid
 
 from cgdpm_med.apps.cases import find_cases
 from cgdpm_med.volumes import VOXEL_LIMIT, InputError, read_volume, write_on_grid
@@ -275,7 +274,10 @@ REFUSED: dict[str, tuple[Callable[[Scan, Path], None], str]] = {
         _alter(lambda ds, k, t: (k, t) != (1, 2)),
         "has different numbers of phases: 2 in slice 2; 3 in slice 1, 3, 4",
     ),
-    "no clock": (_alter(_drop("TriggerTime", "InstanceNumber")), "no order on which its slices agree: trigger time (absent)"),
+    "no clock": (
+        _alter(_drop("TriggerTime", "InstanceNumber")),
+        "no order on which its slices agree: trigger time (absent)",
+    ),
     "sizes": (_alter(_smaller), "mixes images of "),
     "pixel spacings": (_alter(_in_slice(1, PixelSpacing=[2, 2])), "mixes pixel spacings from 1.25 x 1.75 to 2 x 2 mm"),
     "phase images": (_alter(_set(ImageType=["ORIGINAL", "PRIMARY", "P"])), "shows the phase of the signal"),

@@ -82,7 +82,7 @@ def test_one_cine_in_the_order_of_its_trigger_times(stack: DicomStack) -> None:
 
 
 def test_the_masks_agree_with_the_experts(stack: DicomStack, volume: Volume) -> None:
-    segmenter = Segmenter.from_bundle("acdc_segmentation", device="cpu", members=3)
+    segmenter = Segmenter.from_bundle("acdc_segmentation", device="cpu", members=1)
     moments = list(frames(volume))
     masks = {t: segmenter(moments[t], f"phase{t}").mask for t in (ED, ES)}
     places = {image.instance: (k, t) for k, of_slice in enumerate(stack.images) for t, image in enumerate(of_slice)}

@@ -31,7 +31,7 @@ def lattices(along: NDArray[np.float64], *, shifted: bool = False) -> list[list[
     best: list[list[int]] = [everything]
     for gap in sorted({round(float(b - a), 6) for n, a in enumerate(along) for b in along[n + 1 :]}):
         parts = _cosets(along, gap)
-        if _explains(along, parts) and (len(best) == 1 or len(parts) < len(best)):
+        if _explains(along, parts, gap) and (len(best) == 1 or len(parts) < len(best)):
             best = parts
     return best
 
@@ -55,9 +55,9 @@ def _cosets(along: NDArray[np.float64], gap: float) -> list[list[int]]:
     return parts
 
 
-def _explains(along: NDArray[np.float64], parts: Sequence[Sequence[int]]) -> bool:
+def _explains(along: NDArray[np.float64], parts: Sequence[Sequence[int]], gap: float) -> bool:
     """Whether the parts are stacks without missing slices, and few places are left alone."""
-    if not all(_is_even(along[list(part)]) for part in parts if len(part) > 1):
+    if any((np.abs(np.diff(along[part]) - gap) > EVEN * gap).any() for part in map(list, parts)):
         return False
     stacked = sum(len(part) for part in parts if len(part) > 2)
     return 2 * stacked > len(along)
