@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cgdpm_med.volumes.dicom_stack import directions_of, position_of
+from cgdpm_med.volumes.dicom_groups import directions_of, position_of
 
 pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'cgdpm-med[dicom]'")
 

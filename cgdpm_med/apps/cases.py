@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -114,7 +114,9 @@ class Found:
     left_out: dict[str, list[Path]]
 
 
-def find_cases(source: str | Path, *, exclude: str | Path | None = None) -> list[Case]:
+def find_cases(
+    source: str | Path, *, exclude: str | Path | None = None, series: Collection[int] | None = None
+) -> list[Case]:
     """The volumes at ``source``: one file, or whatever lies below a folder; see :func:`search`.
 
     What is left out is told by a :class:`~cgdpm_med.apps.folders.FolderWarning`.
@@ -122,13 +124,13 @@ def find_cases(source: str | Path, *, exclude: str | Path | None = None) -> list
     Raises:
         InputError: when there is nothing to segment.
     """
-    found = search(source, exclude=exclude)
+    found = search(source, exclude=exclude, series=series)
     for line in left_out_lines(Path(source), found.left_out):
         warnings.warn(line, FolderWarning, stacklevel=2)
     return found.cases
 
 
-def search(source: str | Path, *, exclude: str | Path | None = None) -> Found:
+def search(source: str | Path, *, exclude: str | Path | None = None, series: Collection[int] | None = None) -> Found:
     """Cases for everything below a folder, or for one file, and what is left out, by the rule of :mod:`.folders`.
 
     - Patients in ACDC's layout, wherever they lie, are studies of their ED and ES frames; the 4D series and the other
@@ -141,12 +143,19 @@ def search(source: str | Path, *, exclude: str | Path | None = None) -> Found:
 
     Results mirror the folders of the inputs, and nnU-Net's channel ending ``_0000`` is no part of a name.
 
+    Args:
+        source: file or folder.
+        exclude: a folder that is left out.
+        series: SeriesNumbers of the DICOM series to take, and nothing else; None takes everything.
+
     Raises:
-        InputError: when there is nothing to segment.
+        InputError: when there is nothing to segment, or no series of such a number.
     """
     source = Path(source)
     if not source.exists():
         raise InputError("there is no such file or folder", path=source, remedy="Check the path")
+    if series is not None:
+        return Found(_chosen_series(source, exclude, series), {})
     if not source.is_dir():
         if is_dicom_file(source):
             raise InputError("is one DICOM file", path=source, remedy="Give the folder of its series")
@@ -198,6 +207,12 @@ def _paired_phases(scans: list[Case], contents: Contents) -> list[Case]:
         else:
             cases.append(case)
     return cases
+
+
+def _chosen_series(source: Path, exclude: str | Path | None, series: Collection[int]) -> list[Case]:
+    if not source.is_dir():
+        raise InputError("is no folder of DICOM series", path=source, remedy="Leave out --series, or give a folder")
+    return _without_namesakes(_dicom_cases(source, find_dicom(source, exclude=exclude, series=series)))
 
 
 def _dicom_cases(source: Path, findings: list[DicomFinding]) -> list[Case]:

@@ -218,6 +218,15 @@ def _timesteps(text: str) -> list[int]:
     return [int(low), int(high)]
 
 
+def _series_numbers(texts: list[str] | None) -> list[int] | None:
+    if not texts:
+        return None
+    words = [word.strip() for text in texts for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise typer.BadParameter(f"{','.join(texts)!r} are no series numbers, such as 5,7", param_hint="--series")
+    return [int(word) for word in words]
+
+
 @app.command()
 def segment(
     source: Annotated[
@@ -260,6 +269,10 @@ def segment(
     dicom_seg: Annotated[
         Identity | None,
         typer.Option(help="Write DICOM SEG of DICOM inputs, without or with what identifies the patient."),
+    ] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N", help="DICOM series to segment, by number: --series 5,7 or --series 5 --series 7."),
     ] = None,
     calibrated: Annotated[
         bool,
@@ -310,6 +323,7 @@ def segment(
         resume=resume,
         shard=find_shard(shard),
         label_table=label_table,
+        series=_series_numbers(series),
         fusion=None if fusion is None or fusion is Fusion.staple else fusion.value,
         members=members,
         steps=steps,

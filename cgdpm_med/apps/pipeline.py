@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -134,6 +134,7 @@ def segment(
     resume: bool = False,
     shard: Shard | None = None,
     label_table: bool = False,
+    series: Collection[int] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Segment whatever lies at ``source`` with a bundle: what ``cgdpm-med segment`` does.
@@ -145,6 +146,7 @@ def segment(
         resume: leave out the studies that are complete, made with the same settings, weights and inputs.
         shard: segment this part only; the cohort's files are then left to ``cgdpm-med cohort``.
         label_table: write names and colours of the labels for 3D Slicer and ITK-SNAP.
+        series: SeriesNumbers of the DICOM series to segment, and nothing else.
         changes: keys of the bundle's inference configuration; None keeps the bundle's own value.
 
     Returns:
@@ -156,7 +158,7 @@ def segment(
     options = options or Options()
     check_outputs(options.write)
     chosen = choose_device(device)
-    found = search(source, exclude=output)
+    found = search(source, exclude=output, series=series)
     for line in left_out_lines(Path(source), found.left_out):
         warnings.warn(line, FolderWarning, stacklevel=2)
     check_options(options, found.cases)
