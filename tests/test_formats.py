@@ -7,12 +7,13 @@ import gzip
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nifti_files import OBLIQUE, nifti, only_error, save
+from nifti_files import LABELS, OBLIQUE, nifti, only_error, save
 from numpy.typing import NDArray
 
 from cgdpm_med import InputError, read_labels, read_volume, write_on_grid
@@ -27,7 +28,7 @@ FLIPPED = OBLIQUE @ np.diag([1.0, -1.0, 1.0, 1.0])  # left-handed
 PLACES = {"oblique": OBLIQUE, "flipped": FLIPPED}
 
 
-def itk_image(voxels: NDArray[np.int16], affine: NDArray[np.float64]) -> sitk.Image:
+def itk_image(voxels: NDArray[Any], affine: NDArray[np.float64]) -> sitk.Image:
     """ITK's image of (X, Y, Z) voxels at a place in RAS+."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T))
     place = LPS @ affine
@@ -107,7 +108,9 @@ def test_what_itk_writes_is_read_where_itk_puts_it(tmp_path: Path, suffix: str, 
     np.testing.assert_allclose(volume.grid.affine, PLACES[place], rtol=0, atol=1e-4)
     np.testing.assert_allclose(volume.grid.spacing, (1.25, 1.4, 8), rtol=1e-6)
     assert directions_known(volume.grid)
-    assert np.array_equal(read_labels(path, allowed=set(range(-200, 3001))).data, VOXELS.astype(np.uint8))
+    sitk.WriteImage(itk_image(LABELS.reshape(VOXELS.shape), PLACES[place]), str(path), compressed)
+    labels = read_labels(path, like=volume.grid)
+    assert np.array_equal(labels.data, LABELS.reshape(VOXELS.shape))
 
 
 @pytest.mark.parametrize("place", PLACES)
