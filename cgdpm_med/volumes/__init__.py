@@ -9,6 +9,9 @@ in ``pixdim``. Resampling and volumes use the derived geometry, output is writte
 rule for headers that contradict themselves, ``orientation`` the way to look at a stack, ``refine`` finer grids,
 ``nifti`` the format. DICOM has three modules: ``dicom_files`` reads one file, ``dicom_stack`` puts images in the order
 of space and time, ``dicom`` finds what belongs together.
+
+Formats other than NIfTI: ``formats`` knows their names, ``reading`` chooses the reader, ``nrrd`` and ``metaimage`` read
+headers in text and ``raster`` the voxels behind them, ``mgh`` and ``pairs`` the rest.
 """
 
 from __future__ import annotations
