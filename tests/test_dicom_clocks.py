@@ -149,7 +149,7 @@ def test_seconds_between_phases(tmp_path: Path) -> None:
         assert stack_below(tmp_path / "s").seconds == pytest.approx(0.04)
 
 
-@pytest.mark.parametrize("slices,phases", [(4, 3), (3, 6), (10, 20)])
+@pytest.mark.parametrize(("slices", "phases"), [(4, 3), (3, 6), (10, 20)])
 def test_random_values_are_hardly_ever_believed(slices: int, phases: int) -> None:
     random = np.random.default_rng(0)
     believed = 0

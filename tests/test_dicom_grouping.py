@@ -230,7 +230,7 @@ def test_slices_acquired_in_turns_are_one_stack(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data, scan.voxels)
 
 
-@pytest.mark.parametrize("along,aside", [(5.0, 0.0), (0.0, 30.0)], ids=["between", "sideways"])
+@pytest.mark.parametrize(("along", "aside"), [(5.0, 0.0), (0.0, 30.0)], ids=["between", "sideways"])
 def test_a_series_off_the_stack_is_left_out(tmp_path: Path, along: float, aside: float) -> None:
     scan = write_by_slice(Scan(slices=5), tmp_path)
     for t in range(3):
@@ -278,7 +278,7 @@ LAYOUTS = [(layout, by) for by in LATER for layout in (write, write_by_slice) if
 
 
 @pytest.mark.parametrize("phases", [3, 1])
-@pytest.mark.parametrize("layout,by", LAYOUTS)
+@pytest.mark.parametrize(("layout", "by"), LAYOUTS)
 def test_of_a_repeated_slice_the_later_acquisition_is_taken(tmp_path: Path, layout: Any, by: str, phases: int) -> None:
     scan = Scan(phases=phases)
     layout(scan, tmp_path, sets(AcquisitionNumber=1, AcquisitionTime="100000") if "acq" in by else sets())
