@@ -1,4 +1,4 @@
-"""The front door for type checkers, which cannot follow its imports on first use; a test compares the two lists."""
+"""The front door for type checkers, which cannot follow lazy imports; a test compares the two lists."""
 
 from cgdpm_med.apps.bundles import bundle_path as bundle_path, list_bundles as list_bundles
 from cgdpm_med.apps.calibrate import calibrate as calibrate
@@ -16,22 +16,21 @@ from cgdpm_med.apps.cardiac import (
     write_cohort_csv as write_cohort_csv,
 )
 from cgdpm_med.apps.cases import Case as Case, Subject as Subject, find_cases as find_cases, pair_masks as pair_masks
+from cgdpm_med.apps.compare import compare_methods as compare_methods
 from cgdpm_med.apps.console import require_success as require_success
 from cgdpm_med.apps.contact_sheet import contact_sheet as contact_sheet
 from cgdpm_med.apps.demo import run_demo as run_demo
-from cgdpm_med.apps.evaluate import (
-    evaluate_acdc as evaluate_acdc,
-    evaluate_folders as evaluate_folders,
-    evaluate_pairs as evaluate_pairs,
-    evaluate_segmentation as evaluate_segmentation,
-    evaluate_segmenter as evaluate_segmenter,
-    format_summary as format_summary,
-)
+from cgdpm_med.apps.evaluate import evaluate_acdc as evaluate_acdc, evaluate_segmenter as evaluate_segmenter
+from cgdpm_med.apps.evaluate_case import evaluate_segmentation as evaluate_segmentation
+from cgdpm_med.apps.evaluate_files import format_summary as format_summary
+from cgdpm_med.apps.evaluate_masks import evaluate_folders as evaluate_folders, evaluate_pairs as evaluate_pairs
 from cgdpm_med.apps.evaluate_pictures import (
     evaluate_super_resolution as evaluate_super_resolution,
     format_picture_summary as format_picture_summary,
 )
 from cgdpm_med.apps.keep import KeepingSegmenter as KeepingSegmenter
+from cgdpm_med.apps.label_names import LabelSet as LabelSet, parse_labels as parse_labels
+from cgdpm_med.apps.labels import channel_names as channel_names
 from cgdpm_med.apps.outputs import save_segmentation as save_segmentation
 from cgdpm_med.apps.overlay import draw_overlay as draw_overlay
 from cgdpm_med.apps.pipeline import (
@@ -62,6 +61,7 @@ from cgdpm_med.apps.super_resolve import (
     find_images as find_images,
     super_resolve as super_resolve,
 )
+from cgdpm_med.apps.training_patients import record_split as record_split
 from cgdpm_med.augment import SliceAugment as SliceAugment
 from cgdpm_med.calibration import (
     conformal_factor as conformal_factor,
@@ -117,6 +117,7 @@ from cgdpm_med.generation_metrics import (
 from cgdpm_med.guidance_training import (
     ReplayLoader as ReplayLoader,
     examples_prepare_batch as examples_prepare_batch,
+    guidance_beside as guidance_beside,
     guidance_weighting as guidance_weighting,
     guide_from_denoiser as guide_from_denoiser,
     load_guide as load_guide,

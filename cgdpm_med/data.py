@@ -295,7 +295,7 @@ def acdc_datalist(
         places = section_of((folder.resolve().name for folder in folders), split)
         folders = [folder for folder in folders if places[folder.resolve().name] == section]
         if not folders:
-            remedy = "add patients, or choose section 'all'"
+            remedy = f"name some in the list {section} of a split (a JSON file), or choose section 'all'"
             raise InputError(f"no patient here belongs to section {section!r}", path=Path(root), remedy=remedy)
     items = []
     for folder in folders:

@@ -41,6 +41,15 @@ def guidance_weighting(schedule: NoiseSchedule) -> str:
     return "bounded" if schedule.prediction_type == "epsilon" else "sample"
 
 
+def guidance_beside(weights: str | Path) -> Path:
+    """Where the guidance network of a denoiser lies: ``guidance.pt`` beside its weights, else in a folder ``guidance``.
+
+    MONAI Label offers every ``*.pt`` beside ``model.pt`` as a model of its own, so a bundle has it in the folder.
+    """
+    beside = Path(weights).with_name("guidance.pt")
+    return beside if beside.exists() else beside.parent / "guidance" / beside.name
+
+
 def load_guide(
     network: ConditionalUNet | ClassConditioned, path: str | Path, schedule: NoiseSchedule, denoiser: str | Path
 ) -> ScaledGuide:

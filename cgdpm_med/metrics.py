@@ -5,7 +5,8 @@ background; probabilities have the class axis first, and channel c belongs to la
 
 Masks, locked: per volume (ED and ES apart) on the native grid, one value per structure; means are taken over volumes
 structure by structure, and the average Dice is the mean of the structures' means. A structure empty in both masks has
-Dice 1, one empty in a single mask Dice 0; in either case its surface distances are missing, and counted as such.
+Dice 1, one empty in a single mask Dice 0; in either case its surface distances are missing, and counted as such. A
+structure that no reference holds at all says nothing of a method: it is named and has no part in the means.
 """
 
 from __future__ import annotations
@@ -171,11 +172,13 @@ def _present(p: NDArray[np.bool_], r: NDArray[np.bool_]) -> str:
 def summarise(scores: Iterable[VolumeScore], names: Mapping[int, str] = ACDC_LABELS) -> dict[str, object]:
     """Means over volumes by structure, their average, and the same by phase and by group.
 
-    Returns ``{"volumes", "structures", "average", "by_phase", "by_group"}``. A structure has ``dice``, ``hd95`` and
-    ``assd`` (means, the distances over the volumes that define them, None where none does), ``dice_std`` (over
-    volumes, n in the denominator), and the counts ``missed`` (only the reference has it), ``invented`` (only the
+    Returns ``{"volumes", "structures", "average", "absent", "by_phase", "by_group"}``. A structure has ``dice``,
+    ``hd95`` and ``assd`` (means, the distances over the volumes that define them, None where none does), ``dice_std``
+    (over volumes, n in the denominator), and the counts ``missed`` (only the reference has it), ``invented`` (only the
     prediction has it), ``both_empty`` and ``distances_missing``, their sum. ``average`` is the mean of the structures'
-    means, None where one of those is. Phase and group entries repeat the first three keys; unnamed ones are left out.
+    means, None where one of those is. ``absent`` are the structures that no reference holds, each with the number of
+    volumes in which it was invented; they are neither under ``structures`` nor in the average. Phase and group entries
+    repeat the first three keys, for the same structures; unnamed ones are left out.
 
     Raises InputError when there is nothing to summarise.
     """
@@ -184,11 +187,18 @@ def summarise(scores: Iterable[VolumeScore], names: Mapping[int, str] = ACDC_LAB
         raise InputError("no volumes were scored", remedy="check that predictions and references pair up")
     by_phase = {phase: [s for s in scores if s.phase == phase] for phase in sorted({s.phase for s in scores} - {""})}
     by_group = {group: [s for s in scores if s.group == group] for group in sorted({s.group for s in scores} - {""})}
+    held = {label: name for label, name in names.items() if _in_a_reference(scores, label)}
+    absent = {name: _structure(scores, label)["invented"] for label, name in names.items() if label not in held}
     return {
-        **_means(scores, names),
-        "by_phase": {phase: _means(part, names) for phase, part in by_phase.items()},
-        "by_group": {group: _means(part, names) for group, part in by_group.items()},
+        **_means(scores, held),
+        "absent": absent,
+        "by_phase": {phase: _means(part, held) for phase, part in by_phase.items()},
+        "by_group": {group: _means(part, held) for group, part in by_group.items()},
     }
+
+
+def _in_a_reference(scores: Iterable[VolumeScore], label: int) -> bool:
+    return any(score.present[label] in ("both", "reference") for score in scores)
 
 
 def _means(scores: Sequence[VolumeScore], names: Mapping[int, str]) -> dict[str, object]:

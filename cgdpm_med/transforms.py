@@ -7,7 +7,6 @@ of them back to the native grid in one pass; probabilities are inverted with lin
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from cgdpm_med.volumes import (
     short_axis_view,
     write_on_grid,
 )
+from cgdpm_med.volumes.formats import volume_stem
 
 FUSIONS = ("mean", "majority")
 SUM_TOLERANCE = 0.02  # of a member's probabilities in lower precision
@@ -47,9 +47,10 @@ class LoadVolumed(MapTransform):
         spacing: which part of the header to believe; "auto" unless the user knows better.
 
     Each path (or ``Volume`` already read) becomes a float32 MetaTensor (1, X, Y, Z), its affine the RAS+ world affine
-    with the true spacing. Its metadata holds ``filename_or_obj``; ``spatial_shape`` and ``original_affine`` as the
-    header states them; ``directions_known``, for :class:`ShortAxisd`; and ``key``, the case key of the keyed noise: the
-    item's ``key`` if it has one, else the file name without extensions.
+    with the true spacing. Its metadata holds ``filename_or_obj``; ``spatial_shape`` and ``original_affine`` of the
+    file's voxels at their true spacing, with which MONAI's applications write results; ``directions_known`` and
+    ``flip_slices``, for :class:`ShortAxisd`; and ``key``, the case key of the keyed noise: the item's ``key`` if it has
+    one, else the file name without extensions.
 
     Raises:
         InputError: for anything wrong with a file, labels off their image's grid, or a file of several time frames.
@@ -92,8 +93,9 @@ class LoadVolumed(MapTransform):
                     "filename_or_obj": str(volume.path),
                     "key": str(data.get("key", case_name(volume.path))),
                     "spatial_shape": np.array(volume.grid.spatial_shape),
-                    "original_affine": np.array(volume.grid.header_affine),
+                    "original_affine": np.array(volume.grid.affine),
                     "directions_known": directions_known(volume.grid),
+                    "flip_slices": volume.grid.flip_slices,
                 },
             )
         return out
@@ -103,14 +105,19 @@ class ShortAxisd(MapTransform, InvertibleTransform):
     """Volumes in the short-axis view, however their files store them: see :func:`~cgdpm_med.short_axis_view`.
 
     Each (1, X, Y, Z) MetaTensor is permuted and flipped, and its affine with it; ``Invertd`` brings predictions back.
-    Metadata without ``directions_known`` mean that the affine is to be believed.
+    Metadata without ``directions_known`` mean that the affine is to be believed, without ``flip_slices`` entirely.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
             stored = out[key]
-            view = short_axis_view(stored.affine, directions=bool(stored.meta.get("directions_known", True)))
+            said = stored.meta.get
+            view = short_axis_view(
+                stored.affine,
+                directions=bool(said("directions_known", True)),
+                flip_slices=bool(said("flip_slices", False)),
+            )
             order, flips = view.order(4, first=1), view.flipped(first=1)
             shown = stored.permute(order).flip(flips)
             self.push_transform(
@@ -226,16 +233,19 @@ class SaveOnGridd(MapTransform):
         keys: what to write.
         output_dir: folder, made when needed.
         source: key of the file path in MetaTensor metadata, or a path.
+        spacing: as given to :class:`LoadVolumed`.
     """
 
-    def __init__(self, keys: KeysCollection, output_dir: str | Path, source: str = "image") -> None:
+    def __init__(
+        self, keys: KeysCollection, output_dir: str | Path, source: str = "image", spacing: Spacing = "auto"
+    ) -> None:
         super().__init__(keys)
-        self.output_dir, self.source = Path(output_dir), source
+        self.output_dir, self.source, self.spacing = Path(output_dir), source, spacing
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         path = source_path(out[self.source])
-        grid = read_volume(path).grid
+        grid = read_volume(path, spacing=self.spacing).grid
         for key in self.key_iterator(out):
             array = torch.as_tensor(out[key]).cpu().numpy()
             array = array[0] if array.shape[0] == 1 else np.moveaxis(array, 0, -1)
@@ -251,8 +261,8 @@ def source_path(item: Any) -> Path:
 
 
 def case_name(path: str | Path) -> str:
-    """File name without .nii or .nii.gz, in any case."""
-    return re.sub(r"\.nii(\.gz)?$", "", Path(path).name, flags=re.IGNORECASE)
+    """File name without the suffix of a volume (.nii, .nii.gz, .nrrd and so on), in any case."""
+    return volume_stem(path)
 
 
 class Degraded(MapTransform):

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cgdpm_med.apps.cases import Case, MaskPair, find_cases
-from cgdpm_med.apps.evaluate import evaluate_pairs, format_summary
+from cgdpm_med.apps.evaluate_files import format_summary
+from cgdpm_med.apps.evaluate_masks import evaluate_pairs
 from cgdpm_med.apps.pipeline import Options, segment_all
 from cgdpm_med.apps.records import read_record
 from cgdpm_med.apps.segment import Segmenter, choose_device

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def cropped(grid: Grid, cut: tuple[slice, ...]) -> Grid:
     header = with_shape(grid.header, shape)
     for axis, place in zip("xyz", affine[:3, 3], strict=True):
         header[f"qoffset_{axis}"] = header[f"srow_{axis}"][3] = place
-    return Grid(shape, grid.spacing, affine, header, header_affine, grid.note)
+    return replace(grid, shape=shape, affine=affine, header=header, header_affine=header_affine)
 
 
 if __name__ == "__main__":

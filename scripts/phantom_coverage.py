@@ -22,7 +22,7 @@ from typing import Any
 from cgdpm_med.apps.calibrate import fit_intervals
 from cgdpm_med.apps.cardiac import CardiacFunction
 from cgdpm_med.apps.cases import find_cases
-from cgdpm_med.apps.evaluate import format_function
+from cgdpm_med.apps.evaluate_files import format_function
 from cgdpm_med.apps.function_scores import FrameTruth, KnownStudy, compare_function, compare_records, true_volumes
 from cgdpm_med.apps.pipeline import Options, segment_all
 from cgdpm_med.apps.records import read_study

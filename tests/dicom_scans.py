@@ -13,7 +13,7 @@ import pytest
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'cgdpm-med[dicom]'")
 
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid  # noqa: E402
+from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid  # noqa: E402
 
 PATIENT = {
     "PatientName": "Quagmire^Zebulon",
@@ -121,5 +121,61 @@ class Scan:
 
 def save(ds: Dataset, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not ds.SOPInstanceUID:  # which the file's own header cannot lack
+        ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPClassUID, generate_uid()
     ds.save_as(path, enforce_file_format=True)
     return path
+
+
+def item(**values: Any) -> Dataset:
+    """A dataset of these values."""
+    ds = Dataset()
+    for keyword, value in values.items():
+        setattr(ds, keyword, value)
+    return ds
+
+
+def as_multi_frame(images: list[Dataset], *, instance: int = 1, stack: str = "1") -> Dataset:
+    """Single images as one Enhanced MR object, a frame each in the given order, as its standard says (PS3.3, A.36).
+
+    Orientation and pixel measures are of each frame, since those of single images may differ in their last digit.
+    """
+    first = images[0]
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID, ds.SOPInstanceUID = EnhancedMRImageStorage, generate_uid()
+    copied = ("PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality")
+    raster = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
+    for keyword in (*copied, *raster, "FrameOfReferenceUID", "PhotometricInterpretation"):
+        if keyword in first:
+            setattr(ds, keyword, first[keyword].value)
+    ds.InstanceNumber, ds.NumberOfFrames = instance, len(images)
+    ds.AcquisitionDateTime = "20230819134711.25"
+    ds.SharedFunctionalGroupsSequence = [
+        item(
+            MRTimingAndRelatedParametersSequence=[item(RepetitionTime=3.8, FlipAngle=45)],
+            MREchoSequence=[item(EffectiveEchoTime=1.7)],
+            MRImageFrameTypeSequence=[item(FrameType=["ORIGINAL", "PRIMARY", "M", "NONE"])],
+        )
+    ]
+    ds.PerFrameFunctionalGroupsSequence = [_frame(image, stack) for image in images]
+    ds.PixelData = b"".join(image.PixelData for image in images)
+    return ds
+
+
+def _frame(image: Dataset, stack: str) -> Dataset:
+    return item(
+        FrameContentSequence=[item(StackID=stack)],
+        PlanePositionSequence=[item(ImagePositionPatient=image.ImagePositionPatient)],
+        PlaneOrientationSequence=[item(ImageOrientationPatient=image.ImageOrientationPatient)],
+        PixelMeasuresSequence=[item(PixelSpacing=image.PixelSpacing, SliceThickness=image.SliceThickness)],
+        CardiacSynchronizationSequence=[item(NominalCardiacTriggerDelayTime=float(image.TriggerTime))],
+        PixelValueTransformationSequence=[
+            item(
+                RescaleSlope=image.get("RescaleSlope", 1),
+                RescaleIntercept=image.get("RescaleIntercept", 0),
+                RescaleType="US",
+            )
+        ],
+    )

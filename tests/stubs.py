@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cgdpm_med import Sampling, Segmentation, Volume, read_labels
+from cgdpm_med.apps.labels import ACDC
 
 if TYPE_CHECKING:
     Standing: TypeAlias = Any  # taken wherever a Segmenter is asked for
@@ -45,9 +46,10 @@ class Stub(Standing):
     def __init__(self, **settings: object) -> None:
         how = {name: settings.pop(name) for name in ("precision", "guide") if name in settings}
         sampling = replace(Sampling(members=1, steps=1), **settings)  # type: ignore[arg-type]
-        self.predictor = SimpleNamespace(**({"sampling": sampling, "precision": "float32", "guide": None} | how))
+        self.predictor: Any = SimpleNamespace(**({"sampling": sampling, "precision": "float32", "guide": None} | how))
         self.device = torch.device("cpu")
         self.weights: tuple[Path, ...] = ()
+        self.labels = ACDC
         self.fusion = "mean"
         self.seen: list[str] = []
 

@@ -18,7 +18,8 @@ from conftest import REPO, shared_path
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 
-from cgdpm_med import InputError, Segmenter, read_volume, write_phantom_dataset
+from cgdpm_med import InputError, Segmenter, acdc_datalist, read_volume, write_phantom_dataset
+from cgdpm_med.apps.training_patients import training_record
 
 BUNDLE = REPO / "bundles" / "acdc_segmentation"
 CONFIGS = BUNDLE / "configs"
@@ -104,9 +105,12 @@ def test_monai_finds_what_its_applications_need(phantoms: Path, trained: Path) -
     assert inference.check_properties() == []
 
 
-def test_training_leaves_weights_curves_and_pictures(trained: Path) -> None:
+def test_training_leaves_weights_curves_and_pictures(phantoms: Path, trained: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    record = training_record(trained / "model.pt")
+    assert record is not None
+    assert record.patients == {item["patient"] for item in acdc_datalist(phantoms, "train")}
     events = EventAccumulator(str(trained / "tensorboard")).Reload()
     assert len(events.Scalars("train_loss")) == 4  # 8 slices in batches of 4, twice
     assert [point.step for point in events.Scalars("val_mean_dice")] == [1, 2]

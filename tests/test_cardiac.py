@@ -127,6 +127,43 @@ def test_interval_is_cut_at_what_is_possible() -> None:
     assert (found.lower, found.upper) == (0.0, 100.0)
 
 
+@pytest.mark.parametrize(
+    ("value", "members", "expected"),
+    [
+        (-5.0, [-20.0, 51.0], (0.0, 51.0)),
+        (-5.0, [-20.0, -3.0], (0.0, 0.0)),
+        (3.0, [-20.0, 51.0], (0.0, 51.0)),
+        (110.0, [105.0, 120.0], (100.0, 100.0)),
+    ],
+)
+def test_ends_are_possible_where_the_value_is_not(
+    value: float, members: list[float], expected: tuple[float, float]
+) -> None:
+    found = interval_estimate(value, members, level=1 - 1e-12, floor=0.0, ceiling=100.0)
+    assert found.value == value
+    assert (found.lower, found.upper) == pytest.approx(expected)
+    nearest = min(max(value, 0.0), 100.0)
+    assert expected[0] <= nearest <= expected[1]
+
+
+def test_no_possible_truth_is_lost_to_the_range() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        value, truth = rng.normal(5, 20), rng.uniform(0, 100)
+        members = value + rng.normal(0, 15, 8)
+        whole, cut = (interval_estimate(value, members, widening=2, margin=3, **limits) for limits in WHOLE_AND_CUT)
+        assert covers(whole, truth) <= covers(cut, truth)
+        assert covers(cut, min(max(value, 0), 100))
+
+
+def covers(estimate: Estimate, truth: float) -> bool:
+    _, lower, upper = ends(estimate)
+    return lower is not None and upper is not None and lower <= truth <= upper
+
+
+WHOLE_AND_CUT: tuple[dict[str, float], ...] = ({}, {"floor": 0.0, "ceiling": 100.0})
+
+
 def test_interval_reaches_to_a_value_outside_the_members() -> None:
     found = interval_estimate(7.0, [1.0, 1.0, 1.0], widening=1.0)
     assert (found.lower, found.upper) == (1.0, 7.0)
@@ -168,6 +205,25 @@ def test_widening_by_measure() -> None:
     assert cardiac_function(ED, ES, widening=2.0).widening == dict.fromkeys(MEASURES, 2.0)
     with pytest.raises(InputError, match="'lvef'"):
         cardiac_function(ED, ES, widening={"lvef": 3.0})
+
+
+def test_a_right_ventricle_that_grows_keeps_its_value_and_a_possible_interval() -> None:
+    ed = volumes(heart(100, 100, 120), heart(100, 100, 120), heart(100, 100, 120))
+    es = volumes(heart(105, 100, 50), heart(120, 100, 50), heart(49, 100, 50))
+    shown, whole = (cardiac_function(ed, es, level=0.5, possible=possible).measures for possible in (True, False))
+    # members: 100 (1 - 120/100) = -20 and 51; the quartiles of two points are -2.25 and 33.25
+    assert ends(whole["rv_ef"]) == pytest.approx((-5.0, -5.0, 33.25))
+    assert ends(shown["rv_ef"]) == pytest.approx((-5.0, 0.0, 33.25))
+    assert ends(whole["rv_sv"]) == pytest.approx((-5.0, -5.0, 33.25))
+    assert ends(shown["rv_sv"]) == pytest.approx((-5.0, 0.0, 33.25))
+    assert shown["lv_ef"] == whole["lv_ef"]
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_every_measure_has_a_range_of_a_heart_that_pumps(name: str) -> None:
+    measure = MEASURES[name]
+    assert measure.floor == 0
+    assert measure.ceiling == (100 if measure.unit == "%" else math.inf)
 
 
 def test_an_absent_ventricle_has_no_ejection_fraction() -> None:

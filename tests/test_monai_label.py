@@ -9,13 +9,15 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from conftest import REPO
 from monai.bundle import ConfigParser
 from monai.transforms import Spacingd
+from nifti_files import ACDC_SFORM, LABELS, OBLIQUE, RAMP, nifti
 from small_networks import small_mask_denoiser, small_network
 
-from cgdpm_med import DiffusionPredictor, LoadVolumed, LoneSpacingd, Segmenter, read_volume
+from cgdpm_med import DiffusionPredictor, LoadVolumed, LoneSpacingd, Segmenter, guidance_beside, read_volume
 from cgdpm_med.phantom import PhantomSpec, make_phantom
 
 BUNDLE = REPO / "bundles" / "acdc_segmentation"
@@ -63,6 +65,59 @@ def test_the_app_gets_the_masks_of_the_command(scan: Path, tmp_path: Path) -> No
     # from these the app takes size and place of the file it writes
     np.testing.assert_array_equal(item["image"].meta["spatial_shape"], nib.load(scan).shape)
     np.testing.assert_array_equal(item["image"].meta["original_affine"], nib.load(scan).affine)
+
+
+def written_by_the_app(mask: np.ndarray, affine: np.ndarray, path: Path) -> sitk.Image:
+    """As MONAI Label's Restored and write_itk do: the metadata's original affine in LPS, its columns the spacing."""
+    affine = np.diag([-1, -1, 1, 1]) @ np.asarray(affine)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(mask.transpose())
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    sitk.WriteImage(image, str(path))
+    return sitk.ReadImage(str(path))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"sform": ACDC_SFORM, "sform_code": 2},
+        {"sform": OBLIQUE},
+        {"sform": OBLIQUE, "qform_code": 0, "xyzt_units": 2},
+    ],
+    ids=["ACDC's", "oblique", "millimetres"],
+)
+def test_the_app_writes_masks_on_the_grid_that_viewers_give_the_image(header: dict[str, Any], tmp_path: Path) -> None:
+    """ITK, with which Slicer reads, takes the spacing of ACDC's headers from pixdim."""
+    scan = tmp_path / "scan.nii"
+    scan.write_bytes(nifti(RAMP, pixdim=(1.25, 1.4, 8.0), **header))
+    image = LoadVolumed("image")({"image": str(scan)})["image"]
+    written = written_by_the_app(LABELS, image.meta["original_affine"], tmp_path / "mask.nii.gz")
+    seen = sitk.ReadImage(str(scan))
+    assert written.GetSize() == seen.GetSize()
+    np.testing.assert_allclose(written.GetSpacing(), (1.25, 1.4, 8.0), rtol=1e-6)
+    for here, there in ((written.GetSpacing(), seen.GetSpacing()), (written.GetOrigin(), seen.GetOrigin())):
+        np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(written.GetDirection(), seen.GetDirection(), atol=1e-5)
+
+
+def test_the_app_is_offered_one_model() -> None:
+    """It lists ``models/*.pt``."""
+    assert [path.name for path in (BUNDLE / "models").glob("*.pt")] == ["model.pt"]
+    config = ConfigParser()
+    config.read_config(str(BUNDLE / "configs" / "inference.yaml"))
+    config["bundle_root"] = str(BUNDLE)
+    guide = Path(config.get_parsed_content("guidance_weights"))
+    assert guide.is_file()
+    assert config.get_parsed_content("guidance_scale") == 0.25
+
+
+def test_a_guidance_network_beside_the_weights_comes_first(tmp_path: Path) -> None:
+    weights = tmp_path / "model.pt"
+    assert guidance_beside(weights) == tmp_path / "guidance" / "guidance.pt"
+    (tmp_path / "guidance.pt").touch()
+    assert guidance_beside(weights) == tmp_path / "guidance.pt"
 
 
 def test_weights_of_the_bare_network_go_where_they_belong() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from cgdpm_med.volumes import (
     read_volume,
     reoriented_grid,
     short_axis_view,
+    slice_order,
     view_of,
 )
 
@@ -93,6 +95,37 @@ def test_directions_that_are_not_believed_are_not_used() -> None:
 @pytest.mark.filterwarnings("ignore::cgdpm_med.volumes.HeaderWarning")
 def test_which_directions_are_known(content: bytes, known: bool, tmp_path: Path) -> None:
     assert directions_known(read_volume(save(tmp_path / "v.nii", content)).grid) is known
+
+
+@pytest.mark.parametrize("case", AFFINES)
+@pytest.mark.parametrize("directions", [True, False])
+def test_the_users_word_turns_the_slices_and_nothing_else(case: str, directions: bool) -> None:
+    affine, _ = AFFINES[case]
+    given, turned = (short_axis_view(affine, directions=directions, flip_slices=flip) for flip in (False, True))
+    assert turned.axes == given.axes
+    assert turned.flips == (*given.flips[:2], not given.flips[2])
+
+
+@pytest.mark.filterwarnings("ignore::cgdpm_med.volumes.HeaderWarning")
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (nifti(sform=ACDC_SFORM, sform_code=2), ("base to apex", "apex to base")),
+        (nifti(), ("base to apex", "apex to base")),
+        (nifti(sform=np.diag([-1.25, -1.4, 8, 1])), (None, "opposite")),
+        (nifti(np.zeros((4, 5, 1)) + np.arange(5)[:, None], sform=ACDC_SFORM), (None, None)),
+    ],
+    ids=["ACDC", "no form", "known", "one slice"],
+)
+def test_an_order_of_slices_that_was_not_read_is_said(
+    content: bytes, words: tuple[str | None, str | None], flip: bool, tmp_path: Path
+) -> None:
+    grid = replace(read_volume(save(tmp_path / "v.nii", content)).grid, flip_slices=flip)
+    said, word = slice_order(grid), words[flip]
+    assert said is None if word is None else word in str(said)
+    shown = reoriented_grid(grid, view_of(grid))
+    assert view_of(shown) == AS_STORED
 
 
 def test_apply_by_hand() -> None:

@@ -11,7 +11,8 @@ from matplotlib import colors, image
 from stubs import segmentation_of
 
 from cgdpm_med import InputError, Segmentation, draw_overlay, read_volume
-from cgdpm_med.apps.overlay import COLOURS, default_slices
+from cgdpm_med.apps.labels import COLOURS
+from cgdpm_med.apps.overlay import default_slices
 
 
 @pytest.fixture

@@ -320,7 +320,7 @@ def test_a_network_of_masks_may_say_what_it_predicts() -> None:
 def test_volumes_are_sampled_whole_and_in_windows(precision: str, attention: bool, generator: torch.Generator) -> None:
     levels = {"channels": (8, 16), "num_res_blocks": 1, "attention_levels": (False, attention)}
     network = ConditionalUNet(3, 2, 1, 2, **levels)  # type: ignore[arg-type]
-    torch.nn.init.normal_(network.head.get_parameter("weight"), std=0.2, generator=generator)
+    torch.nn.init.normal_(network.get_parameter("head.weight"), std=0.2, generator=generator)
     settings: dict[str, Any] = {"out_channels": 2, "steps": 2, "members": 2, "precision": precision}
     model = DiffusionPredictor(MaskDenoiser(network), schedule=SAMPLE, **settings)
     image = torch.randn(1, 1, 16, 12, 8, generator=generator)

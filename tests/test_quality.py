@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import REPO
 from numpy.typing import NDArray
 from segmentations import segmentation_of
 
-from cgdpm_med.apps.cardiac import CardiacFunction, Estimate, cardiac_function, frame_volumes
+from cgdpm_med.apps.cardiac import CardiacFunction, Estimate, FrameVolumes, cardiac_function, frame_volumes
 from cgdpm_med.apps.quality import (
     Finding,
     Quality,
@@ -25,6 +27,7 @@ from cgdpm_med.apps.quality import (
     open_cavity_fraction,
     worst_cases_auroc,
 )
+from cgdpm_med.apps.single_images import single_image_columns
 from cgdpm_med.apps.study import Study, write_cohort
 from cgdpm_med.phantom import Phantom, PhantomSpec, make_phantom, write_phantom_patient
 from cgdpm_med.volumes import InputError, Volume, read_volume
@@ -151,6 +154,14 @@ def test_a_header_note_asks_for_review_only_on_request(asked: bool, status: str)
     quality = assess_frame(labels, labels[None], header_note="pixdim and affine disagree", limits=limits)
     assert quality.findings == (Finding("header", "pixdim and affine disagree", review=asked),)
     assert quality.status == status
+
+
+def test_the_documented_limits_are_the_defaults() -> None:
+    text = (REPO / "docs" / "integration.md").read_text(encoding="utf-8")
+    written = dict(re.findall(r"^\| [^|]+ \| `(\w+)` \| ([^|]+) \|$", text, flags=re.MULTILINE))
+    limits = {name: value for name, value in vars(QualityLimits()).items() if name != "header_notes"}
+    pairs = {n: v if isinstance(v, tuple) else (v,) for n, v in limits.items()}
+    assert written == {name: " to ".join(f"{end:g}" for end in ends) for name, ends in pairs.items()}
 
 
 # --- function ---------------------------------------------------------------------------------------------------------
@@ -287,3 +298,17 @@ def test_cohort_file(cine: tuple[Phantom, Volume], tmp_path: Path) -> None:
     assert float(one["lv_ef_percent"]) == pytest.approx(drawn.truth.ef_percent, abs=1e-3)
     assert (two["case"], two["ed_frame"], two["lv_ef_percent"]) == ("two", "", "")
     assert one["quality"] in ("pass", "review")
+    assert (one["lv_ml"], one["myo_g_lower"]) == ("", "")
+    millilitres = np.bincount(drawn.labels[1].ravel(), minlength=4) * volume.grid.voxel_volume / 1000
+    for name, label, factor in (("lv_ml", 3, 1), ("rv_ml", 1, 1), ("myo_g", 2, 1.05)):
+        assert float(two[name]) == pytest.approx(factor * millilitres[label], abs=1e-3)
+        assert two[f"{name}_lower"] == two[f"{name}_upper"] == ""  # one member has no spread
+
+
+def test_the_interval_of_a_single_image_is_the_members_own() -> None:
+    members = np.outer(np.arange(90, 111), [1000.0, 1, 2, 3])  # of 21 members the central 90 % are 91 to 109
+    columns = single_image_columns(FrameVolumes(np.array([1e5, 100, 200, 300]), members))
+    assert [columns[f"lv_ml{end}"] for end in ("", "_lower", "_upper")] == ["300.000", "273.000", "327.000"]
+    assert [columns[f"rv_ml{end}"] for end in ("", "_lower", "_upper")] == ["100.000", "91.000", "109.000"]
+    assert [columns[f"myo_g{end}"] for end in ("", "_lower", "_upper")] == ["210.000", "191.100", "228.900"]
+    assert set(single_image_columns(None).values()) == {""}

@@ -69,7 +69,7 @@ def test_checks_look_along_the_slices(tmp_path: Path) -> None:
         mask = view.undo(segmentation.mask).copy()
         mask[..., 1][mask[..., 1] == 1] = 0
         qualities.append(study_of(replace(segmentation, mask=view.apply(mask))).result().quality)
-    reasons = [[reason for reason in quality.reasons if "slice" in reason] for quality in qualities]
+    reasons = [[f.reason for f in quality.findings if f.check == "missing slices"] for quality in qualities]
     assert reasons[0] == ["frame 1: RV is absent from slice 2 between slices that hold it"]
     assert reasons[1] == [
         "frame 1: RV is absent from slice 3 between slices that hold it"

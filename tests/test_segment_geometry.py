@@ -43,7 +43,7 @@ SETTINGS = settings(max_examples=40, deadline=None)
 class Directed(torch.nn.Module):
     """Stands where the networks do: two members, classes by brightness and by where brightness rises."""
 
-    members, seed, steps, method, precision, guide = 2, 0, 1, "ddim", "float32", None
+    members, seed, steps, method, precision, start, guide = 2, 0, 1, "ddim", "float32", None, None
 
     def infer(self, image: MetaTensor, _: object, progress: Callable[[int], None] | None = None) -> MetaTensor:
         x = torch.as_tensor(image).as_subclass(torch.Tensor)[0, 0]

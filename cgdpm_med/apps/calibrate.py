@@ -19,6 +19,7 @@ from cgdpm_med.apps.evaluate import ensemble_settings
 from cgdpm_med.apps.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
 from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device
+from cgdpm_med.apps.training_patients import check_unseen
 from cgdpm_med.calibration import (
     conformal_factor,
     conformal_rank,
@@ -28,9 +29,9 @@ from cgdpm_med.calibration import (
     negative_log_likelihood,
     temper,
 )
-from cgdpm_med.data import Section, Split, acdc_datalist, load_split
+from cgdpm_med.data import Section, Split, acdc_datalist, acdc_patient_folders, load_split, section_of
 from cgdpm_med.metrics import brier, calibration_error, calibration_table, foreground_region
-from cgdpm_med.volumes import InputError, read_labels, read_volume
+from cgdpm_med.volumes import InputError, Spacing, Volume, read_labels, read_volume
 
 LEVEL = 0.9
 """Nominal coverage of the intervals."""
@@ -43,6 +44,8 @@ The values are of the size by which readers differ. They were set beforehand: va
 void the coverage.
 """
 
+
+_PLACE = "name them in the list {} of a JSON file, and give it as --split"
 
 _SECTIONS: Mapping[str, Section] = {"train": "train", "validation": "validation"}
 
@@ -70,6 +73,7 @@ def calibrate(
     bundle: str | Path = "acdc_segmentation",
     device: str = "auto",
     output: str | Path | None = None,
+    spacing: Spacing = "auto",
     **changes: Any,
 ) -> dict[str, Any]:
     """Segment a section's patients, fit temperature and intervals, and write the calibration beside the weights.
@@ -80,27 +84,32 @@ def calibrate(
         split: as for :func:`~cgdpm_med.acdc_datalist`.
         device: see :func:`~cgdpm_med.apps.segment.choose_device`.
         output: file to write; ``calibration.json`` in the folder of the weights by default.
+        spacing: of every image and reference, see :func:`~cgdpm_med.read_volume`.
         changes: keys of the bundle's inference configuration; None keeps the bundle's own value.
 
     Returns:
         The content of the file, and ``file``, its path.
 
     Raises:
-        InputError: for test patients, too few patients, or one whose image or reference cannot be used.
+        InputError: for test patients, patients that trained the network, too few of them, or one whose image or
+            reference cannot be used.
     """
     items = calibration_items(root, section, split)
     chosen = choose_device(device)
     changes = {name: value for name, value in changes.items() if value is not None}
     segmenter = Segmenter.from_bundle(bundle, device=chosen, **changes)
+    note = check_unseen((item["patient"] for item in items), segmenter.weights, "validation")
     path = Path(output) if output is not None else segmenter.weights[0].with_name(CALIBRATION)
     if path.is_dir() or (path.parent.is_dir() and not os.access(path.parent, os.W_OK)):
         raise InputError("cannot be written", path=path, remedy="Give --output, a file in a folder of yours")
     for item in items:  # whatever is wrong is found before the long part
-        read_labels(item["label"], like=read_volume(item["image"]).grid)
+        _image_and_reference(item, spacing)
     frames = []
     with CaseBar("calibrating", [item["key"] for item in items]) as bar:
+        if note is not None:
+            bar.line(note)
         for item in items:
-            frames.append(observe(segmenter, item, partial(bar.update, item["key"])))
+            frames.append(observe(segmenter, item, partial(bar.update, item["key"]), spacing))
             bar.note(f"segmented {item['key']}")
     made_with = ensemble_settings(segmenter)
     calibration = fit_calibration(
@@ -133,30 +142,43 @@ def calibration_items(
     if chosen is None:
         remedy = "Use section validation; test patients must show what a calibration is worth"
         raise InputError(f"a calibration is not fitted to section {section!r}", remedy=remedy)
-    items = acdc_datalist(root, chosen, split=split)
+    items = _items(root, chosen, split)
     patients = {item["patient"] for item in items}
     held_out = {*load_split()["test"], *load_split(split)["test"]}
     if taken := sorted(patients & held_out):
-        remedy = "Leave it out: test patients must show what a calibration is worth"
+        remedy = "Place it in the list test of the split: test patients must show what a calibration is worth"
         raise InputError(f"{taken[0]} is a test patient", path=Path(root), remedy=remedy)
     if conformal_rank(len(patients), LEVEL) is None:
-        remedy = "Give nine or more, for intervals of 90 %"
+        remedy = f"Give nine or more, for intervals of 90 %: {_PLACE.format(chosen)}"
         raise InputError(f"section {section} has {len(patients)} patients", path=Path(root), remedy=remedy)
     return items
+
+
+def _image_and_reference(item: Mapping[str, str], spacing: Spacing) -> tuple[Volume, NDArray[np.uint8]]:
+    volume = read_volume(item["image"], spacing=spacing)
+    return volume, read_labels(item["label"], like=volume.grid, spacing=spacing).data
+
+
+def _items(root: str | Path, section: Section, split: str | Path | Split | None) -> list[dict[str, str]]:
+    folders = acdc_patient_folders(root)
+    if section not in section_of((folder.resolve().name for folder in folders), split).values():
+        remedy = f"Give nine or more, for intervals of 90 %: {_PLACE.format(section)}"
+        raise InputError(f"no patient here belongs to section {section!r}", path=Path(root), remedy=remedy)
+    return acdc_datalist(root, section, split=split)
 
 
 def observe(
     segmenter: Callable[..., Segmentation],
     item: Mapping[str, str],
     progress: Callable[[float], None] | None = None,
+    spacing: Spacing = "auto",
 ) -> KnownFrame:
     """Segment one volume of a datalist and keep what the fit needs.
 
     Voxels are those of :func:`~cgdpm_med.foreground_region`, in which evaluation measures calibration, too: outside,
     certain background would outnumber the rest, and voxels chosen one by one by their true label would mislead.
     """
-    volume = read_volume(item["image"])
-    reference = read_labels(item["label"], like=volume.grid).data
+    volume, reference = _image_and_reference(item, spacing)
     found = segmenter(volume, item["key"], progress)
     region = foreground_region(reference)
     size = volume.grid.voxel_volume
@@ -233,7 +255,8 @@ def _factor(studies: Sequence[KnownStudy], name: str) -> float:
     margin = MARGINS[MEASURES[name].unit]
     scores = []
     for study in studies:
-        estimate, truth = study.found().measures[name], study.truth()[name]
+        # a score compares distances from the value, which may be impossible where the ends are not allowed to be
+        estimate, truth = study.found(possible=False).measures[name], study.truth()[name]
         if truth is None:
             continue  # there is nothing to cover
         if estimate.value is None or estimate.lower is None or estimate.upper is None:

@@ -28,7 +28,10 @@ _RV, _MYO, _LV = 1, 2, 3
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of the report: its name, unit, possible range, and whether dividing by body surface makes sense."""
+    """A number of the report: its name, unit, possible range, and whether dividing by body surface makes sense.
+
+    The range is that of a heart that pumps: it ejects no less than nothing and no more than it held.
+    """
 
     title: str
     unit: str
@@ -40,12 +43,12 @@ class Measure:
 MEASURES: Mapping[str, Measure] = {
     "lv_edv": Measure("LV end-diastolic volume", "ml"),
     "lv_esv": Measure("LV end-systolic volume", "ml"),
-    "lv_sv": Measure("LV stroke volume", "ml", floor=-math.inf),
-    "lv_ef": Measure("LV ejection fraction", "%", floor=-math.inf, ceiling=100.0, indexed=False),
+    "lv_sv": Measure("LV stroke volume", "ml"),
+    "lv_ef": Measure("LV ejection fraction", "%", ceiling=100.0, indexed=False),
     "rv_edv": Measure("RV end-diastolic volume", "ml"),
     "rv_esv": Measure("RV end-systolic volume", "ml"),
-    "rv_sv": Measure("RV stroke volume", "ml", floor=-math.inf),
-    "rv_ef": Measure("RV ejection fraction", "%", floor=-math.inf, ceiling=100.0, indexed=False),
+    "rv_sv": Measure("RV stroke volume", "ml"),
+    "rv_ef": Measure("RV ejection fraction", "%", ceiling=100.0, indexed=False),
     "myo_mass": Measure("Myocardial mass", "g"),
 }
 """Every measure by its name, in the order of tables."""
@@ -107,7 +110,11 @@ def _counts(labels: NDArray[Any], num_classes: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number of the fused mask and the ends of its interval; None where undefined."""
+    """A number of the fused mask and the ends of its interval; None where undefined.
+
+    The value is what was measured, even where it is impossible (an ejection fraction below 0, of a mask that is larger
+    at ES than at ED). The ends are possible values, so such a value lies outside its interval.
+    """
 
     value: float | None
     lower: float | None = None
@@ -138,8 +145,11 @@ def interval_estimate(
     The ends are the members' quantiles at (1 - level) / 2 and (1 + level) / 2, linear between order statistics; where
     the value lies outside them, the interval reaches to the value. ``widening`` multiplies the distance of both ends
     from the value, and ``margin`` is added to it: fitted by conformal prediction (:mod:`cgdpm_med.apps.calibrate`) they
-    make the coverage hold on exchangeable cases, 1 and 0 leave the ensemble's own spread. The ends are cut at ``floor``
-    and ``ceiling``.
+    make the coverage hold on exchangeable cases, 1 and 0 leave the ensemble's own spread.
+
+    Both ends are then moved into [``floor``, ``ceiling``], each to the nearest possible value. The value is not: it
+    stays as found and may lie outside; the possible value nearest to it lies inside. No possible truth that the
+    interval held is lost by this, so coverage is the same.
 
     Members that are not finite (an ejection fraction where nothing was found) are left out; with fewer than two
     others there is no interval, and a value that is not finite gives no estimate.
@@ -160,7 +170,7 @@ def interval_estimate(
     low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
     lower = value - widening * max(value - float(low), 0.0) - margin
     upper = value + widening * max(float(high) - value, 0.0) + margin
-    return Estimate(float(value), max(lower, floor), min(upper, ceiling))
+    return Estimate(float(value), min(max(lower, floor), ceiling), max(min(upper, ceiling), floor))
 
 
 # --- end-diastole and end-systole -------------------------------------------------------------------------------------
@@ -260,6 +270,7 @@ def cardiac_function(
     level: float = 0.9,
     widening: float | Mapping[str, float] = 1.0,
     margin: Mapping[str, float] | None = None,
+    possible: bool = True,
 ) -> CardiacFunction:
     """Function from the volumes at end-diastole and end-systole.
 
@@ -272,6 +283,8 @@ def cardiac_function(
         level: nominal coverage of the intervals.
         widening: one factor, or one by the name of a measure (1 where not named).
         margin: added at each end, by the name of a measure (0 where not named).
+        possible: keep the ends of intervals within the range of their measure, for readers. Without, they show the
+            members' whole spread, for what judges it or fits a calibration to it.
 
     Raises:
         InputError: for unequal numbers of members, or a height or weight that is not positive.
@@ -295,8 +308,8 @@ def cardiac_function(
                 level=level,
                 widening=factors[name],
                 margin=margins[name],
-                floor=measure.floor,
-                ceiling=measure.ceiling,
+                floor=measure.floor if possible else -math.inf,
+                ceiling=measure.ceiling if possible else math.inf,
             )
             for name, measure in MEASURES.items()
         },

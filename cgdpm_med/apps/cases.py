@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-import os
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from cgdpm_med.data import acdc_patient_folders, read_acdc_patient
+from cgdpm_med.apps.folders import (
+    Contents,
+    FolderWarning,
+    is_below,
+    is_label_map,
+    left_out_lines,
+    survey,
+    volume_files,
+)
+from cgdpm_med.apps.phases import cine_of, phase_pairs
+from cgdpm_med.data import AcdcPatient, acdc_patient_folders, read_acdc_patient
 from cgdpm_med.transforms import case_name
-from cgdpm_med.volumes import InputError, Volume, read_volume
+from cgdpm_med.volumes import InputError, Spacing, Volume, read_volume
 from cgdpm_med.volumes.dicom import DicomFinding, find_dicom
 from cgdpm_med.volumes.dicom_files import is_dicom_file
 from cgdpm_med.volumes.dicom_stack import DicomStack
+from cgdpm_med.volumes.formats import READABLE
+from cgdpm_med.volumes.reading import files_of
 
 OUTPUTS = ("mask", "probabilities", "entropy", "disagreement", "members")
 """What a segmentation can write; the mask is ``<case>.nii.gz``, everything else ``<case>_<output>.nii.gz``."""
+
+CINES = "cines whose ED and ES frames are segmented"
 
 # --- inputs of a segmentation -----------------------------------------------------------------------------------------
 
@@ -43,9 +57,9 @@ class Subject:
 class Case:
     """One input: its key, where below the output folder its results go, and the study it belongs to.
 
-    ``image`` is a NIfTI file, or the folder of a DICOM ``stack``. ``error`` says what is wrong when the search already
-    found out; such a case is counted as failed. ``frame`` is the number of the image within its study, counted from 1;
-    a file without a ``subject`` is a study of its own.
+    ``image`` is a volume's file, or the folder of a DICOM ``stack``. ``error`` says what is wrong when the search
+    already found out; such a case is counted as failed. ``frame`` is the number of the image within its study, counted
+    from 1; a file without a ``subject`` is a study of its own.
     """
 
     image: Path
@@ -58,16 +72,20 @@ class Case:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What is read: one NIfTI file, or the files of a DICOM stack."""
-        return (self.image,) if self.stack is None else self.stack.files
+        """What is read: a volume's file and those with its voxels, or the files of a DICOM stack."""
+        return files_of(self.image) if self.stack is None else self.stack.files
 
-    def read(self) -> Volume:
-        """The image on its grid.
+    def read(self, spacing: Spacing = "auto") -> Volume:
+        """The image on its grid; ``spacing`` is for files, see :func:`~cgdpm_med.read_volume`.
 
         Raises:
             InputError: it cannot be used.
         """
-        return read_volume(self.image) if self.stack is None else self.stack.read()
+        volume = read_volume(self.image, spacing=spacing) if self.stack is None else self.stack.read()
+        if is_label_map(volume.data):
+            what = "is a label map: it holds a few whole numbers alone"
+            raise InputError(what, path=self.image, remedy="Give the image itself, or move the labels elsewhere")
+        return volume
 
     @property
     def name(self) -> str:
@@ -88,38 +106,113 @@ def group_studies(cases: Iterable[Case]) -> dict[str, list[Case]]:
     return studies
 
 
-def find_cases(source: str | Path, *, exclude: str | Path | None = None) -> list[Case]:
-    """The volumes at ``source``: a NIfTI file, an ACDC-layout folder (ED and ES of each patient), or any folder.
+@dataclass(frozen=True)
+class Found:
+    """What a search found: the cases, and by reason what is left out."""
 
-    Folders are searched recursively for .nii and .nii.gz, and for DICOM series, which are grouped by
-    :func:`~cgdpm_med.volumes.dicom.find_dicom`; reference masks (``_gt``) and whatever lies below ``exclude`` are left
-    out. Results mirror the folders of the inputs, and nnU-Net's channel ending ``_0000`` is no part of a name. A DICOM
-    volume bears the name of its folder, with its series number where the folder holds several.
+    cases: list[Case]
+    left_out: dict[str, list[Path]]
+
+
+def find_cases(
+    source: str | Path, *, exclude: str | Path | None = None, series: Collection[int] | None = None
+) -> list[Case]:
+    """The volumes at ``source``: one file, or whatever lies below a folder; see :func:`search`.
+
+    What is left out is told by a :class:`~cgdpm_med.apps.folders.FolderWarning`.
 
     Raises:
         InputError: when there is nothing to segment.
     """
+    found = search(source, exclude=exclude, series=series)
+    for line in left_out_lines(Path(source), found.left_out):
+        warnings.warn(line, FolderWarning, stacklevel=2)
+    return found.cases
+
+
+def search(source: str | Path, *, exclude: str | Path | None = None, series: Collection[int] | None = None) -> Found:
+    """Cases for everything below a folder, or for one file, and what is left out, by the rule of :mod:`.folders`.
+
+    - Patients in ACDC's layout, wherever they lie, are studies of their ED and ES frames; the 4D series and the other
+      frames of such a patient are left out, and any other scan in the folder is a case of its own.
+    - Two images whose names differ in the word ED or ES alone are a study too (:mod:`.phases`), beside which the cine
+      of that name is left out.
+    - DICOM series are grouped by :func:`~cgdpm_med.volumes.dicom.find_dicom`; a volume of theirs bears the name of its
+      folder, with its series number where the folder holds several.
+    - What looks like an image and cannot be used is a case with an error.
+
+    Results mirror the folders of the inputs, and nnU-Net's channel ending ``_0000`` is no part of a name.
+
+    Args:
+        source: file or folder.
+        exclude: a folder that is left out.
+        series: SeriesNumbers of the DICOM series to take, and nothing else; None takes everything.
+
+    Raises:
+        InputError: when there is nothing to segment, or no series of such a number.
+    """
     source = Path(source)
     if not source.exists():
         raise InputError("there is no such file or folder", path=source, remedy="Check the path")
+    if series is not None:
+        return Found(_chosen_series(source, exclude, series), {})
     if not source.is_dir():
         if is_dicom_file(source):
             raise InputError("is one DICOM file", path=source, remedy="Give the folder of its series")
-        return [Case(source, _without_channel(case_name(source)))]
-    if _is_acdc(source):
-        return _acdc_cases(source)
-    files = [path for path in nifti_files(source) if not case_name(path).endswith("_gt")]
-    outside = [path for path in files if exclude is None or not _is_below(path, Path(exclude))]
-    cases = [
-        Case(path, _without_channel(relative_key(path, source)), path.relative_to(source).parent) for path in outside
+        return Found([Case(source, _without_channel(case_name(source)))], {})
+    outside = None if exclude is None else Path(exclude)
+    contents = survey(source, outside)
+    cases, taken = _acdc_cases(source, contents)
+    scans = [
+        Case(path, _without_channel(relative_key(path, source)), path.relative_to(source).parent)
+        for path in contents.volumes
+        if path not in taken
     ]
+    cases += _paired_phases(scans, contents)
     cases += _dicom_cases(source, find_dicom(source, exclude=exclude))
-    if not cases and exclude is not None and (files or _is_below(source, Path(exclude))):
-        raise InputError("lies inside the output folder", path=source, remedy="Give another output folder")
+    cases += [_unusable_case(error, source) for error in contents.unusable]
     if not cases:
-        remedy = "Give a NIfTI file, a DICOM series, or a folder of them"
-        raise InputError("holds no .nii or .nii.gz file and no DICOM image", path=source, remedy=remedy)
-    return _without_namesakes(cases)
+        raise _nothing(source, outside, contents)
+    return Found(_without_namesakes(cases), contents.left_out)
+
+
+def _unusable_case(error: InputError, source: Path) -> Case:
+    path = error.path or source
+    return Case(path, "." if path == source else path.relative_to(source).as_posix(), error=error)
+
+
+def _nothing(source: Path, exclude: Path | None, contents: Contents) -> InputError:
+    inside = exclude is not None and (is_below(source, exclude) or bool(volume_files(source)))
+    if inside and not contents.left_out:
+        return InputError("lies inside the output folder", path=source, remedy="Give another output folder")
+    what = "holds no .nii or .nii.gz file, no other volume and no DICOM image"
+    if contents.left_out:
+        left = "; ".join(f"{len(paths)} {reason}" for reason, paths in contents.left_out.items())
+        what = f"holds no .nii or .nii.gz file or other volume to segment, only {left}"
+    return InputError(what, path=source, remedy=f"Give {READABLE}, a DICOM series, or a folder of them")
+
+
+def _paired_phases(scans: list[Case], contents: Contents) -> list[Case]:
+    """The same cases, ED and ES as one study where their names say so, and without the cine they come from."""
+    keys = Counter(case.key for case in scans)
+    pairs = phase_pairs(key for key, count in keys.items() if count == 1)
+    subjects = {key: Subject(study, ed=1, es=2) for study, pair in pairs.items() for key in pair}
+    frame = {key: number for pair in pairs.values() for number, key in enumerate(pair, start=1)}
+    cases = []
+    for case in scans:
+        if case.key in subjects:
+            cases.append(replace(case, subject=subjects[case.key], frame=frame[case.key]))
+        elif cine_of(case.key) in pairs:
+            contents.leave_out(CINES, case.image)
+        else:
+            cases.append(case)
+    return cases
+
+
+def _chosen_series(source: Path, exclude: str | Path | None, series: Collection[int]) -> list[Case]:
+    if not source.is_dir():
+        raise InputError("is no folder of DICOM series", path=source, remedy="Leave out --series, or give a folder")
+    return _without_namesakes(_dicom_cases(source, find_dicom(source, exclude=exclude, series=series)))
 
 
 def _dicom_cases(source: Path, findings: list[DicomFinding]) -> list[Case]:
@@ -144,15 +237,6 @@ def _without_channel(key: str) -> str:
     return key if shorter in ("", key) or shorter.endswith("/") else shorter
 
 
-def _is_below(path: Path, folder: Path) -> bool:
-    return real_path(path).is_relative_to(real_path(folder))
-
-
-def real_path(path: Path) -> Path:
-    """The path without symbolic links, for comparing; one that runs in circles stays as it is."""
-    return Path(os.path.realpath(path))
-
-
 def nifti_files(folder: Path) -> list[Path]:
     """Every .nii and .nii.gz file below a folder, sorted; hidden files are left out.
 
@@ -167,30 +251,65 @@ def relative_key(path: Path, root: Path) -> str:
     return (path.relative_to(root).parent / case_name(path)).as_posix()
 
 
-def _is_acdc(folder: Path) -> bool:
+def _acdc_folders(source: Path, contents: Contents) -> list[Path]:
+    """Folders with an Info.cfg; beside those right below the source also those that are called patient without one."""
     try:
-        return any((patient / "Info.cfg").is_file() for patient in acdc_patient_folders(folder))
+        expected = acdc_patient_folders(source)
     except InputError:
-        return False
+        expected = []
+    if not any((patient / "Info.cfg").is_file() for patient in expected):
+        expected = []
+    return [*expected, *(folder for folder in contents.patients if folder not in expected)]
 
 
-def _acdc_cases(source: Path) -> list[Case]:
+def _acdc_cases(source: Path, contents: Contents) -> tuple[list[Case], set[Path]]:
+    """ED and ES of each patient in ACDC's layout, and the volumes that are theirs, segmented or left out."""
     cases: list[Case] = []
-    for folder in acdc_patient_folders(source):
+    taken: set[Path] = set()
+    for folder in _acdc_folders(source, contents):
+        # right below the folder given, or its training part, patients go by their own name; elsewhere folders count
+        near = folder == source or folder.parent in (source, source / "training")
+        above = Path() if near else folder.parent.relative_to(source)
+        inside = [path for path in contents.volumes if path.parent == folder]
         try:
             patient = read_acdc_patient(folder)
         except InputError as error:
             path = (error.path or folder).resolve()
-            cases.append(Case(path, f"{path.parent.name}/{case_name(path)}", error=error))
+            cases.append(Case(path, (above / path.parent.name / case_name(path)).as_posix(), error=error))
+            taken.update(inside)
             continue
-        subject = Subject(patient.patient, patient.ed, patient.es, patient.height, patient.weight)
-        for frame in (patient.ed, patient.es):
-            case = Case(folder, patient.key(frame), Path(patient.patient), subject=subject, frame=frame)
-            try:
-                cases.append(replace(case, image=patient.image(frame)))
-            except InputError as error:
-                cases.append(replace(case, image=error.path or folder, error=error))
+        cases += _frames_of(patient, above)
+        taken |= _parts_of(patient, inside, contents)
+    return cases, taken
+
+
+def _frames_of(patient: AcdcPatient, above: Path) -> list[Case]:
+    key = (above / patient.patient).as_posix()
+    subject = Subject(key, patient.ed, patient.es, patient.height, patient.weight)
+    cases = []
+    for frame in (patient.ed, patient.es):
+        name = (above / patient.key(frame)).as_posix()
+        case = Case(patient.folder, name, above / patient.patient, subject=subject, frame=frame)
+        try:
+            cases.append(replace(case, image=patient.image(frame)))
+        except InputError as error:
+            cases.append(replace(case, image=error.path or patient.folder, error=error))
     return cases
+
+
+def _parts_of(patient: AcdcPatient, inside: Iterable[Path], contents: Contents) -> set[Path]:
+    """Which volumes in a patient's folder are the patient's by name; those that are not segmented are left out."""
+    mine = set()
+    for path in inside:
+        part = case_name(path).removeprefix(f"{patient.patient}_")
+        if part == "4d":
+            contents.leave_out(CINES, path)
+        elif re.fullmatch(r"frame\d+", part) is None:
+            continue
+        elif case_name(path) not in (patient.key(patient.ed), patient.key(patient.es)):
+            contents.leave_out("frames that are neither ED nor ES", path)
+        mine.add(path)
+    return mine
 
 
 def _without_namesakes(cases: Iterable[Case]) -> list[Case]:
@@ -274,21 +393,27 @@ def pair_masks(predictions: str | Path, references: str | Path) -> tuple[list[Ma
 
 
 def _reference_masks(folder: Path) -> list[Path]:
-    files = nifti_files(folder)
+    files = volume_files(folder)
     marked = [path for path in files if case_name(path).endswith("_gt")]
     return _some(marked or files, folder)
 
 
 def _predicted_masks(folder: Path) -> list[Path]:
-    files = nifti_files(folder)
+    files = volume_files(folder)
     names = {(path.parent, case_name(path)) for path in files}
-    companions = {(parent, f"{name}_{output}") for parent, name in names for output in OUTPUTS}
-    return _some([path for path in files if (path.parent, case_name(path)) not in companions], folder)
+    return _some([path for path in files if not _is_map(path, names)], folder)
+
+
+def _is_map(path: Path, names: set[tuple[Path, str]]) -> bool:
+    """Whether a file is called like a map of another mask, or of one frame of a cine's."""
+    name, _, output = case_name(path).rpartition("_")
+    cine = re.sub(r"_frame\d{3,}$", "", name) if output in ("probabilities", "members") else name
+    return output in OUTPUTS and bool({(path.parent, name), (path.parent, cine)} & names)
 
 
 def _some(files: list[Path], folder: Path) -> list[Path]:
     if not files:
-        raise InputError("holds no .nii or .nii.gz file", path=folder, remedy="Give a folder of masks")
+        raise InputError("holds no .nii or .nii.gz file or other volume", path=folder, remedy="Give a folder of masks")
     return files
 
 

@@ -69,8 +69,30 @@ Seed = Annotated[
     int | None, typer.Option(min=0, help="The same seed gives the same masks.", show_default="the bundle's")
 ]
 Device = Annotated[str, typer.Option(help="auto (the first there is of CUDA, MPS, CPU), cpu, cuda, cuda:1 or mps.")]
+LabelNames = Annotated[
+    str | None,
+    typer.Option(
+        metavar="1=LV,2=Myo,3=RV",
+        help="What the values mean.",
+        show_default="a dataset.json with them, else ACDC's",
+    ),
+]
+ReferenceLabels = Annotated[
+    str | None, typer.Option(help="Of the references, where the two differ.", show_default="--labels")
+]
+IgnoreGeometry = Annotated[
+    bool, typer.Option("--ignore-geometry", help="Pair voxels as stored, on the reference's grid; shapes must agree.")
+]
 Weights = Annotated[Path | None, typer.Option(help="Weights to use.", show_default="the bundle's")]
 Bundle = Annotated[str, typer.Option(help="Name of a bundle (see info), or its folder.")]
+SpacingText = Annotated[
+    str | None,
+    typer.Option(
+        "--spacing",
+        help="Voxel size of NIfTI inputs: x,y,z in mm such as 1.5,1.5,8, or the header's pixdim or affine.",
+        show_default="the header's, by a rule",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, for machines.")]
 
 
@@ -179,11 +201,30 @@ def phantom(
         typer.echo("\n".join(folders))
 
 
+def _voxel_size(text: str | None) -> Any:
+    from cgdpm_med.volumes import InputError, parse_spacing
+
+    try:
+        return parse_spacing(text)
+    except InputError as error:
+        typer.secho(f"error: --spacing: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(2) from error
+
+
 def _timesteps(text: str) -> list[int]:
     low, colon, high = text.partition(":")
     if not (colon and low.isdigit() and high.isdigit()):
         raise typer.BadParameter(f"{text!r} is not LOW:HIGH, such as 200:1000", param_hint="--guidance-interval")
     return [int(low), int(high)]
+
+
+def _series_numbers(texts: list[str] | None) -> list[int] | None:
+    if not texts:
+        return None
+    words = [word.strip() for text in texts for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise typer.BadParameter(f"{','.join(texts)!r} are no series numbers, such as 5,7", param_hint="--series")
+    return [int(word) for word in words]
 
 
 @app.command()
@@ -216,6 +257,11 @@ def segment(
     es: Annotated[int | None, typer.Option(min=1, help="End-systolic frame of a cine, from 1.")] = None,
     height: Annotated[float | None, typer.Option(min=1, help="Of the patient in cm, for indexing.")] = None,
     weight: Annotated[float | None, typer.Option(min=0.1, help="Of the patient in kg, for indexing.")] = None,
+    spacing: SpacingText = None,
+    flip_slices: Annotated[
+        bool,
+        typer.Option("--flip-slices", help="Slices run from apex to base, or against what the header says of them."),
+    ] = False,
     pages: Annotated[bool, typer.Option("--report/--no-report", help="An HTML page of each study.")] = True,
     label_table: Annotated[
         bool, typer.Option("--label-table", help="Write names and colours for 3D Slicer and ITK-SNAP.")
@@ -223,6 +269,10 @@ def segment(
     dicom_seg: Annotated[
         Identity | None,
         typer.Option(help="Write DICOM SEG of DICOM inputs, without or with what identifies the patient."),
+    ] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N", help="DICOM series to segment, by number: --series 5,7 or --series 5 --series 7."),
     ] = None,
     calibrated: Annotated[
         bool,
@@ -261,6 +311,8 @@ def segment(
         dicom_seg=None if dicom_seg is None else dicom_seg.value,
         calibrate=calibrated,
         calibration=calibration,
+        spacing=_voxel_size(spacing),
+        flip_slices=flip_slices,
     )
     result = run(
         source,
@@ -271,6 +323,7 @@ def segment(
         resume=resume,
         shard=find_shard(shard),
         label_table=label_table,
+        series=_series_numbers(series),
         fusion=None if fusion is None or fusion is Fusion.staple else fusion.value,
         members=members,
         steps=steps,
@@ -308,6 +361,7 @@ def calibrate(
     output: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="calibration.json beside the weights")
     ] = None,
+    spacing: SpacingText = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit probabilities and intervals to patients of known truth, for these weights and settings.
@@ -325,6 +379,7 @@ def calibrate(
         bundle=bundle,
         device=device,
         output=output,
+        spacing=_voxel_size(spacing),
         members=members,
         steps=steps,
         method=method and method.value,
@@ -385,6 +440,7 @@ def super_resolve(
     ] = None,
     device: Device = "auto",
     precision: Annotated[Precision | None, typer.Option(help="Of the network.", show_default="the bundle's")] = None,
+    spacing: SpacingText = None,
     as_json: AsJson = False,
 ) -> None:
     """Make pictures, or the slices of a volume, finer: images of any size, in joint overlapping windows.
@@ -395,6 +451,7 @@ def super_resolve(
     from cgdpm_med.apps.super_resolve import load_resolver
     from cgdpm_med.apps.super_resolve import super_resolve as run
 
+    voxels = _voxel_size(spacing)
     resolver = load_resolver(
         weights,
         bundle,
@@ -409,7 +466,7 @@ def super_resolve(
         guidance_weights=guidance_weights and str(guidance_weights),
         precision=precision and precision.value,
     )
-    result = run(resolver, source, out)
+    result = run(resolver, source, out, spacing=voxels)
     if as_json:
         _print_json(result)
     else:
@@ -417,25 +474,135 @@ def super_resolve(
     _exit_code(result["failed"])
 
 
+def _labels(text: str | None, option: str) -> Any:
+    from cgdpm_med.apps.label_names import parse_labels
+    from cgdpm_med.volumes import InputError
+
+    try:
+        return None if text is None else parse_labels(text, option)
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _by_method(texts: list[str], methods: list[str]) -> dict[str, Any]:
+    """Labels by method; those given without a method's name hold for all others."""
+    option, found = "--prediction-labels", {}
+    for text in texts:
+        name, colon, rest = text.partition(":")
+        if colon and name not in methods:
+            raise typer.BadParameter(f"there is no method {name!r}", param_hint=option)
+        found[name if colon else ""] = _labels(rest if colon else text, option)
+    return {name: found.get(name, found.get("")) for name in methods}
+
+
+def _methods(texts: list[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise typer.BadParameter(f"{text!r} is not NAME=FOLDER", param_hint="A=DIR")
+        if name in found:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint="A=DIR")
+        found[name] = Path(folder)
+    if len(found) < 2:
+        raise typer.BadParameter("two methods at least are compared", param_hint="A=DIR B=DIR")
+    return found
+
+
+def _to_stderr(lines: list[str]) -> None:
+    for line in lines:
+        typer.secho(line, fg=typer.colors.YELLOW, err=True)
+
+
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PRED", help="Predicted masks: a folder, or one file.")],
     references: Annotated[Path, typer.Argument(metavar="REF", help="Reference masks: a folder, or one file.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for cases.csv and summary.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for cases.csv, summary.json and left_out.csv.")] = None,
+    labels: LabelNames = None,
+    reference_labels: ReferenceLabels = None,
+    prediction_labels: Annotated[
+        str | None, typer.Option(help="Of the predictions, where the two differ.", show_default="--labels")
+    ] = None,
+    ignore_geometry: IgnoreGeometry = False,
+    spacing: SpacingText = None,
     as_json: AsJson = False,
 ) -> None:
     """Score masks against references: Dice, HD95 and ASSD for each structure, volume by volume.
 
-    Files pair by name; the endings _gt (ACDC) and _0000 (nnU-Net) do not count.
+    Files pair by name; the endings _gt (ACDC) and _0000 (nnU-Net) do not count. 4D masks are scored frame by frame,
+    those that the reference does not draw left out. Structures that no reference holds are named and left out.
     """
-    from cgdpm_med.apps.evaluate import evaluate_folders, format_summary
+    from cgdpm_med.apps.evaluate_files import format_summary, notes
+    from cgdpm_med.apps.evaluate_masks import evaluate_folders
 
-    summary = evaluate_folders(predictions, references, out)
+    summary = evaluate_folders(
+        predictions,
+        references,
+        out,
+        labels=_labels(labels, "--labels"),
+        prediction_labels=_labels(prediction_labels, "--prediction-labels"),
+        reference_labels=_labels(reference_labels, "--reference-labels"),
+        ignore_geometry=ignore_geometry,
+        spacing=_voxel_size(spacing),
+    )
     if as_json:
         _print_json(summary)
+        _to_stderr(notes(summary))
     else:
         typer.echo(format_summary(summary))
     _exit_code(summary["failed"])
+
+
+@app.command()
+def compare(
+    references: Annotated[Path, typer.Argument(metavar="REF", help="Folder of reference masks.")],
+    methods: Annotated[
+        list[str], typer.Argument(metavar="A=DIR B=DIR ...", help="Two or more methods: a name and its masks.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for the tables: CSV, Markdown, LaTeX, JSON.")] = None,
+    labels: LabelNames = None,
+    reference_labels: ReferenceLabels = None,
+    prediction_labels: Annotated[
+        list[str] | None,
+        typer.Option(help="Of all methods, or NAME:1=LV,... of one; may be repeated.", show_default="--labels"),
+    ] = None,
+    patient_pattern: Annotated[
+        str | None,
+        typer.Option(help="Regular expression: its first group in a case's key is the patient."),
+    ] = None,
+    ignore_geometry: IgnoreGeometry = False,
+    spacing: SpacingText = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods on the same cases: paired differences of Dice, HD95 and ASSD, with patients as the unit.
+
+    Means and differences over patients, BCa bootstrap intervals that draw patients, Wilcoxon's signed-rank test with
+    Holm's correction over all tests of the table. A case that one method lacks is named and left out for all.
+    """
+    from cgdpm_med.apps.compare import compare_methods
+    from cgdpm_med.apps.compare_files import comparison_notes, format_comparison
+
+    named = _methods(methods)
+    comparison = compare_methods(
+        references,
+        named,
+        out,
+        labels=_labels(labels, "--labels"),
+        reference_labels=_labels(reference_labels, "--reference-labels"),
+        prediction_labels=_by_method(prediction_labels or [], list(named)),
+        patient_pattern=patient_pattern,
+        ignore_geometry=ignore_geometry,
+        spacing=_voxel_size(spacing),
+        seed=seed,
+    )
+    if as_json:
+        _print_json(comparison)
+        _to_stderr(comparison_notes(comparison))
+    else:
+        typer.echo(format_comparison(comparison))
+    _exit_code(comparison["failed"])
 
 
 @app.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,10 +17,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.apps.overlay import COLOURS
+from cgdpm_med.apps.labels import Labels, colour_of
 from cgdpm_med.data import ACDC_LABELS
 from cgdpm_med.volumes import InputError, atomic_write
-from cgdpm_med.volumes.dicom_files import DicomImage
+from cgdpm_med.volumes.dicom_headers import DicomImage
 from cgdpm_med.volumes.dicom_stack import DicomStack
 
 Identity = Literal["deidentified", "identified"]
@@ -47,6 +47,13 @@ def check_dicom_seg(identity: str) -> None:
         raise InputError(f"a DICOM SEG cannot be {identity!r}", remedy=f"Choose {' or '.join(get_args(Identity))}")
     if find_spec("highdicom") is None:
         raise InputError("DICOM SEG needs highdicom", remedy="Install it: pip install 'cgdpm-med[dicom]'")
+
+
+def check_codes(labels: Labels) -> None:
+    """Raises InputError for structures whose codes are not known here: all but ACDC's."""
+    if not labels.cardiac:
+        what = f"a DICOM SEG needs a code for each structure, and there is none for {', '.join(labels.names)}"
+        raise InputError(what, remedy="Leave out --dicom-seg: the masks are written as NIfTI")
 
 
 def seg_files(stack: DicomStack, folder: Path, name: str) -> list[Path]:
@@ -84,15 +91,29 @@ def write_dicom_seg(
     if mask.shape != stack.shape[:3]:
         raise ValueError(f"a mask of shape {mask.shape} does not lie on a stack of shape {stack.shape}")
     images = [of_slice[phase] for of_slice in stack.images]
-    if not all(image.frame_of_reference and image.study_uid for image in images):
-        what = "has images without a frame of reference or study, to which no DICOM SEG can refer"
-        raise InputError(what, path=stack.folder, remedy="Leave out --dicom-seg, or export the series again")
+    _require_references(images, stack)
     with warnings.catch_warnings():  # which may quote the header
         warnings.simplefilter("ignore")
         seg = _segmentation(mask, stack, images, phase, identity)
         with atomic_write(path) as file:
             seg.save_as(file, enforce_file_format=True)
     return Path(path)
+
+
+def _require_references(images: Sequence[DicomImage], stack: DicomStack) -> None:
+    """Raises InputError unless an object can refer to each of the images, and to one place in space for all."""
+    complaint = None
+    if not all(image.frame_of_reference and image.study_uid for image in images):
+        complaint = "images without a frame of reference or study"
+    elif len({image.frame_of_reference for image in images}) > 1:
+        complaint = "a frame of reference of its own for each of several images"
+    elif not all(image.instance_uid and image.series_uid for image in images):
+        complaint = "images without an instance UID or series UID"
+    elif len({(image.instance_uid, image.frame) for image in images}) < len(images):
+        complaint = "several images of one instance UID"
+    if complaint:
+        what = f"has {complaint}, to which no DICOM SEG can refer"
+        raise InputError(what, path=stack.folder, remedy="Leave out --dicom-seg, or export the series again")
 
 
 def _segmentation(
@@ -120,7 +141,7 @@ def _segmentation(
         segment_descriptions=[_segment(label, __version__) for label in ACDC_LABELS],
         series_instance_uid=uid("series", first),
         series_number=1000 + (stack.series[0] if stack.series else 0),
-        sop_instance_uid=uid("object", images[0].instance_uid, drawn),
+        sop_instance_uid=uid("object", _stand_in(images[0]) if images[0].frames > 1 else images[0].instance_uid, drawn),
         instance_number=phase + 1,
         manufacturer="cgdpm_med",
         manufacturer_model_name="cgdpm_med",
@@ -131,6 +152,7 @@ def _segmentation(
         **stamp,
     )
     seg.ReferencedSeriesSequence = _references(images)
+    _refer_to_frames(seg, {_stand_in(image): image for image in images if image.frames > 1})
     for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
         item.DimensionOrganizationUID = uid("dimensions", images[0].instance_uid)
     if identity == "deidentified":
@@ -155,13 +177,14 @@ def _segment(label: int, version: str) -> Any:
         algorithm_identification=hd.AlgorithmIdentificationSequence(
             name="cgdpm_med", family=codes.cid7162.ArtificialIntelligence, version=version
         ),
-        display_color=hd.color.CIELabColor.from_string(COLOURS[label]),
+        display_color=hd.color.CIELabColor.from_string(colour_of(label)),
     )
 
 
 def _source(image: DicomImage, stack: DicomStack) -> Any:
     """What the library needs to know of an image, and nothing else; all as if of one series, as it demands."""
     from pydicom import Dataset
+    from pydicom.uid import MRImageStorage
     from pydicom.valuerep import DSfloat
 
     def decimals(values: Sequence[float] | NDArray[np.float64]) -> list[Any]:
@@ -174,6 +197,8 @@ def _source(image: DicomImage, stack: DicomStack) -> Any:
     for keyword in _TYPE_2:
         setattr(source, keyword, "")
     source.SOPClassUID, source.SOPInstanceUID = image.sop_class, image.instance_uid
+    if image.frames > 1:  # as a single image, which refers to the frame in the end
+        source.SOPClassUID, source.SOPInstanceUID = MRImageStorage, _stand_in(image)
     source.StudyInstanceUID, source.SeriesInstanceUID = image.study_uid, stack.images[0][0].series_uid
     source.FrameOfReferenceUID = image.frame_of_reference
     source.Modality = "MR"
@@ -187,11 +212,33 @@ def _source(image: DicomImage, stack: DicomStack) -> Any:
     return source
 
 
+def _stand_in(image: DicomImage) -> str:
+    """An instance UID for one frame, which the library asks for; none of them is stored."""
+    from pydicom.uid import generate_uid
+
+    return generate_uid(entropy_srcs=["cgdpm_med", "frame", image.instance_uid, str(image.frame)])
+
+
+def _refer_to_frames(seg: Any, frames: Mapping[str, DicomImage]) -> None:
+    """Replace references to stand-ins by those to frames of their files (PS3.3, table 10-3)."""
+    for group in seg.PerFrameFunctionalGroupsSequence if frames else ():
+        for derivation in group.get("DerivationImageSequence", ()):
+            for source in derivation.SourceImageSequence:
+                image = frames.get(source.ReferencedSOPInstanceUID)
+                if image is not None:
+                    source.ReferencedSOPClassUID = image.sop_class
+                    source.ReferencedSOPInstanceUID = image.instance_uid
+                    source.ReferencedFrameNumber = image.frame + 1
+
+
 def _with_patient(source: Any, path: Path) -> Any:
     """The header of a file, with the geometry of ``source``."""
     from pydicom import dcmread
 
     header = dcmread(path, stop_before_pixels=True)
+    for keyword in ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        if keyword in header:
+            delattr(header, keyword)
     for element in source:
         if element.keyword not in _TYPE_2 or element.tag not in header:
             header.add(element)
@@ -203,7 +250,7 @@ def _references(images: Sequence[DicomImage]) -> list[Any]:
     from pydicom import Dataset
 
     by_series: dict[str, list[Any]] = defaultdict(list)
-    for image in images:
+    for image in {image.instance_uid: image for image in images}.values():
         instance = Dataset()
         instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = image.sop_class, image.instance_uid
         by_series[image.series_uid].append(instance)

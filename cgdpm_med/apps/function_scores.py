@@ -48,10 +48,14 @@ class KnownStudy:
     es: FrameTruth
 
     def found(
-        self, widening: float | Mapping[str, float] = 1.0, margin: Mapping[str, float] | None = None
+        self,
+        widening: float | Mapping[str, float] = 1.0,
+        margin: Mapping[str, float] | None = None,
+        *,
+        possible: bool = True,
     ) -> CardiacFunction:
         """Function as the ensemble measures it; arguments of :func:`~cgdpm_med.cardiac_function`."""
-        return cardiac_function(self.ed.found, self.es.found, widening=widening, margin=margin)
+        return cardiac_function(self.ed.found, self.es.found, widening=widening, margin=margin, possible=possible)
 
     def truth(self) -> dict[str, float | None]:
         """Every measure of the reference masks."""

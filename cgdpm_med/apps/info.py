@@ -72,7 +72,7 @@ def _device() -> str:
 
 def _describe_bundle(folder: Path) -> dict[str, Any]:
     metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    weights = sorted(path for path in folder.glob("models/*") if path.suffix in {".pt", ".safetensors"})
+    weights = sorted(path for path in folder.glob("models/**/*") if path.suffix in {".pt", ".safetensors"})
     return {
         "name": folder.name,
         "version": metadata.get("version", "unknown"),

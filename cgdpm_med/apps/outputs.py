@@ -12,12 +12,20 @@ import torch
 from numpy.typing import NDArray
 
 from cgdpm_med.apps.cases import OUTPUTS
-from cgdpm_med.apps.overlay import COLOURS
+from cgdpm_med.apps.labels import ACDC, Labels, colour_of
 from cgdpm_med.apps.segment import Segmentation
-from cgdpm_med.data import ACDC_LABELS
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.transforms import case_name
-from cgdpm_med.volumes import Grid, InputError, Volume, atomic_write, read_labels, read_volume, write_on_grid
+from cgdpm_med.volumes import (
+    Grid,
+    InputError,
+    Volume,
+    atomic_write,
+    read_labels,
+    read_volume,
+    slice_order,
+    write_on_grid,
+)
 
 WRITTEN = ("mask", "entropy", "disagreement")
 """What is written unless asked otherwise."""
@@ -76,8 +84,9 @@ def read_ensemble(mask: Volume) -> Segmentation | None:
     files = {output: map_file(folder, name, output) for output in ("probabilities", "members")}
     if mask.data.ndim != 3 or not all(path.is_file() for path in files.values()):
         return None
-    probabilities = np.moveaxis(read_volume(files["probabilities"]).data, -1, 0)
-    members = read_labels(files["members"]).data
+    spacing = mask.grid.spacing  # of the same header, settled already
+    probabilities = np.moveaxis(read_volume(files["probabilities"], spacing=spacing).data, -1, 0)
+    members = read_labels(files["members"], spacing=spacing).data
     members = members[None] if members.ndim == 3 else np.moveaxis(members, -1, 0)
     for array, path in ((probabilities, files["probabilities"]), (members, files["members"])):
         if array.shape[1:] != mask.data.shape:
@@ -120,7 +129,9 @@ def describe(segmentation: Segmentation) -> dict[str, Any]:
         "shape": list(segmentation.mask.shape),
         "spacing_mm": [round(float(s), 6) for s in segmentation.grid.spacing],
         "header_note": segmentation.grid.note,
+        "slice_order": slice_order(segmentation.grid),
         "members": len(segmentation.members),
+        "labels": {str(label): name for label, name in segmentation.labels.by_number.items()},
         "volume_ml": {str(label): round(segmentation.millilitres(label), 3) for label in labels},
         "member_volume_ml": {
             str(label): [round(ml, 3) for ml in segmentation.member_millilitres(label)] for label in labels
@@ -173,20 +184,21 @@ class CineMaps:
 # --- names and colours ------------------------------------------------------------------------------------------------
 
 
-def label_tables() -> dict[str, str]:
+def label_tables(labels: Labels = ACDC) -> dict[str, str]:
     """Names and colours of the labels by file name: a colour table for 3D Slicer, label descriptions for ITK-SNAP."""
-    rgb = {label: tuple(bytes.fromhex(colour[1:])) for label, colour in COLOURS.items()}
-    slicer = ["# Color table file labels.ctbl", f"# {len(rgb) + 1} values", "0 background 0 0 0 0"]
-    slicer += [f"{label} {ACDC_LABELS[label]} {r} {g} {b} 255" for label, (r, g, b) in rgb.items()]
+    rows = [(label, name, *bytes.fromhex(colour_of(label)[1:])) for label, name in labels.by_number.items()]
+    slicer = ["# Color table file labels.ctbl", f"# {len(rows) + 1} values", "0 background 0 0 0 0"]
+    # its columns are parted by spaces
+    slicer += [f"{label} {'_'.join(name.split())} {r} {g} {b} 255" for label, name, r, g, b in rows]
     snap = ["# ITK-SnAP Label Description File", "# IDX -R- -G- -B- -A- VIS MSH LABEL", '0 0 0 0 0 0 0 "Clear Label"']
-    snap += [f'{label} {r} {g} {b} 1 1 1 "{ACDC_LABELS[label]}"' for label, (r, g, b) in rgb.items()]
+    snap += [f'{label} {r} {g} {b} 1 1 1 "{name.replace(chr(34), chr(39))}"' for label, name, r, g, b in rows]
     return {"labels.ctbl": "\n".join(slicer) + "\n", "labels.label": "\n".join(snap) + "\n"}
 
 
-def write_label_tables(folder: Path) -> list[Path]:
+def write_label_tables(folder: Path, labels: Labels = ACDC) -> list[Path]:
     """Write :func:`label_tables` into a folder."""
     files = []
-    for name, text in label_tables().items():
+    for name, text in label_tables(labels).items():
         with atomic_write(folder / name) as file:
             file.write(text.encode())
         files.append(folder / name)

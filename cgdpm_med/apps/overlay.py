@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cgdpm_med.apps.labels import colour_of
 from cgdpm_med.apps.segment import Segmentation
-from cgdpm_med.data import ACDC_LABELS
 from cgdpm_med.volumes import InputError, atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {1: "#4aa3ff", 2: "#59d66f", 3: "#ff5a4f"}
 MARGIN_MM = 18.0
 ROW_INCHES = 2.3
 
@@ -77,7 +76,8 @@ def draw_overlay(
     names = ("image", "mask and reference" if reference is not None else "mask", "uncertainty (entropy)")
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name, fontsize=10)
-    entries = [Line2D([], [], color=colour, label=ACDC_LABELS[label]) for label, colour in COLOURS.items()]
+    names_by_label = segmentation.labels.by_number
+    entries = [Line2D([], [], color=colour_of(label), label=name) for label, name in names_by_label.items()]
     if reference is not None:
         entries.append(Line2D([], [], color="0.35", linestyle=(0, (3, 2)), label="reference (dashed)"))
     figure.suptitle(title, fontsize=11)
@@ -105,9 +105,9 @@ def default_slices(labelled: NDArray[np.bool_], count: int = 3) -> list[int]:
 def draw_contours(axis: Axes, labels: NDArray[Any], spacing: tuple[float, float], *, solid: bool) -> None:
     """The outline of each structure of one slice (X, Y), along the voxels' edges, in mm."""
     x, y = ((np.arange(n) + 0.5) * d for n, d in zip(labels.shape, spacing, strict=True))
-    for label, colour in COLOURS.items():
-        region = (labels == label).T.astype(float)
-        if 0 < region.sum() < region.size:
+    for label in np.unique(labels[labels > 0]).tolist():
+        region, colour = (labels == label).T.astype(float), colour_of(label)
+        if region.sum() < region.size:
             style: Any = "solid" if solid else [(0, (3, 2))]
             axis.contour(
                 x, y, region, levels=[0.5], colors=colour if solid else "white", linewidths=1.3 if solid else 0.9,

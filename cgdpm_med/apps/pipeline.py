@@ -7,7 +7,8 @@ everything else, so a study with a JSON is complete, whatever became of the proc
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -16,11 +17,12 @@ from typing import Any
 import torch
 
 from cgdpm_med.apps.calibration_file import Calibration, find_calibration
-from cgdpm_med.apps.cases import Case, Subject, find_cases, group_studies, real_path
+from cgdpm_med.apps.cases import Case, Subject, group_studies, search
 from cgdpm_med.apps.components import keep_largest
 from cgdpm_med.apps.console import CaseBar, complain
-from cgdpm_med.apps.dicom_seg import Identity, check_dicom_seg, seg_files, write_dicom_seg
+from cgdpm_med.apps.dicom_seg import Identity, check_codes, check_dicom_seg, seg_files, write_dicom_seg
 from cgdpm_med.apps.evaluate import ensemble_settings
+from cgdpm_med.apps.folders import FolderWarning, left_out_lines, real_path
 from cgdpm_med.apps.outputs import (
     WRITTEN,
     CineMaps,
@@ -38,7 +40,7 @@ from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device
 from cgdpm_med.apps.staple import fuse_staple
 from cgdpm_med.apps.study import Study, StudyResult
 from cgdpm_med.runtime.precision import autocast_dtype
-from cgdpm_med.volumes import InputError, Volume, frames, sweep_temporaries
+from cgdpm_med.volumes import InputError, Spacing, Volume, check_spacing, frames, sweep_temporaries
 
 Progress = Callable[[str, float], None]
 Segments = Callable[[Volume, str, Callable[[float], None]], Segmentation]
@@ -58,6 +60,9 @@ class Options:
         dicom_seg: whether DICOM inputs get DICOM segmentations, "deidentified" or "identified"; None writes none.
         calibrate: whether the calibration beside the weights is applied, where there is one that fits.
         calibration: a file to use in its place.
+        spacing: of every NIfTI input, see :func:`~cgdpm_med.read_volume`.
+        flip_slices: whether the slices of every input run the other way than its header says, or, where it says
+            nothing, from apex to base.
     """
 
     write: str | Sequence[str] = WRITTEN
@@ -71,6 +76,8 @@ class Options:
     dicom_seg: Identity | None = None
     calibrate: bool = True
     calibration: Path | None = None
+    spacing: Spacing = "auto"
+    flip_slices: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.write, str):
@@ -79,8 +86,18 @@ class Options:
     def on_top_of(self, origin: Provenance | None) -> Provenance:
         """How a mask was made, given how its ensemble was."""
         origin = origin or Provenance({}, {}, {})
-        settings = {**origin.settings, "staple": self.staple, "keep_largest": self.keep_largest}
-        return replace(origin, settings=settings)
+        fusing = {"staple": self.staple, "keep_largest": self.keep_largest}
+        return replace(origin, settings={**origin.settings, **fusing, **self.geometry()})
+
+    def geometry(self) -> dict[str, Any]:
+        """What the user said of where voxels lie, in plain JSON."""
+        spacing = self.spacing if isinstance(self.spacing, str) else [float(size) for size in self.spacing]
+        return {"spacing": spacing, "flip_slices": self.flip_slices}
+
+    def read(self, case: Case) -> Volume:
+        """The image of a case with the geometry the user gave."""
+        volume = case.read(self.spacing)
+        return replace(volume, grid=replace(volume.grid, flip_slices=self.flip_slices))
 
     def subject(self, known: Subject) -> Subject:
         """``known`` with what these options say of it."""
@@ -117,6 +134,7 @@ def segment(
     resume: bool = False,
     shard: Shard | None = None,
     label_table: bool = False,
+    series: Collection[int] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Segment whatever lies at ``source`` with a bundle: what ``cgdpm-med segment`` does.
@@ -128,10 +146,11 @@ def segment(
         resume: leave out the studies that are complete, made with the same settings, weights and inputs.
         shard: segment this part only; the cohort's files are then left to ``cgdpm-med cohort``.
         label_table: write names and colours of the labels for 3D Slicer and ITK-SNAP.
+        series: SeriesNumbers of the DICOM series to segment, and nothing else.
         changes: keys of the bundle's inference configuration; None keeps the bundle's own value.
 
     Returns:
-        See :func:`segment_all`.
+        See :func:`segment_all`; and ``left_out``, by reason the files that were not segmented.
 
     Raises:
         InputError: when nothing can be segmented at all.
@@ -139,14 +158,19 @@ def segment(
     options = options or Options()
     check_outputs(options.write)
     chosen = choose_device(device)
-    cases = find_cases(source, exclude=output)
-    check_options(options, cases)
+    found = search(source, exclude=output, series=series)
+    for line in left_out_lines(Path(source), found.left_out):
+        warnings.warn(line, FolderWarning, stacklevel=2)
+    check_options(options, found.cases)
     changes = {name: value for name, value in changes.items() if value is not None}
     segmenter = Segmenter.from_bundle(bundle, device=chosen, **changes)
+    if options.dicom_seg is not None:
+        check_codes(segmenter.labels)
     check_folder(Path(output))
-    result = segment_all(segmenter, cases, output, options=options, resume=resume, shard=shard)
+    result = segment_all(segmenter, found.cases, output, options=options, resume=resume, shard=shard)
+    result["left_out"] = {reason: [str(path) for path in paths] for reason, paths in found.left_out.items()}
     if label_table:
-        result["label_tables"] = [str(path) for path in write_label_tables(Path(output))]
+        result["label_tables"] = [str(path) for path in write_label_tables(Path(output), segmenter.labels)]
     return result
 
 
@@ -162,6 +186,7 @@ def _calibration(
 
 def check_options(options: Options, cases: Sequence[Case]) -> None:
     """Raises InputError for options that do not fit together, or not to these cases."""
+    check_spacing(options.spacing)
     if options.dicom_seg is not None:
         check_dicom_seg(options.dicom_seg)
         if all(case.stack is None and case.error is None for case in cases):
@@ -169,7 +194,9 @@ def check_options(options: Options, cases: Sequence[Case]) -> None:
     studies = group_studies(cases)
     for name, number in (("--ed", options.ed), ("--es", options.es)):
         if number is not None and any(case.subject is not None for case in cases):
-            what = f"{name} names a frame of a cine, but here Info.cfg says which frames are which"
+            what = (
+                f"{name} names a frame of a cine, but here Info.cfg says which frames are which, or the files' names do"
+            )
             raise InputError(what, remedy="Leave it out, or give the 4D file")
     if options.ed is not None and options.ed == options.es:
         raise InputError(f"ED and ES are the same frame, {options.ed}", remedy="Give two frames")
@@ -362,7 +389,7 @@ class _Run:
         if case.folder == Path() and case.name == COHORT:
             raise InputError("has the name of the cohort's files", path=case.image, remedy="Rename it")
         self._clear(case, folder, record)
-        volume = case.read()
+        volume = self.options.read(case)
         series = volume.data.ndim == 4
         described, files = (self._cine if series else self._volume)(case, volume, folder, study)
         described["files"] = [path.name for path in files]
@@ -414,6 +441,7 @@ class _Run:
         """The DICOM segmentation of one frame, where it is wanted and there are images to refer to."""
         if self.options.dicom_seg is None or case.stack is None:
             return []
+        check_codes(result.labels)
         path = seg_files(case.stack, folder, case.name)[frame - 1]
         return [write_dicom_seg(result.mask, case.stack, path, phase=frame - 1, identity=self.options.dicom_seg)]
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import numpy as np
 
 from cgdpm_med.apps.cardiac import MEASURES, CardiacFunction, Estimate, FrameVolumes
+from cgdpm_med.apps.labels import ACDC, Labels
 from cgdpm_med.apps.quality import Finding, Quality
 from cgdpm_med.apps.report import Provenance, cohort_report, write_report
 from cgdpm_med.apps.study import StudyResult, write_cohort
@@ -37,6 +38,7 @@ def study_record(result: StudyResult) -> dict[str, Any]:
             },
         },
         "function": None if function is None else _function_record(function),
+        "labels": list(result.labels.names),
         "volumes_ml": {
             str(frame): {"mask": volumes.fused.tolist(), "members": volumes.members.tolist()}
             for frame, volumes in result.volumes.items()
@@ -66,6 +68,7 @@ def read_study_record(record: Mapping[str, Any]) -> StudyResult:
         KeyError, TypeError, ValueError, AttributeError: for anything else.
     """
     function, quality = record["function"], record["quality"]
+    names = record.get("labels", ACDC.names)  # version 0.1 knew no others
     return StudyResult(
         key=record["key"],
         volumes={
@@ -91,6 +94,7 @@ def read_study_record(record: Mapping[str, Any]) -> StudyResult:
             margin=function["margin"],
             body_surface=function["body_surface_m2"],
         ),
+        labels=Labels(tuple(str(name) for name in names)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cgdpm_med.apps.bundles import bundle_path
 from cgdpm_med.apps.console import input_error_behind
+from cgdpm_med.apps.labels import Labels, channel_names, labels_of
 from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.transforms import case_name
 from cgdpm_med.volumes import Grid, InputError, Volume, reoriented_grid, view_of
@@ -33,6 +34,7 @@ class Segmentation:
         members: (K, X, Y, Z) uint8, each member's own labels.
         volume: the input.
         temperature: of the calibration that made ``probabilities`` and ``entropy`` from the ensemble's own, or None.
+        channel_names: of the classes, see :func:`~cgdpm_med.apps.labels.labels_of`.
     """
 
     key: str
@@ -43,6 +45,12 @@ class Segmentation:
     members: NDArray[np.uint8]
     volume: Volume
     temperature: float | None = None
+    channel_names: Mapping[str, str] | None = None
+
+    @property
+    def labels(self) -> Labels:
+        """Names of the structures."""
+        return labels_of(self.channel_names, len(self.probabilities))
 
     @property
     def grid(self) -> Grid:
@@ -88,6 +96,8 @@ class Segmenter:
         device: where the network runs.
         weights: files the networks were read from: a calibration beside the first is for these files only.
         fusion: how ``postprocessing`` fuses the members, where that is known; a calibration is for one kind only.
+        channel_names: of the network's classes by number, which masks and reports are labelled with; see
+            :func:`~cgdpm_med.apps.labels.labels_of`.
     """
 
     def __init__(
@@ -99,12 +109,19 @@ class Segmenter:
         device: torch.device | str = "cpu",
         weights: Sequence[str | Path] = (),
         fusion: str | None = None,
+        channel_names: Mapping[str, str] | None = None,
     ) -> None:
         self.preprocessing, self.inferer, self.postprocessing = preprocessing, inferer, postprocessing
         self.device = torch.device(device)
         self.predictor = predictor.to(self.device)
         self.weights = tuple(Path(file) for file in weights)
         self.fusion = fusion
+        self.channel_names = channel_names
+
+    @property
+    def labels(self) -> Labels:
+        """Names of the structures."""
+        return labels_of(self.channel_names, max(self.predictor.out_channels, 2))
 
     @classmethod
     def from_bundle(cls, bundle: str | Path = "acdc_segmentation", **overrides: Any) -> Segmenter:
@@ -139,6 +156,8 @@ class Segmenter:
             segmenter: Segmenter = parser.get_parsed_content("segmenter")
         except Exception as error:  # MONAI wraps whatever a configuration raises
             raise input_error_behind(error) or _unusable(config, error) from error
+        if segmenter.channel_names is None:
+            segmenter.channel_names = channel_names(root)
         return segmenter
 
     @torch.inference_mode()
@@ -180,12 +199,18 @@ class Segmenter:
         return Segmentation(
             key=key,
             mask=array("mask")[0],
-            probabilities=array("probabilities"),
+            probabilities=_with_background(array("probabilities")),
             entropy=array("entropy")[0],
             disagreement=array("disagreement")[0],
             members=array("members"),
             volume=volume,
+            channel_names=self.channel_names,
         )
+
+
+def _with_background(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of two classes where a network gives the foreground alone."""
+    return probabilities if len(probabilities) > 1 else np.concatenate([1 - probabilities, probabilities])
 
 
 def _unusable(config: Path, error: BaseException) -> InputError:

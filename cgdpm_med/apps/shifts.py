@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -40,7 +41,8 @@ def moved_grid(grid: Grid, shape: Sequence[int], old_from_new: NDArray[np.float6
     if header["sform_code"] > 0:
         header.set_sform(stated, int(header["sform_code"]))
     header["pixdim"][1:4] = x, y, z
-    return Grid(tuple(int(n) for n in shape), (x, y, z), affine, header, stated, grid.note)
+    size = tuple(int(n) for n in shape)
+    return replace(grid, shape=size, spacing=(x, y, z), affine=affine, header=header, header_affine=stated)
 
 
 def _scaled(scale: Sequence[float], offset: Sequence[float] = (0, 0, 0)) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ def statistics_page(title: str, facts: Mapping[str, Any], summary: Mapping[str, 
 
     Args:
         facts: what the numbers depend on, one line each.
-        summary: of :func:`~cgdpm_med.apps.evaluate.evaluate_pairs`, or its ``function`` and ``quality`` alone.
+        summary: of :func:`~cgdpm_med.apps.evaluate_masks.evaluate_pairs`, or its ``function`` and ``quality`` alone.
     """
     parts = [f"# {title}", "\n".join(f"- {name}: {value}" for name, value in facts.items())]
     if "structures" in summary:

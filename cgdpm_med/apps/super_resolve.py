@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from cgdpm_med.networks.denoiser import Denoiser
 from cgdpm_med.networks.unet import ConditionalUNet
 from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.transforms import case_name
-from cgdpm_med.volumes import InputError, read_volume, write_on_grid
+from cgdpm_med.volumes import InputError, Spacing, check_spacing, read_volume, write_on_grid
 from cgdpm_med.volumes.refine import refined_grid
 
 KEPT_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff")
@@ -294,6 +295,7 @@ def super_resolve_volume(
     folder: Path,
     key: str | None = None,
     progress: Callable[[float], None] | None = None,
+    spacing: Spacing = "auto",
 ) -> Refined:
     """Refine the x-y slices of a NIfTI volume on the grid of :func:`~cgdpm_med.volumes.refine.refined_grid`.
 
@@ -306,7 +308,7 @@ def super_resolve_volume(
     """
     name = case_name(path)
     target = _fresh(folder / f"{name}.nii.gz", path)
-    volume = read_volume(path)
+    volume = read_volume(path, spacing=spacing)
     if volume.data.ndim != 3:
         what = f"has {volume.data.ndim} dimensions, a single frame was expected"
         raise InputError(what, path=path, remedy="Extract the frames first")
@@ -382,10 +384,15 @@ def _is_volume(path: Path) -> bool:
     return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
-def super_resolve(resolver: SuperResolver, source: str | Path, output: str | Path) -> dict[str, Any]:
+def super_resolve(
+    resolver: SuperResolver, source: str | Path, output: str | Path, *, spacing: Spacing = "auto"
+) -> dict[str, Any]:
     """Refine whatever lies at ``source``: what ``cgdpm-med super-resolve`` does.
 
     A bad input is reported on standard error, and the others go on.
+
+    Args:
+        spacing: of every NIfTI input, see :func:`~cgdpm_med.read_volume`.
 
     Returns:
         ``cases`` (``input``, ``files``, ``mean_spread``) and ``failed``, the error of each failed case by key.
@@ -393,6 +400,7 @@ def super_resolve(resolver: SuperResolver, source: str | Path, output: str | Pat
     Raises:
         InputError: when there is nothing to refine.
     """
+    check_spacing(spacing)
     cases = find_images(source, exclude=output)
     done: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
@@ -400,7 +408,7 @@ def super_resolve(resolver: SuperResolver, source: str | Path, output: str | Pat
         for case in cases:
             bar.update(case.key, 0.0)
             try:
-                refined = _refine(resolver, case, Path(output) / case.folder, bar)
+                refined = _refine(resolver, case, Path(output) / case.folder, bar, spacing)
             except InputError as error:
                 failed[case.key] = str(error)
                 complain(error, bar)
@@ -412,11 +420,13 @@ def super_resolve(resolver: SuperResolver, source: str | Path, output: str | Pat
     return {"cases": done, "failed": failed}
 
 
-def _refine(resolver: SuperResolver, case: Case, folder: Path, bar: CaseBar) -> Refined:
+def _refine(resolver: SuperResolver, case: Case, folder: Path, bar: CaseBar, spacing: Spacing) -> Refined:
     if case.error is not None:
         raise case.error
-    refine = super_resolve_volume if _is_volume(case.image) else super_resolve_picture
-    return refine(resolver, case.image, folder, case.key, lambda fraction: bar.update(case.key, fraction))
+    progress = partial(bar.update, case.key)
+    if _is_volume(case.image):
+        return super_resolve_volume(resolver, case.image, folder, case.key, progress, spacing)
+    return super_resolve_picture(resolver, case.image, folder, case.key, progress)
 
 
 def load_resolver(

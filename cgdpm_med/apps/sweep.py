@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cgdpm_med.apps.evaluate import evaluate_segmentation, summarise_results
+from cgdpm_med.apps.evaluate_case import evaluate_segmentation, summarise_results
 from cgdpm_med.apps.segment import Segmentation, Segmenter
 from cgdpm_med.metrics import dice_per_structure
 from cgdpm_med.volumes import Volume, atomic_write, read_labels, read_volume
@@ -45,7 +45,7 @@ def score_setting(
         **{name: ensemble[name] for name in ("pairwise_dice", "ged", "ece", "brier", "auroc")},
         "seconds": seconds / len(datalist),
     }
-    return {name: float("nan") if scores[name] is None else float(scores[name]) for name in SCORES}
+    return {name: float("nan") if (score := scores.get(name)) is None else float(score) for name in SCORES}
 
 
 def sweep(

@@ -5,9 +5,13 @@ affine from indices to world millimetres (RAS+). :class:`Grid` keeps the header 
 derived from it, because the two differ in the wild: every ACDC file holds a unit sform while the true spacing is only
 in ``pixdim``. Resampling and volumes use the derived geometry, output is written with the header as read.
 
-``files`` holds the error for bad input and the safe way to write a file, ``grid`` the geometry, ``orientation`` the way
-to look at it, ``refine`` finer grids, ``nifti`` the format. DICOM has three modules: ``dicom_files`` reads one file,
-``dicom_stack`` puts images in the order of space and time, ``dicom`` finds what belongs together.
+``files`` holds the error for bad input and the safe way to write a file, ``grid`` the geometry, ``header_geometry`` the
+rule for headers that contradict themselves, ``orientation`` the way to look at a stack, ``refine`` finer grids,
+``nifti`` the format. DICOM has three modules: ``dicom_files`` reads one file, ``dicom_stack`` puts images in the order
+of space and time, ``dicom`` finds what belongs together.
+
+Formats other than NIfTI: ``formats`` knows their names, ``reading`` chooses the reader, ``nrrd`` and ``metaimage`` read
+headers in text and ``raster`` the voxels behind them, ``mgh`` and ``pairs`` the rest.
 """
 
 from __future__ import annotations
@@ -15,10 +19,18 @@ from __future__ import annotations
 from cgdpm_med.volumes.dicom import DicomFinding, DicomWarning, find_dicom, read_dicom
 from cgdpm_med.volumes.dicom_stack import DicomStack
 from cgdpm_med.volumes.files import InputError, atomic_write, sweep_temporaries
-from cgdpm_med.volumes.grid import VOXEL_LIMIT, Grid, HeaderWarning, Spacing, check_size
+from cgdpm_med.volumes.grid import VOXEL_LIMIT, Grid, HeaderWarning, check_size
 from cgdpm_med.volumes.nifti import Volume, frames, read_labels, read_volume, write_on_grid
-from cgdpm_med.volumes.orientation import ShortAxisView, directions_known, reoriented_grid, short_axis_view, view_of
+from cgdpm_med.volumes.orientation import (
+    ShortAxisView,
+    directions_known,
+    reoriented_grid,
+    short_axis_view,
+    slice_order,
+    view_of,
+)
 from cgdpm_med.volumes.refine import refined_grid
+from cgdpm_med.volumes.spacing import Spacing, check_spacing, parse_spacing
 
 __all__ = [
     "VOXEL_LIMIT",
@@ -33,15 +45,18 @@ __all__ = [
     "Volume",
     "atomic_write",
     "check_size",
+    "check_spacing",
     "directions_known",
     "find_dicom",
     "frames",
+    "parse_spacing",
     "read_dicom",
     "read_labels",
     "read_volume",
     "refined_grid",
     "reoriented_grid",
     "short_axis_view",
+    "slice_order",
     "sweep_temporaries",
     "view_of",
     "write_on_grid",

@@ -1,31 +1,32 @@
-"""DICOM series as volumes: single-frame images grouped into slices x phases, with geometry from their positions.
+"""DICOM series as volumes: images grouped into slices x phases, with geometry from their positions.
 
-A *stack* is what one volume or cine is made of: images of one orientation at evenly spaced positions, with the same
-number of phases at each. Scanners store it as one series, or, which is common for cines, as one series for each slice;
-both are put together here. What does not make a stack is refused with one error a series, and the others go on.
+A *stack* is what one volume or cine is made of: images of one orientation and contrast at evenly spaced positions, with
+the same number of phases at each. Scanners store it as one series, as one series for each slice, or as multi-frame
+objects; all are read here. What does not make a stack is refused with one error, and the others go on.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
-
-from cgdpm_med.volumes.dicom_files import DicomImage, NotAnImage, dicom_files, read_header
-from cgdpm_med.volumes.dicom_stack import DicomStack, Lot, directions_of, slices_of, spacing_of, stack_of
+from cgdpm_med.volumes.dicom_contrast import differing
+from cgdpm_med.volumes.dicom_files import dicom_files
+from cgdpm_med.volumes.dicom_groups import ImageGroup, joined
+from cgdpm_med.volumes.dicom_headers import DicomImage, NotAnImage, read_headers
+from cgdpm_med.volumes.dicom_joining import Judged, Level, join_levels
+from cgdpm_med.volumes.dicom_repeats import note_of_copies, without_copies
+from cgdpm_med.volumes.dicom_series import SeriesKey, all_series, group_by_series, require_alike, views_of
+from cgdpm_med.volumes.dicom_stack import DicomStack, shifted_stacks, stack_of
 from cgdpm_med.volumes.files import InputError, PathLike, listed
 from cgdpm_med.volumes.nifti import Volume
 
-Item = TypeVar("Item")
-
 
 class DicomWarning(UserWarning):
-    """DICOM files that are passed over because they hold no pictures."""
+    """DICOM files that are passed over, or of which one of several readings was taken."""
 
 
 @dataclass(frozen=True)
@@ -43,47 +44,69 @@ class DicomFinding:
     error: InputError | None = None
 
 
-def read_dicom(folder: PathLike) -> Volume:
+def read_dicom(folder: PathLike, *, series: Collection[int] | None = None) -> Volume:
     """Read the one stack that lies below a folder; see :func:`find_dicom`.
+
+    Series that make no stack are named in a :class:`DicomWarning` where there is one beside them.
 
     Raises:
         InputError: there is none, or several, or what there is cannot be used.
     """
     folder = Path(folder)
-    findings = find_dicom(folder)
-    if len(findings) != 1:
-        what = f"holds {len(findings)} DICOM volumes" if findings else "holds no DICOM image"
-        raise InputError(what, path=folder, remedy="Give the folder of one series")
-    (found,) = findings
-    if found.error is not None:
-        raise found.error
-    assert found.stack is not None
-    return found.stack.read()
+    findings = find_dicom(folder, series=series)
+    stacks = [found.stack for found in findings if found.stack is not None]
+    errors = [found.error for found in findings if found.error is not None]
+    if len(stacks) == 1:
+        for error in errors:
+            warnings.warn(str(error), DicomWarning, stacklevel=2)
+        return stacks[0].read()
+    if len(findings) == 1:
+        raise errors[0]
+    what = f"holds {len(findings)} DICOM volumes" if findings else "holds no DICOM image"
+    remedy = f"Give the folder of one series, or choose among series {listed(_series_of(findings))}"
+    raise InputError(what, path=folder, remedy=remedy if findings else "Give the folder of one series")
 
 
-def find_dicom(folder: PathLike, *, exclude: PathLike | None = None) -> list[DicomFinding]:
+def _series_of(findings: Iterable[DicomFinding]) -> list[int]:
+    return sorted({number for found in findings for number in found.series})
+
+
+def find_dicom(
+    folder: PathLike, *, exclude: PathLike | None = None, series: Collection[int] | None = None
+) -> list[DicomFinding]:
     """Group the DICOM files below a folder into volumes and cines, sorted by folder and series.
 
-    Series are told apart by SeriesInstanceUID, and within a series the orientations. Slices follow their position along
-    the normal; their distance is that of the positions, whatever SliceThickness says. Phases follow TriggerTime, else
-    TemporalPositionIdentifier, else InstanceNumber: the first of them that all images have and that differs among the
-    images of a slice. Series of one slice each become one stack where study, frame of reference, orientation, pixel
-    spacing and size agree; they must then have the same number of phases.
+    Images are told apart by patient, study and series, as far as what stands there is not blank or borne by one image
+    alone; then by contrast and orientation. Slices follow their position along the normal; their distance is that of
+    the positions, whatever SliceThickness says. Phases follow the first clock on which the slices agree (TriggerTime,
+    TemporalPositionIdentifier, NominalCardiacTriggerDelayTime, AcquisitionTime, ContentTime, a regular lattice of
+    InstanceNumber), and never one that others contradict. Series of one slice each become one stack where they lie on
+    one lattice and agree in raster, orientation and contrast; odd ones are named and left out. Of a slice that was
+    acquired again the last acquisition is taken, and of copies one, with a :class:`DicomWarning`.
 
-    Refused with one error for a series: sizes or pixel spacings that differ, colour, multi-frame objects, no position,
-    a single slice, slices that are missing, unevenly spaced, there twice or shifted sideways, numbers of phases that
-    differ, images that differ in more than their phase (echoes, magnitude and phase), and series beside which an image
-    cannot be read, since that may be one of theirs. Objects without pictures (reports, segmentations) are passed over
-    with a :class:`DicomWarning`, or refused where there is nothing else. Errors name folders, series numbers and
-    slices, counted from 1 along the normal; never what identifies a patient or an examination.
+    Refused with one error for a series: sizes or pixel spacings that differ, colour, multi-frame objects that do not
+    say where their frames lie, no position, a single slice, slices that are missing, unevenly spaced or shifted
+    sideways, numbers of phases that differ, phases that nothing puts in order, images of the signal's phase, and
+    series beside which an image cannot be read, since that may be one of theirs. Objects without pictures (reports,
+    segmentations) are passed over with a :class:`DicomWarning`, or refused where there is nothing else. Errors name
+    folders, series numbers and slices, counted from 1 along the normal; never what identifies a patient or an
+    examination.
 
     Args:
         folder: searched recursively.
         exclude: a folder that is left out.
+        series: SeriesNumbers to take; None takes all.
+
+    Raises:
+        InputError: ``series`` has a number that no image bears.
     """
     folder = Path(folder)
     images, damaged, others = _read_headers(dicom_files(folder, None if exclude is None else Path(exclude)))
+    if series is not None:
+        images = _chosen(images, series, folder)
+    images, copies = without_copies(images)
     findings = _beside_damaged(_group(images), damaged)
+    notes = [*note_of_copies(copies), *_notes_of(findings)]
     nothing_else = not findings
     for parent, count in Counter(path.parent for path in others).items():
         what = f"holds {count} DICOM objects that are no images (reports, segmentations or the like)"
@@ -91,8 +114,14 @@ def find_dicom(folder: PathLike, *, exclude: PathLike | None = None) -> list[Dic
             error = InputError(what, path=parent, remedy="Give the folder of a short-axis series")
             findings.append(DicomFinding(parent, (), error=error))
         else:
-            warnings.warn(f"{parent}: {what}; they are passed over", DicomWarning, stacklevel=2)
+            notes.append(f"{parent}: {what}; they are passed over")
+    for note in notes:
+        warnings.warn(note, DicomWarning, stacklevel=2)
     return sorted(findings, key=lambda found: (found.folder, found.series))
+
+
+def _notes_of(findings: Iterable[DicomFinding]) -> list[str]:
+    return [f"{found.folder}: {note}" for found in findings if found.stack is not None for note in found.stack.notes]
 
 
 def _read_headers(files: Iterable[Path]) -> tuple[list[DicomImage], dict[Path, InputError], list[Path]]:
@@ -101,15 +130,25 @@ def _read_headers(files: Iterable[Path]) -> tuple[list[DicomImage], dict[Path, I
     others: list[Path] = []
     for path in files:
         try:
-            header = read_header(path)
+            headers = read_headers(path)
         except InputError as error:
             damaged[path] = error
             continue
-        if isinstance(header, DicomImage):
-            images.append(header)
-        elif isinstance(header, NotAnImage):
+        if isinstance(headers, NotAnImage):
             others.append(path)
+        elif headers is not None:
+            images += headers
     return images, damaged, others
+
+
+def _chosen(images: Sequence[DicomImage], series: Collection[int], folder: Path) -> list[DicomImage]:
+    there = all_series(images)
+    unknown = sorted(set(series) - set(there))
+    if unknown:
+        what = f"holds no DICOM series {listed(unknown)}"
+        remedy = f"Choose among {listed(there, most=50)}" if there else "Leave out --series"
+        raise InputError(what, path=folder, remedy=remedy)
+    return [image for image in images if image.series in series]
 
 
 def _beside_damaged(findings: list[DicomFinding], damaged: dict[Path, InputError]) -> list[DicomFinding]:
@@ -133,106 +172,61 @@ def _beside_damaged(findings: list[DicomFinding], damaged: dict[Path, InputError
 # --- from images to stacks --------------------------------------------------------------------------------------------
 
 
-def _group(images: Iterable[DicomImage]) -> list[DicomFinding]:
-    by_series: dict[tuple[str, str], list[DicomImage]] = defaultdict(list)
-    for image in images:
-        by_series[image.study_uid, image.series_uid].append(image)
+def _group(images: Sequence[DicomImage]) -> list[DicomFinding]:
     findings: list[DicomFinding] = []
-    levels: list[Lot] = []  # series of one slice
-    for lot in map(Lot, by_series.values()):
+    levels: list[Level] = []
+    for key, group in group_by_series(images):
         try:
-            _require_alike(lot)
+            views = views_of(key, group)
         except InputError as error:
-            findings.append(DicomFinding(lot.folder, lot.series, error=error))
+            findings.append(_refused(group, error))
             continue
-        views = [Lot(view) for view in _classes(lot.images, _same_view)]
-        single = [view for view in views if len(slices_of(view)) == 1]
-        findings += [_stacked(view) for view in views if view not in single]
-        if len(views) == 1:
-            levels += single
-        elif single:
-            findings.append(
-                _refused(lot, f"holds {len(single)} views of one slice each", "Give the short-axis series alone")
-            )
-    return findings + [_merged(same) for same in _classes(levels, _one_stack)]
+        of_series, single = _judge_views(key, views)
+        findings += of_series
+        levels += single
+    return findings + [_judged(judged) for judged in join_levels(levels)]
 
 
-def _stacked(lot: Lot) -> DicomFinding:
+def _judge_views(key: SeriesKey, views: Sequence[ImageGroup]) -> tuple[list[DicomFinding], list[Level]]:
+    """Findings for the views of one series that are stacks or cannot be used, and those that show one slice."""
+    findings: list[DicomFinding] = []
+    stacks: list[ImageGroup] = []
+    single: list[ImageGroup] = []
+    for view in views:
+        try:
+            require_alike(view)
+        except InputError as error:
+            findings.append(_refused(view, error))
+            continue
+        (single if len(view.slices) == 1 else stacks).append(view)
+    names = differing([view.images[0].contrast for view in stacks])
+    note = f"is one of several volumes of its series, which differ in {listed(names)}" if names and key.series else ""
+    findings += [_with_note(_stacked(stack), note) for view in stacks for stack in shifted_stacks(view)]
+    if stacks and single and key.series:
+        whole = joined(single)
+        what = f"holds {len(single)} views of one slice each, which are left out"
+        return [*findings, _refused(whole, whole.error(what, "Give the short-axis images alone"))], []
+    return findings, [Level(key, view) for view in single]
+
+
+def _judged(judged: Judged) -> DicomFinding:
+    return _stacked(judged.group) if judged.error is None else _refused(judged.group, judged.error)
+
+
+def _stacked(group: ImageGroup) -> DicomFinding:
     """The stack of these images, or why there is none."""
     try:
-        return DicomFinding(lot.folder, lot.series, stack=stack_of(lot))
+        stack = stack_of(group)
     except InputError as error:
-        return DicomFinding(lot.folder, lot.series, error=error)
+        return _refused(group, error)
+    return DicomFinding(group.folder, stack.series, stack=stack)
 
 
-def _refused(lot: Lot, what: str, remedy: str) -> DicomFinding:
-    return DicomFinding(lot.folder, lot.series, error=lot.error(what, remedy))
+def _with_note(found: DicomFinding, note: str) -> DicomFinding:
+    if found.stack is None or not note:
+        return found
+    return replace(found, stack=replace(found.stack, notes=(*found.stack.notes, note)))
 
 
-def _require_alike(lot: Lot) -> None:
-    """Raises InputError unless the images of a series could lie on one grid."""
-    alone = "Give the short-axis series alone"
-    if any(image.frames > 1 for image in lot.images):
-        raise lot.error("is a multi-frame object", "Convert it to NIfTI, for example with dcm2niix, and give that")
-    if not all(image.grey for image in lot.images):
-        raise lot.error("holds colour or inverted images", alone)
-    if any(image.position is None or image.directions is None for image in lot.images):
-        raise lot.error("does not say where its images lie (ImagePositionPatient, ImageOrientationPatient)", alone)
-    if any(image.spacing is None for image in lot.images):
-        raise lot.error("does not say how large its pixels are (PixelSpacing)", "Export it again with its headers")
-    sizes = Counter(f"{columns} x {rows}" for columns, rows in (image.size for image in lot.images))
-    if len(sizes) > 1:
-        raise lot.error(f"mixes images of {listed(f'{size} ({n} images)' for size, n in sizes.items())} pixels", alone)
-    spacings = [spacing_of(image) for image in lot.images]
-    if not np.allclose(spacings, spacings[0], rtol=1e-4, atol=0):
-        low, high = np.min(spacings, axis=0), np.max(spacings, axis=0)
-        raise lot.error(
-            f"mixes pixel spacings from {low[0]:.4g} x {low[1]:.4g} to {high[0]:.4g} x {high[1]:.4g} mm", alone
-        )
-
-
-def _merged(lots: Sequence[Lot]) -> DicomFinding:
-    """Series of one slice each as one stack."""
-    whole = Lot([image for lot in lots for image in lot.images])
-    if len(lots) == 1:
-        what, remedy = "shows a single slice", "Give a short-axis stack, or leave this series out"
-        return _refused(whole, what, remedy)
-    phases: dict[int, list[int]] = defaultdict(list)
-    for lot in lots:
-        phases[len(lot.images)] += lot.series
-    if len(phases) > 1:
-        counts = "; ".join(f"{count} in series {listed(sorted(numbers))}" for count, numbers in sorted(phases.items()))
-        return _refused(whole, f"have different numbers of phases: {counts}", "Leave out the series that do not belong")
-    if len(slices_of(whole)) == 1:
-        return _refused(whole, "show the same slice", "Give a short-axis stack, or leave these series out")
-    return _stacked(whole)
-
-
-def _classes(items: Iterable[Item], same: Callable[[Item, Item], bool]) -> list[list[Item]]:
-    """Items that are the same as the first of their class."""
-    classes: list[list[Item]] = []
-    for item in items:
-        for members in classes:
-            if same(members[0], item):
-                members.append(item)
-                break
-        else:
-            classes.append([item])
-    return classes
-
-
-def _same_view(a: DicomImage, b: DicomImage) -> bool:
-    near = np.allclose(directions_of(a), directions_of(b), rtol=0, atol=1e-3)
-    return near and a.frame_of_reference == b.frame_of_reference
-
-
-def _one_stack(a: Lot, b: Lot) -> bool:
-    """Whether two series of one slice may belong together; a still image and a cine do not."""
-    first, second = a.images[0], b.images[0]
-    return (
-        first.study_uid == second.study_uid
-        and first.size == second.size
-        and (len(a.images) > 1) == (len(b.images) > 1)
-        and np.allclose(spacing_of(first), spacing_of(second), rtol=1e-4, atol=0)
-        and _same_view(first, second)
-    )
+def _refused(group: ImageGroup, error: InputError) -> DicomFinding:
+    return DicomFinding(group.folder, group.series, error=error)

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Literal
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from cgdpm_med.volumes.files import InputError, PathLike
-
-Spacing = Literal["auto", "pixdim", "affine"] | Sequence[float]
+from cgdpm_med.volumes.header_geometry import CONFLICTS, header_geometry
+from cgdpm_med.volumes.spacing import Spacing, in_mm
 
 VOXEL_LIMIT = 2**29
 """Most voxels accepted in one file, 512 x 512 x 2048: 2 GiB once in float32."""
 
-CONFLICT_TOLERANCE = 0.01
-"""Relative difference above which pixdim and the lengths of the affine's columns are called in conflict."""
-
-_PLAUSIBLE_SPACING = (1e-4, 200.0)  # mm: finer than microscopy, coarser than any scanner's slice distance
-_UNIT_IN_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units & 7: unknown, metre, millimetre, micrometre
 _MILLIMETRE, _TIME_UNIT = 2, 0x38  # NIFTI_UNITS_MM, and the bits of xyzt_units that hold the unit of time
-_REPAIR = "Repair sform or qform in the header"
 _WARNED: set[str] = set()  # kinds of header conflict already reported by this process
 
 
@@ -40,13 +33,17 @@ class Grid:
     """Where the voxels of one file lie.
 
     Attributes:
-        shape: (x, y, z) or (x, y, z, t) exactly as stored, so also (x, y, z, 1).
+        shape: (x, y, z) or (x, y, z, t) exactly as stored, so also with trailing axes of 1.
         spacing: true voxel size in mm along x, y, z, after the rule of :func:`read_volume`.
         affine: (4, 4) float64, voxel indices to world mm: the directions and the origin of the header's affine with
             columns of length ``spacing``.
         header: the header as read (extensions left out), the basis of every file written on this grid.
-        header_affine: (4, 4) float64, the affine the header states (sform, else qform, else pixdim alone), in mm.
+        header_affine: (4, 4) float64, the affine of the header that was chosen (sform, else qform, else pixdim alone),
+            in mm, as it is stated there.
         note: what is odd about the header and which rule was applied, or None.
+        directions: whether the header says where the axes point.
+        flip_slices: whether the user said that the slices run the other way than the header has them, or, without
+            directions, from apex to base.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +52,8 @@ class Grid:
     header: nib.Nifti1Header
     header_affine: NDArray[np.float64]
     note: str | None = None
+    directions: bool = True
+    flip_slices: bool = False
 
     @property
     def spatial_shape(self) -> tuple[int, int, int]:
@@ -69,8 +68,7 @@ class Grid:
 
     def frame(self) -> Grid:
         """The three-dimensional grid of a single time frame of this grid."""
-        header = with_shape(self.header, self.spatial_shape)
-        return Grid(self.spatial_shape, self.spacing, self.affine, header, self.header_affine, self.note)
+        return replace(self, shape=self.spatial_shape, header=with_shape(self.header, self.spatial_shape))
 
     def difference(self, other: Grid) -> str | None:
         """One line saying how ``other`` differs in place from this grid, or None where they agree.
@@ -78,12 +76,12 @@ class Grid:
         Trailing axes of length 1 are ignored. The affines agree when no corner of the volume moves by more than a
         tenth of the smallest spacing: the quaternions of a qform round by far less, a shift by a voxel is seen.
         """
-        if _without_trailing_ones(self.shape) != _without_trailing_ones(other.shape):
+        if without_trailing_ones(self.shape) != without_trailing_ones(other.shape):
             return f"shape {_by(other.shape)} instead of {_by(self.shape)}"
         corners = np.array(list(product(*((0, size - 1) for size in self.spatial_shape), [1])))
         moved = float(np.linalg.norm(corners @ (self.affine - other.affine).T, axis=1).max())
         if moved > 0.1 * min(self.spacing):
-            return f"its voxels lie up to {moved:.3g} mm elsewhere (spacing {_mm(other.spacing)})"
+            return f"its voxels lie up to {moved:.3g} mm elsewhere (spacing {in_mm(other.spacing)})"
         return None
 
 
@@ -113,96 +111,20 @@ def grid_from_header(header: nib.Nifti1Header, spacing: Spacing, path: Path) -> 
     Raises:
         InputError: an affine that is singular or not finite, or no plausible spacing.
     """
-    unit = _UNIT_IN_MM.get(int(header["xyzt_units"]) & 7, 1.0)
-    try:
-        header_affine = _header_affine(header)
-    except ValueError as error:  # a quaternion longer than 1
-        raise InputError(f"has an impossible qform ({error})", path=path, remedy=_REPAIR) from error
-    header_affine[:3] *= unit
-    columns = header_affine[:3, :3]
-    lengths = np.linalg.norm(columns, axis=0)
-    if not (np.isfinite(header_affine).all() and np.isfinite(lengths).all()):
-        raise InputError("has an affine that is not finite", path=path, remedy=_REPAIR)
-    if not (lengths > 0).all() or abs(np.linalg.det(columns / lengths)) < 1e-3:
-        raise InputError("has a singular affine", path=path, remedy=_REPAIR)
-    pixdim = header["pixdim"][1:4].astype(np.float64) * unit
-    true, note = _true_spacing(pixdim, lengths, bool(header["sform_code"] != 0), spacing, path)
-    cosines = (columns / lengths).T @ (columns / lengths)
-    skew = float(np.degrees(np.arcsin(min(1.0, np.abs(cosines - np.eye(3)).max()))))
-    if skew > 0.5:
-        sheared = f"the affine is sheared by {skew:.1f} degrees"
-        note = sheared if note is None else f"{note}; {sheared}"
-    affine = header_affine.copy()
-    if not np.allclose(true, lengths, rtol=1e-4, atol=0):
-        affine[:3, :3] = columns / lengths * true
-    for array in (affine, header_affine):
+    found = header_geometry(header, spacing, path)
+    for kind in CONFLICTS & found.notes.keys():
+        _warn_once(kind, f"{found.notes[kind]} (first seen in {path}, later files are not reported)")
+    for array in (found.affine, found.stated):
         array.setflags(write=False)
-    x, y, z = (float(size) for size in true)
-    return Grid(stored_shape(header), (x, y, z), affine, header, header_affine, note)
-
-
-def _header_affine(header: nib.Nifti1Header) -> NDArray[np.float64]:
-    """The affine as nibabel chooses it (sform, qform, pixdim alone), where pixdim may hold signs, zeros and no qfac."""
-    repaired = header.copy()
-    pixdim = np.abs(repaired["pixdim"][1:4])
-    repaired["pixdim"][1:4] = np.where(np.isfinite(pixdim) & (pixdim > 0), pixdim, 1)
-    if repaired["pixdim"][0] not in (-1, 1):
-        repaired["pixdim"][0] = 1  # nifti1.h: 0 means 1
-    return np.array(repaired.get_best_affine(), dtype=np.float64)
-
-
-def _true_spacing(
-    pixdim: NDArray[np.float64], lengths: NDArray[np.float64], has_sform: bool, spacing: Spacing, path: Path
-) -> tuple[NDArray[np.float64], str | None]:
-    """The rule stated in :func:`read_volume`: spacing in mm and a note where the header contradicts itself."""
-    usable = bool(np.isfinite(pixdim).all() and (pixdim != 0).all())
-    size = np.abs(pixdim)
-    note: str | None = None
-    if not isinstance(spacing, str):
-        true = np.array(spacing, dtype=np.float64)
-        if true.shape != (3,):
-            raise InputError(f"spacing {spacing} is not three numbers", remedy="Give x, y and z spacing in mm")
-    elif spacing not in ("auto", "pixdim", "affine"):
-        raise InputError(f"spacing {spacing!r} is unknown", remedy="Use auto, pixdim, affine or three numbers in mm")
-    elif spacing == "affine" and has_sform:
-        true = lengths
-    elif not usable and not (spacing == "auto" and has_sform):
-        raise InputError(
-            f"has no voxel spacing: pixdim is {_mm(pixdim)}", path=path, remedy="Give the spacing in mm explicitly"
-        )
-    elif spacing != "auto" or not has_sform or (usable and _agree(size, lengths)):
-        true = size
-    else:
-        true, note = _settle(pixdim, lengths, usable, path)
-    low, high = _PLAUSIBLE_SPACING
-    if not ((true >= low) & (true <= high)).all():
-        raise InputError(
-            f"has an implausible voxel spacing of {_mm(true)}", path=path, remedy="Give the spacing in mm explicitly"
-        )
-    return true, note
-
-
-def _settle(
-    pixdim: NDArray[np.float64], lengths: NDArray[np.float64], usable: bool, path: Path
-) -> tuple[NDArray[np.float64], str]:
-    never_filled = _agree(pixdim, np.ones(3)) or bool((pixdim < 0).any())
-    if not usable or (never_filled and not _agree(lengths, np.ones(3))):
-        true, taken = lengths, "the affine"
-    else:
-        true, taken = np.abs(pixdim), "pixdim"
-    note = f"pixdim says {_mm(pixdim)}, the affine {_mm(lengths)}: {taken} is taken"
-    _warn_once(taken, f"{note} (override with spacing=; first seen in {path}, later files are not reported)")
-    return true, note
-
-
-def _agree(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
-    return bool(np.allclose(a, b, rtol=CONFLICT_TOLERANCE, atol=0))
+    x, y, z = (float(size) for size in found.spacing)
+    note = "; ".join(found.notes.values()) or None
+    return Grid(stored_shape(header), (x, y, z), found.affine, header, found.stated, note, found.directions)
 
 
 def _warn_once(kind: str, text: str) -> None:
     if kind not in _WARNED:
         _WARNED.add(kind)
-        warnings.warn(text, HeaderWarning, stacklevel=7)  # the caller of read_volume or read_labels
+        warnings.warn(text, HeaderWarning, stacklevel=5)  # the caller of read_volume or read_labels
 
 
 def stored_shape(header: nib.Nifti1Header) -> tuple[int, ...]:
@@ -226,9 +148,9 @@ def _by(shape: Sequence[int]) -> str:
     return " x ".join(str(size) for size in shape)
 
 
-def _mm(spacing: Sequence[float] | NDArray[np.float64]) -> str:
-    return " x ".join(f"{size:.5g}" for size in spacing) + " mm"
-
-
-def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[:3] if all(size == 1 for size in shape[3:]) else shape
+def without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape of at least three axes without what ones there are at its end beyond the third."""
+    length = len(shape)
+    while length > 3 and shape[length - 1] == 1:
+        length -= 1
+    return shape[:length]

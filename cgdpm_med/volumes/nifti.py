@@ -1,5 +1,7 @@
 """NIfTI images: every readable file gives the right voxels and grid, every other one a single InputError.
 
+Other formats go through :mod:`cgdpm_med.volumes.reading`.
+
 Headers are parsed without nibabel's repairs (it replaces a zero ``pixdim`` by 1 and strips signs), so that what is
 written equals what was read. The fields meant here are defined in the format's own header file, nifti1.h.
 """
@@ -14,6 +16,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,7 +29,18 @@ from nibabel.volumeutils import array_from_file
 from numpy.typing import DTypeLike, NDArray
 
 from cgdpm_med.volumes.files import InputError, PathLike, atomic_write, listed, read_failure
-from cgdpm_med.volumes.grid import Grid, Spacing, check_size, grid_from_header, stored_shape, with_shape
+from cgdpm_med.volumes.formats import PAIR_HEADERS, PAIR_VOXELS, READABLE, is_named
+from cgdpm_med.volumes.grid import (
+    Grid,
+    check_size,
+    grid_from_header,
+    stored_shape,
+    with_shape,
+    without_trailing_ones,
+)
+from cgdpm_med.volumes.pairs import single_file
+from cgdpm_med.volumes.reading import is_other_format, read_other
+from cgdpm_med.volumes.spacing import Spacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +49,7 @@ class Volume:
 
     Attributes:
         data: (X, Y, Z) or (X, Y, Z, T); float32 intensities from :func:`read_volume`, uint8 labels from
-            :func:`read_labels`. A last axis of length 1 is removed here and kept in ``grid.shape``.
+            :func:`read_labels`. Trailing axes of length 1 are removed here and kept in ``grid.shape``.
         grid: the file's grid.
         path: the file.
     """
@@ -46,15 +60,28 @@ class Volume:
 
 
 def read_volume(path: PathLike, *, spacing: Spacing = "auto") -> Volume:
-    """Read a .nii or .nii.gz image of three or four dimensions, intensities scaled by scl_slope and scl_inter.
+    """Read an image of three or four dimensions, intensities scaled by scl_slope and scl_inter.
 
-    The rule for ``spacing="auto"``, where pixdim and the column lengths of the sform differ by more than 1 %:
+    Formats are NIfTI (.nii, .nii.gz, or a pair .hdr and .img), NRRD (.nrrd, .nhdr, .seq.nrrd), MetaImage (.mha, .mhd)
+    and MGH (.mgh, .mgz); the grid of a file that is not NIfTI has a header of NIfTI that states the same place.
 
-    - pixdim is taken. Files converted without their orientation carry a unit sform (all of ACDC), and an sform into a
-      template space (codes 3 to 5) may contain scale, while pixdim stays the size of a voxel on the scanner.
-    - The affine is taken where pixdim holds a zero, NaN or infinity; and where pixdim is all ones or has a negative
-      value while the affine is not unit: such a pixdim was never filled in, or not by a writer that knows the format.
-    - Otherwise the sign of pixdim is ignored. Without an sform there is no second opinion: pixdim is the only source.
+    Trailing axes of length 1 do not count as dimensions.
+
+    The rule for ``spacing="auto"``. The affine is the sform, else the qform. Where the column lengths of an sform
+    differ from pixdim by more than 1 % along any axis:
+
+    - A full sform is believed: pixdim may hold the thickness of slices that lie further apart, or 1, 0 or NaN.
+    - A unit sform (all three columns of length 1) was written by a converter without orientation: pixdim is believed,
+      for the lengths alone. So are all files of ACDC. A zero or NaN in pixdim is then an error: nothing says the size.
+    - What might be either is an error: an sform with a column of length 1 where pixdim says another length; an sform
+      and pixdim in different units (a thousand times); an sform into a template's space (codes 3 to 5), which may
+      contain scale, beside another pixdim and no qform.
+
+    Without an sform there is no second opinion: pixdim is the only source, and its sign is ignored. Directions are
+    those of the affine, whatever lengths are taken; they are unknown without sform and qform, and for a unit sform
+    along the axes beside another voxel size. The qform is taken in place of an sform that cannot be used (singular, not
+    finite), that leads into a template's space, or that is unit along the axes where the qform is oblique; otherwise
+    the sform is, also where the two point elsewhere.
 
     A conflict is reported by :class:`HeaderWarning` once per process and kind, and for every file in ``grid.note``.
     Units of metres and micrometres are converted. A sheared affine is accepted with a note: the columns' lengths are
@@ -62,7 +89,8 @@ def read_volume(path: PathLike, *, spacing: Spacing = "auto") -> Volume:
 
     Args:
         path: the file.
-        spacing: "auto"; "pixdim" or "affine" to settle a conflict by hand; or three numbers in mm.
+        spacing: "auto"; "pixdim" or "affine" to settle a conflict by hand; or three numbers in mm. All are of lengths
+            alone. With "pixdim" or numbers, a file whose affine cannot be used is read without directions.
 
     Returns:
         float32 data of shape (X, Y, Z) or (X, Y, Z, T), finite and not constant.
@@ -92,11 +120,11 @@ def read_labels(
     like: Grid | None = None,
     spacing: Spacing = "auto",
 ) -> Volume:
-    """Read a label map as uint8.
+    """Read a label map as uint8, or uint16 where ``allowed`` goes beyond 255.
 
     Args:
-        path: a .nii or .nii.gz file of three or four dimensions.
-        allowed: the labels that may occur, each within 0 … 255; an empty (all-background) map is accepted.
+        path: a file as of :func:`read_volume`.
+        allowed: the labels that may occur, each within 0 … 65535; an empty (all-background) map is accepted.
         like: the grid the labels must lie on, normally their image's; see :meth:`Grid.difference`.
         spacing: as in :func:`read_volume`.
 
@@ -127,7 +155,7 @@ def read_labels(
         raise InputError(
             f"is not on its image's grid: {difference}", path=path, remedy="Resample the labels to the image"
         )
-    return Volume(labels.astype(np.uint8), grid, path)
+    return Volume(labels.astype(np.min_scalar_type(max(allowed))), grid, path)
 
 
 def frames(volume: Volume) -> Iterator[Volume]:
@@ -150,8 +178,8 @@ def write_on_grid(array: NDArray[Any], grid: Grid, path: PathLike, *, dtype: DTy
     The file appears under its name complete or not at all. The bytes are a function of the arguments alone.
 
     Args:
-        array: (x, y, z), or (x, y, z, n) with any last axis (time, classes); on a grid of shape (x, y, z, 1) a 3D array
-            is written with that last axis, so a mask has its image's shape. bool, integer or float.
+        array: (x, y, z), or (x, y, z, n) with any last axis (time, classes); trailing axes of 1 that the grid has are
+            written, so a mask has its image's shape. bool, integer or float.
         grid: the grid of the input.
         path: ends in .nii or .nii.gz; missing parent folders are made.
         dtype: stored type; integer types must hold the values exactly, floats must be finite.
@@ -164,9 +192,9 @@ def write_on_grid(array: NDArray[Any], grid: Grid, path: PathLike, *, dtype: DTy
     array = np.asarray(array)
     if array.ndim not in (3, 4) or array.shape[:3] != grid.spatial_shape:
         raise ValueError(f"array of shape {array.shape} does not lie on a grid of shape {grid.shape}")
-    if array.ndim == 3 and grid.shape[3:] == (1,):
-        array = array[..., np.newaxis]
-    compressed = _is_compressed_name(path)
+    if array.shape == without_trailing_ones(grid.shape):
+        array = array.reshape(grid.shape)
+    compressed = _is_compressed_name(path, "Name it .nii.gz")
     header = _output_header(array, grid, np.dtype(dtype))
     stored = _stored(array, header.get_data_dtype())
     header["cal_min"], header["cal_max"] = float(stored.min()), float(stored.max())
@@ -179,18 +207,30 @@ def write_on_grid(array: NDArray[Any], grid: Grid, path: PathLike, *, dtype: DTy
 
 
 def _read(path: Path, spacing: Spacing) -> tuple[NDArray[Any], Grid]:
-    """Scaled voxels in their natural type, without a last axis of 1, and the grid; every failure an InputError."""
-    compressed = _is_compressed_name(path)
+    """Scaled voxels in their natural type, without trailing axes of 1, and the grid; every failure an InputError."""
+    if is_other_format(path):
+        return read_other(path, spacing)
+    # what a damaged number leads to is found by looking at the result, so numpy need not warn on the way
+    with _opened(path) as (stream, size, compressed), np.errstate(all="ignore"):
+        header = _read_header(stream, path)
+        grid = grid_from_header(header, spacing, path)
+        _check_length(header, size, compressed, path)
+        return _read_voxels(stream, header, path), grid
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, int, bool]]:
+    """The bytes of a single-file image, the file's size and whether it is compressed; whatever fails, an InputError."""
     try:
-        # what a damaged number leads to is found by looking at the result, so numpy need not warn on the way
-        with np.errstate(all="ignore"), _open_regular(path) as raw:
+        if is_named(path, (*PAIR_HEADERS, *PAIR_VOXELS)):
+            content = single_file(path)
+            yield io.BytesIO(content), len(content), False
+            return
+        compressed = _is_compressed_name(path, f"Give {READABLE}")
+        with _open_regular(path) as raw:
             _check_magic(raw, compressed, path)
             size = os.fstat(raw.fileno()).st_size
-            stream: io.BufferedIOBase = gzip.GzipFile(fileobj=raw, mode="rb") if compressed else raw
-            header = _read_header(stream, path)
-            grid = grid_from_header(header, spacing, path)
-            _check_length(header, size, compressed, path)
-            return _read_voxels(stream, header, path), grid
+            yield gzip.GzipFile(fileobj=raw, mode="rb") if compressed else raw, size, compressed
     except (EOFError, zlib.error) as error:
         _damaged(path, f"is truncated or damaged ({error})", error)
     except OSError as error:
@@ -201,10 +241,10 @@ def _read(path: Path, spacing: Spacing) -> tuple[NDArray[Any], Grid]:
         _damaged(path, f"has a header that cannot be used ({error})", error)
 
 
-def _is_compressed_name(path: Path) -> bool:
+def _is_compressed_name(path: Path, remedy: str) -> bool:
     name = path.name.lower()
     if not name.endswith((".nii", ".nii.gz")):
-        raise InputError("is not named .nii or .nii.gz", path=path, remedy="Convert it to NIfTI")
+        raise InputError("is not named .nii or .nii.gz", path=path, remedy=remedy)
     return name.endswith(".gz")
 
 
@@ -242,11 +282,10 @@ def _read_header(stream: io.BufferedIOBase, path: Path) -> nib.Nifti1Header:
         what = "is truncated inside its header" if len(block) < 348 else "is not a single-file NIfTI image"
         _damaged(path, what)
     ndim = int(header["dim"][0])
-    if ndim not in (3, 4):
-        raise InputError(
-            f"has {ndim} dimensions", path=path, remedy="Give a volume (x, y, z) or a series of volumes (x, y, z, t)"
-        )
-    shape = tuple(int(size) for size in header["dim"][1 : ndim + 1])
+    shape = stored_shape(header)
+    if not 3 <= ndim <= 7 or any(size > 1 for size in shape[4:]):
+        remedy = "Give a volume (x, y, z) or a series of volumes (x, y, z, t)"
+        raise InputError(f"has {ndim} dimensions", path=path, remedy=remedy)
     check_size(shape, path=path)
     try:
         dtype = header.get_data_dtype()
@@ -277,7 +316,7 @@ def _read_voxels(stream: io.BufferedIOBase, header: nib.Nifti1Header, path: Path
         array += inter
     while stream.read(2**20):  # to the end: only there gzip compares its checksum
         pass
-    return array[..., 0] if shape[3:] == (1,) else array
+    return array.reshape(without_trailing_ones(shape), order="F")
 
 
 def _data_offset(header: nib.Nifti1Header) -> int:

@@ -8,13 +8,13 @@ how ACDC stores its images. Other files hold the same stack flipped or permuted,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cgdpm_med.volumes.grid import CONFLICT_TOLERANCE, Grid, mark_millimetres, with_shape
+from cgdpm_med.volumes.grid import Grid, mark_millimetres, with_shape
 
 THICK = 1.5
 """An axis whose voxels are this much longer than along both others is the slice axis, wherever it is stored."""
@@ -70,7 +70,7 @@ class ShortAxisView:
         return numbers[::-1] if self.flips[2] else numbers
 
 
-def short_axis_view(affine: ArrayLike, *, directions: bool = True) -> ShortAxisView:
+def short_axis_view(affine: ArrayLike, *, directions: bool = True, flip_slices: bool = False) -> ShortAxisView:
     """How to see the short-axis view of a stack with this affine.
 
     The slice axis is the last, unless another has voxels :data:`THICK` times as long as along both others. Of the two
@@ -80,6 +80,7 @@ def short_axis_view(affine: ArrayLike, *, directions: bool = True) -> ShortAxisV
         affine: (4, 4), voxel indices to RAS+ world mm, its columns as long as the voxels.
         directions: whether its directions are to be believed; else nothing is flipped, and the axes in the plane
             stay in the order in which they are stored.
+        flip_slices: whether to show the slices in the order opposite to what follows from all this.
     """
     columns = np.asarray(affine, dtype=np.float64)[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)
@@ -87,34 +88,49 @@ def short_axis_view(affine: ArrayLike, *, directions: bool = True) -> ShortAxisV
     slices = thick[0] if thick else 2
     first, second = (axis for axis in range(3) if axis != slices)
     if not directions:
-        return ShortAxisView((first, second, slices))
+        return ShortAxisView((first, second, slices), (False, False, flip_slices))
     cosines = columns / lengths
     if abs(cosines[:, second] @ _TO_LEFT) > abs(cosines[:, first] @ _TO_LEFT):
         first, second = second, first
     axes = (first, second, slices)
     along = (float(cosines[:, a] @ way) for a, way in zip(axes, (_TO_LEFT, _DOWN, _TO_APEX), strict=True))
     x, y, z = (cosine < 0 for cosine in along)
-    return ShortAxisView(axes, (x, y, z))
+    return ShortAxisView(axes, (x, y, z != flip_slices))
 
 
 def view_of(grid: Grid) -> ShortAxisView:
-    """:func:`short_axis_view` of a grid; its directions count where :func:`directions_known`."""
-    return short_axis_view(grid.affine, directions=directions_known(grid))
+    """:func:`short_axis_view` of a grid: its directions count where they are known, and the user's word always."""
+    return short_axis_view(grid.affine, directions=grid.directions, flip_slices=grid.flip_slices)
 
 
 def directions_known(grid: Grid) -> bool:
     """Whether the header says where the axes point.
 
-    It does not where it has neither sform nor qform, nor where its affine gives another voxel size than the true one:
-    such an affine was never filled in. This is so in every file of ACDC, which are stored in the view as they are.
+    It does not where it has neither sform nor qform, nor where its affine holds ones, signs and zeros alone beside
+    another voxel size: such an affine was never filled in. This is so in every file of ACDC, which are stored in the
+    view as they are. A conflict of lengths alone, or a spacing given by hand, leaves the directions of an affine.
     """
-    lengths = np.linalg.norm(grid.header_affine[:3, :3], axis=0)
-    stated = int(grid.header["sform_code"]) > 0 or int(grid.header["qform_code"]) > 0
-    return stated and bool(np.allclose(lengths, grid.spacing, rtol=CONFLICT_TOLERANCE, atol=0))
+    return grid.directions
+
+
+def slice_order(grid: Grid) -> str | None:
+    """One line where the order of the slices, base to apex, was assumed or given and not read; else None."""
+    if grid.spatial_shape[view_of(grid).axes[2]] == 1:
+        return None
+    if grid.directions and grid.flip_slices:
+        return "slices taken in the order opposite to the header's directions, as --flip-slices says"
+    if grid.flip_slices:
+        return "slices taken as apex to base, as --flip-slices says"
+    if not grid.directions:
+        return "slices taken as base to apex: the header does not say their direction; --flip-slices turns it round"
+    return None
 
 
 def reoriented_grid(grid: Grid, view: ShortAxisView) -> Grid:
-    """The grid of ``view.apply(data)``: the same places in the patient, with a header that says so in its sform."""
+    """The grid of ``view.apply(data)``: the same places in the patient, with a header that says so in its sform.
+
+    What is unknown or given by the user stays so: the view of the new grid is the grid as it is.
+    """
     shape = [grid.spatial_shape[axis] for axis in view.axes]
     affine = grid.affine @ view.stored_from_shown(grid.spatial_shape)
     x, y, z = (grid.spacing[axis] for axis in view.axes)
@@ -123,4 +139,12 @@ def reoriented_grid(grid: Grid, view: ShortAxisView) -> Grid:
     mark_millimetres(header)
     header["qform_code"] = 0
     header.set_sform(affine, int(header["sform_code"]) or 1)
-    return Grid((*shape, *grid.shape[3:]), (x, y, z), affine, header, affine, grid.note)
+    return replace(
+        grid,
+        shape=(*shape, *grid.shape[3:]),
+        spacing=(x, y, z),
+        affine=affine,
+        header=header,
+        header_affine=affine,
+        flip_slices=grid.flip_slices and grid.directions,
+    )

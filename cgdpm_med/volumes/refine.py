@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,4 +38,5 @@ def refined_grid(grid: Grid, factors: Sequence[int]) -> Grid:
     # a sform as well where there was none: it alone holds any affine, to the full precision of float32
     header.set_sform(affine, int(header["sform_code"]) or int(header["qform_code"]) or 1)
     header["pixdim"][1:4] = np.array(grid.spacing) / f
-    return grid_from_header(header, "pixdim", Path())
+    fine = grid_from_header(header, "pixdim", Path())
+    return replace(fine, directions=grid.directions, flip_slices=grid.flip_slices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from cgdpm_med.apps.overlay import COLOURS
+from cgdpm_med.apps.labels import COLOURS
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a browser will refuse whatever is outside
 

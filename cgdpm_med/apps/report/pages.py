@@ -22,13 +22,13 @@ from cgdpm_med.apps.cardiac import (
     volume_curve,
 )
 from cgdpm_med.apps.info import sha256_of
+from cgdpm_med.apps.labels import ACDC, Labels
 from cgdpm_med.apps.quality import Quality
 from cgdpm_med.apps.report.charts import ejection_chart, volume_chart
 from cgdpm_med.apps.report.page import bullets, figures, folded, page, pill, section, table
 from cgdpm_med.apps.report.pictures import contour_key, doubt_key, heart_window, slice_tiles
 from cgdpm_med.apps.segment import Segmentation
 from cgdpm_med.apps.study import StudyResult
-from cgdpm_med.data import ACDC_LABELS
 from cgdpm_med.volumes import atomic_write
 
 HEADLINES = ("lv_ef", "lv_edv", "lv_esv", "rv_ef", "myo_mass")
@@ -82,18 +82,26 @@ def case_report(result: StudyResult, frames: Mapping[str, Segmentation], origin:
     spoken = {"pass": "no check asks for a review", "review": "please look at this study before using its numbers"}
     head = (
         f"<header><h1>{escape(result.key)}</h1>{pill(result.quality.status)}"
-        f"<p>Cardiac MRI segmentation: {spoken[result.quality.status]}.</p></header>"
+        f"<p>{_subject(result.labels)}: {spoken[result.quality.status]}.</p></header>"
     )
     body = [
         head,
         _headlines(result.function),
-        section("Quality", _quality(result.quality)),
+        section("Quality", _quality(result.quality, result.labels)),
         section("Volumes over the cardiac cycle", _curve(result)),
         _function(result),
-        section("Segmentation", _tiles(frames)),
+        section("Segmentation", _tiles(frames, result.labels)),
         section("How this was made", _origin(origin)),
     ]
-    return page(f"{result.key}: cardiac segmentation", "\n".join(part for part in body if part))
+    return page(f"{result.key}: {_title(result.labels)}", "\n".join(part for part in body if part))
+
+
+def _subject(labels: Labels) -> str:
+    return "Cardiac MRI segmentation" if labels.cardiac else "Segmentation"
+
+
+def _title(labels: Labels) -> str:
+    return "cardiac segmentation" if labels.cardiac else "segmentation"
 
 
 def _headlines(function: CardiacFunction | None) -> str:
@@ -108,21 +116,21 @@ def _headlines(function: CardiacFunction | None) -> str:
     return figures(items)
 
 
-def _quality(quality: Quality) -> str:
+def _quality(quality: Quality, labels: Labels) -> str:
     remarks = bullets([finding.reason for finding in quality.findings if not finding.review], "notes")
     verdict = bullets(quality.reasons) or "<p>No check asks for a review.</p>"
     if not quality.predicted_dice:
         return verdict + remarks
     rows = [
-        [escape(frame), *(f"{dice[label]:.3f}" for label in ACDC_LABELS)]
+        [escape(frame), *(f"{dice[label]:.3f}" for label in labels.by_number)]
         for frame, dice in quality.predicted_dice.items()
     ]
     heading = "<h3>Dice predicted from the members' agreement</h3>"
-    return verdict + remarks + heading + table(["Frame", *ACDC_LABELS.values()], rows)
+    return verdict + remarks + heading + table(["Frame", *labels.names], rows)
 
 
 def _curve(result: StudyResult) -> str:
-    if len(result.volumes) < 3:
+    if len(result.volumes) < 3 or not result.labels.cardiac:
         return ""
     level = 0.9 if result.function is None else result.function.level
     chart = volume_chart(volume_curve(result.volumes, level=level), result.ed, result.es)
@@ -131,8 +139,9 @@ def _curve(result: StudyResult) -> str:
 
 def _function(result: StudyResult) -> str:
     if result.function is None:
-        volumes = [table_ for number, v in result.volumes.items() if (table_ := _frame_table(number, v))]
-        return section("Volumes", *volumes) if len(volumes) == 1 else ""
+        if len(result.volumes) > 1 and result.labels.cardiac:
+            return ""
+        return section("Volumes", *(_frame_table(number, v, result.labels) for number, v in result.volumes.items()))
     function, indexed = result.function, result.function.indexed()
     interval = f"{'calibrated ' if function.calibrated else ''}{100 * function.level:g} % interval"
     head = ["Measure", "Value", interval]
@@ -165,10 +174,10 @@ def _interval_note(members: int, calibrated: bool = False) -> str:
     return f"{origin}, widened so as to cover the truth that often in patients who were measured by hand."
 
 
-def _frame_table(number: int, volumes: FrameVolumes) -> str:
+def _frame_table(number: int, volumes: FrameVolumes, labels: Labels) -> str:
     rows = [
-        [name, *_cells(interval_estimate(volumes.fused[label], volumes.members[:, label], floor=0.0), "ml")]
-        for label, name in ACDC_LABELS.items()
+        [escape(name), *_cells(interval_estimate(volumes.fused[label], volumes.members[:, label], floor=0.0), "ml")]
+        for label, name in labels.by_number.items()
     ]
     note = f'<p class="note">{_interval_note(len(volumes.members))}</p>'
     return table([f"Frame {number}", "Volume", "90 % interval"], rows) + note
@@ -185,7 +194,7 @@ def _interval(estimate: Estimate, digits: int = 1) -> str:
     return f"{estimate.lower:.{digits}f} to {estimate.upper:.{digits}f}"
 
 
-def _tiles(frames: Mapping[str, Segmentation]) -> str:
+def _tiles(frames: Mapping[str, Segmentation], labels: Labels) -> str:
     if not frames:
         return ""
     seen = {name: segmentation.in_view() for name, segmentation in frames.items()}
@@ -204,7 +213,7 @@ def _tiles(frames: Mapping[str, Segmentation]) -> str:
                 for t, source in zip(tiles, sources, strict=True)
             )
             found.append(f'<h3>{escape(name)}: {what}</h3>\n<div class="tiles">{pictures}</div>')
-    return "\n".join([contour_key(), *contours, doubt_key(), *doubts])
+    return "\n".join([contour_key(labels), *contours, doubt_key(), *doubts])
 
 
 def _origin(origin: Provenance) -> str:
@@ -241,10 +250,11 @@ def cohort_report(
         links: relative address of a study's own page, by its key.
     """
     links = links or {}
+    labels = results[0].labels if results else ACDC
     reviews = sum(result.quality.status == "review" for result in results)
     head = (
         f"<header><h1>{escape(title)}</h1>"
-        f"<p>Cardiac MRI segmentation of {len(results)} {'study' if len(results) == 1 else 'studies'}.</p></header>"
+        f"<p>{_subject(labels)} of {len(results)} {'study' if len(results) == 1 else 'studies'}.</p></header>"
     )
     ef = [(r.key, r.function.measures["lv_ef"]) for r in results if r.function is not None]
     known = [e.value for _, e in ef if e.value is not None]
@@ -255,25 +265,37 @@ def cohort_report(
                 ("Studies", str(len(results)), ""),
                 ("Pass", str(len(results) - reviews), ""),
                 ("Review", str(reviews), ""),
-                ("Median LV EF", f"{median(known):.0f} %" if known else _DASH, ""),
+                *([("Median LV EF", f"{median(known):.0f} %" if known else _DASH, "")] if labels.cardiac else []),
             ]
         ),
-        section("Left-ventricular ejection fraction", ejection_chart(ef)),
-        section("Studies", _cohort_table(results, links)),
+        section("Left-ventricular ejection fraction", ejection_chart(ef)) if labels.cardiac else "",
+        section("Studies", _cohort_table(results, links, labels)),
         section("How this was made", _origin(origin)),
     ]
-    return page(f"{title}: cardiac segmentation", "\n".join(part for part in body if part))
+    return page(f"{title}: {_title(labels)}", "\n".join(part for part in body if part))
 
 
-def _cohort_table(results: Sequence[StudyResult], links: Mapping[str, str]) -> str:
-    head = ["Study", "Verdict", *(f"{_short(name)} ({MEASURES[name].unit})" for name in HEADLINES), "Reasons"]
+def _cohort_table(results: Sequence[StudyResult], links: Mapping[str, str], labels: Labels) -> str:
+    measured = [f"{_short(name)} ({MEASURES[name].unit})" for name in HEADLINES]
+    columns = measured if labels.cardiac else [f"{name} (ml)" for name in labels.names]
+    head = ["Study", "Verdict", *columns, "Reasons"]
     rows = []
     for result in results:
         name = escape(result.key)
         linked = f'<a href="{escape(links[result.key])}">{name}</a>' if result.key in links else name
-        numbers = [_compact(None if result.function is None else result.function.measures[m]) for m in HEADLINES]
+        numbers = _measures(result) if labels.cardiac else _volumes(result)
         rows.append([linked, pill(result.quality.status), *numbers, folded(result.quality.reasons)])
     return table(head, rows, words=(1, len(head) - 1))
+
+
+def _measures(result: StudyResult) -> list[str]:
+    return [_compact(None if result.function is None else result.function.measures[name]) for name in HEADLINES]
+
+
+def _volumes(result: StudyResult) -> list[str]:
+    """Of each label in the first frame."""
+    first = result.volumes[min(result.volumes)]
+    return [f"{ml:.1f}" for ml in first.fused[1:]]
 
 
 def _short(name: str) -> str:

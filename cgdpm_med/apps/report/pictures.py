@@ -6,14 +6,15 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.apps.overlay import COLOURS, draw_contours
+from cgdpm_med.apps.labels import ACDC, Labels, colour_of
+from cgdpm_med.apps.overlay import draw_contours
 from cgdpm_med.apps.segment import Segmentation
-from cgdpm_med.data import ACDC_LABELS
 
 TILE_PIXELS = 240
 MARGIN_MM = 18.0
@@ -84,10 +85,11 @@ def heart_window(segmentations: Iterable[Segmentation]) -> Window:
     return windows[0], windows[1]
 
 
-def contour_key() -> str:
+def contour_key(labels: Labels = ACDC) -> str:
     """The colours of the contours, as HTML."""
     entries = (
-        f'<span><i style="background:{colour}"></i>{ACDC_LABELS[label]}</span>' for label, colour in COLOURS.items()
+        f'<span><i style="background:{colour_of(label)}"></i>{escape(name)}</span>'
+        for label, name in labels.by_number.items()
     )
     return f'<p class="key">{"".join(entries)}</p>'
 

@@ -1,0 +1,139 @@
+"""A real cine as published: read in the order of its trigger times, whatever form it comes in, and segmented well.
+
+Skipped where the development data are absent.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import shared_path
+from dicom_scans import as_multi_frame, save
+from matplotlib.path import Path as Polygon
+from numpy.typing import NDArray
+from pydicom import dcmread
+
+from cgdpm_med import Segmenter, Volume
+from cgdpm_med.volumes import frames
+from cgdpm_med.volumes.dicom import DicomWarning, find_dicom, read_dicom
+from cgdpm_med.volumes.dicom_stack import DicomStack
+
+ED, ES = 19, 6  # phases, from 0, in which the experts drew
+
+
+@pytest.fixture(scope="module")
+def series() -> Path:
+    return shared_path("data", "dicom_cine", "series")
+
+
+@pytest.fixture(scope="module")
+def stack(series: Path) -> DicomStack:
+    (found,) = find_dicom(series)
+    assert found.stack is not None
+    return found.stack
+
+
+@pytest.fixture(scope="module")
+def volume(stack: DicomStack) -> Volume:
+    return stack.read()
+
+
+def contours() -> Iterator[tuple[str, int, NDArray[np.float64]]]:
+    """Kind (i: LV cavity, o: epicardium), instance number, and (n, 2) points, column and row."""
+    for path in sorted(shared_path("data", "dicom_cine", "contours").iterdir()):
+        found = re.fullmatch(r"IM-0001-(\d{4})-([io])contour-manual\.txt", path.name)
+        assert found is not None
+        yield found[2], int(found[1]), np.loadtxt(path)
+
+
+def filled(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(columns, rows): pixels whose centre lies inside a contour."""
+    centres = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1).reshape(-1, 2)
+    return Polygon(points).contains_points(centres).reshape(size)
+
+
+def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+
+
+def assert_same(folder: Path, volume: Volume) -> None:
+    """The one stack below a folder has the same voxels and grid, bit for bit."""
+    other = read_dicom(folder)
+    np.testing.assert_array_equal(other.data, volume.data)
+    np.testing.assert_array_equal(other.grid.affine, volume.grid.affine)
+    assert other.grid.header["pixdim"][4] == volume.grid.header["pixdim"][4]
+
+
+def test_one_cine_in_the_order_of_its_trigger_times(stack: DicomStack) -> None:
+    assert stack.shape == (256, 256, 10, 20)
+    for of_slice in stack.images:
+        triggers = [float(dcmread(image.path, stop_before_pixels=True).TriggerTime) for image in of_slice]
+        assert triggers == sorted(triggers)
+        assert len(set(triggers)) == 20
+    assert stack.seconds == pytest.approx(0.046, abs=0.001)
+    assert stack.notes == ()
+
+
+def test_the_masks_agree_with_the_experts(stack: DicomStack, volume: Volume) -> None:
+    segmenter = Segmenter.from_bundle("acdc_segmentation", device="cpu", members=1)
+    moments = list(frames(volume))
+    masks = {t: segmenter(moments[t], f"phase{t}").mask for t in (ED, ES)}
+    places = {image.instance: (k, t) for k, of_slice in enumerate(stack.images) for t, image in enumerate(of_slice)}
+    cavity, epicardium = [], []
+    for kind, instance, points in contours():
+        k, t = places[instance]
+        drawn, mask = filled(points, volume.grid.spatial_shape[:2]), masks[t][:, :, k]
+        if kind == "i":
+            cavity.append(dice(drawn, mask == 3))
+        else:
+            epicardium.append(dice(drawn, mask >= 2))
+    assert (len(cavity), len(epicardium)) == (20, 10)
+    assert np.mean(cavity) >= 0.92
+    assert np.mean(epicardium) >= 0.94
+
+
+def test_file_names_do_not_matter(series: Path, volume: Volume, tmp_path: Path) -> None:
+    files = sorted(series.iterdir())
+    for n, k in enumerate(np.random.default_rng(0).permutation(len(files))):
+        shutil.copy(files[k], tmp_path / (f"{n} scan.v1" if n % 2 else f"x{n}"))
+    assert_same(tmp_path, volume)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"EchoTime": 3.9, "ProtocolName": "tagging"},
+        {"SeriesDescription": "again", "FlipAngle": 12},
+        {"ScanningSequence": "SE"},
+    ],
+    ids=["echo", "flip", "sequence"],
+)
+def test_an_odd_series_is_left_out(series: Path, volume: Volume, tmp_path: Path, tags: dict[str, Any]) -> None:
+    shutil.copytree(series, tmp_path, dirs_exist_ok=True)
+    for n, path in enumerate(sorted(series.iterdir())[:20]):
+        odd = dcmread(path)
+        odd.SeriesInstanceUID, odd.SeriesNumber, odd.SOPInstanceUID = "1.2.3", 40, f"1.2.3.{n + 1}"
+        for keyword, value in tags.items():
+            setattr(odd, keyword, value)
+        save(odd, tmp_path / "odd" / f"{n}.dcm")
+    with pytest.warns(DicomWarning, match="series 40"):
+        assert_same(tmp_path, volume)
+
+
+@pytest.mark.parametrize("files", [1, 10], ids=["one file", "a file a slice"])
+def test_the_same_as_multi_frame(stack: DicomStack, volume: Volume, tmp_path: Path, files: int) -> None:
+    images = [[dcmread(image.path) for image in of_slice] for of_slice in stack.images]
+    order = np.random.default_rng(1).permutation(20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the dates of this series are none
+        for n in range(files):
+            those = [images[k][t] for k in range(n, 10, files) for t in order]
+            save(as_multi_frame(those, instance=n + 1), tmp_path / f"{n}.dcm")
+    assert_same(tmp_path, volume)

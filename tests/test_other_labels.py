@@ -1,0 +1,164 @@
+"""Bundles of other structures than ACDC's: every label is written, named and coloured; nothing is called a heart."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import REPO
+
+from cgdpm_med import ConditionalUNet, InputError, Options, Segmenter, collect_cohort, read_volume, segment
+from cgdpm_med.apps.dicom_seg import check_codes
+from cgdpm_med.apps.labels import ACDC, channel_names, colour_of, labels_of
+from cgdpm_med.apps.outputs import label_tables
+
+FIVE = {"0": "background", "1": "liver", "2": "left kidney", "3": "right kidney", "4": "spleen & <co>"}
+THREE = {"0": "background", "1": "lung", "2": "tumour"}
+SPACING = (2.0, 1.5, 8.0)
+
+
+def bundle_of(folder: Path, channels: int, names: dict[str, str] | None, **keys: Any) -> Path:
+    """The shipped configuration with a network of so many classes, small and with random weights."""
+    (folder / "configs").mkdir(parents=True)
+    (folder / "models").mkdir()
+    shipped = (REPO / "bundles" / "acdc_segmentation" / "configs" / "inference.yaml").read_text(encoding="utf-8")
+    changed = {"channels": "[8, 8, 16, 16]", "field": 64, "members": 2, "steps": 1, "num_classes": channels, **keys}
+    for name, value in changed.items():
+        shipped = re.sub(rf"(?m)^{name}: \S.*$", f"{name}: {value}", shipped)
+    (folder / "configs" / "inference.yaml").write_text(shipped, encoding="utf-8")
+    if names is not None:
+        pred = {"type": "probabilities", "num_channels": channels, "channel_def": names}
+        metadata = {"network_data_format": {"outputs": {"pred": pred}}}
+        (folder / "configs" / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
+    torch.manual_seed(0)
+    levels = {"channels": (8, 8, 16, 16), "num_res_blocks": 1, "attention_levels": (False, False, False, True)}
+    network = ConditionalUNet(2, channels, 3, channels, fusion="encoder", patch_size=2, **levels)  # type: ignore[arg-type]
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.5)
+    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+def write_image(path: Path, shape: tuple[int, ...] = (40, 36, 4), seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.random.default_rng(seed).uniform(0, 100, shape).astype(np.float32)
+    nib.Nifti1Image(voxels, np.diag([*SPACING, 1])).to_filename(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle_of(tmp_path_factory.mktemp("five") / "bundle", 5, FIVE)
+
+
+def segmented(bundle: Path, source: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    result = segment(source, out, bundle=bundle, device="cpu", precision="float32", **settings)
+    assert not result["failed"]
+    return result
+
+
+def test_every_label_of_five_classes_is_named(five: Path, tmp_path: Path) -> None:
+    result = segmented(five, write_image(tmp_path / "scan.nii.gz"), tmp_path / "out", label_table=True)
+    described = json.loads((tmp_path / "out" / "scan.json").read_text())
+    mask = nib.load(tmp_path / "out" / "scan.nii.gz").get_fdata()
+    assert described["labels"] == {"1": "liver", "2": "left kidney", "3": "right kidney", "4": "spleen & <co>"}
+    for label in range(1, 5):
+        assert described["volume_ml"][str(label)] == pytest.approx((mask == label).sum() * 0.024, abs=1e-3)
+        assert len(described["member_volume_ml"][str(label)]) == 2
+    page = (tmp_path / "out" / "scan.html").read_text()
+    assert all(page.count(name) > 1 for name in ("liver", "left kidney", "right kidney", "spleen &amp; &lt;co&gt;"))
+    assert all(colour_of(label) in page for label in range(1, 5))
+    assert "<co>" not in page
+    written = re.sub(r"<style>.*?</style>|base64,[^\"]*", "", page, flags=re.DOTALL)
+    assert not re.search(r"cardiac|ventric|myocard|ejection|\bLV\b", written, re.IGNORECASE)
+    assert result["studies"][0]["function"] is None
+    slicer = Path(result["label_tables"][0]).read_text().splitlines()
+    assert [line.split()[1] for line in slicer[3:]] == ["liver", "left_kidney", "right_kidney", "spleen_&_<co>"]
+
+
+def test_a_series_and_a_cohort_of_five_classes(five: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "a.nii.gz")
+    write_image(tmp_path / "in" / "b.nii.gz", (40, 36, 4, 3), seed=1)
+    result = segmented(five, tmp_path / "in", tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "cohort.csv").open()))
+    assert [row["case"] for row in rows] == ["a", "b"]
+    described = json.loads((tmp_path / "out" / "a.json").read_text())
+    assert float(rows[0]["left kidney_ml"]) == pytest.approx(described["volume_ml"]["2"], abs=1e-3)
+    assert not any("_ef_" in column or "edv" in column for column in rows[0])
+    assert "spleen" in (tmp_path / "out" / "cohort.html").read_text()
+    page = (tmp_path / "out" / "b.html").read_text()
+    assert all(f"Frame {number}" in page for number in (1, 2, 3))
+    assert all(study["function"] is None and study["ed_frame"] is None for study in result["studies"])
+    before = (tmp_path / "out" / "cohort.html").read_text()
+    assert collect_cohort(tmp_path / "out")["studies"] == ["a", "b"]
+    assert (tmp_path / "out" / "cohort.html").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("channels", "names", "expected"),
+    [
+        (3, THREE, ["lung", "tumour"]),
+        (3, None, ["label 1", "label 2"]),
+        (2, {"0": "background", "1": "vessel"}, ["vessel"]),
+        (6, {"0": "background", "1": "a"}, ["a", "label 2", "label 3", "label 4", "label 5"]),
+        (1, {"0": "vessel"}, ["vessel"]),
+        (4, {"0": "background", "1": "LV", "2": "myocardium", "3": "RV"}, ["LV", "myocardium", "RV"]),
+    ],
+)
+def test_other_numbers_of_classes(
+    channels: int, names: dict[str, str] | None, expected: list[str], tmp_path: Path
+) -> None:
+    bundle = bundle_of(tmp_path / "bundle", channels, names)
+    write_image(tmp_path / "in" / "a.nii.gz")
+    result = segmented(bundle, tmp_path / "in", tmp_path / "out", options=Options(write=("mask", "probabilities")))
+    described = json.loads((tmp_path / "out" / "a.json").read_text())
+    assert list(described["labels"].values()) == expected
+    assert list(described["volume_ml"]) == [str(label) for label in range(1, len(expected) + 1)]
+    assert nib.load(tmp_path / "out" / "a_probabilities.nii.gz").shape[-1] == len(expected) + 1
+    assert result["studies"][0]["function"] is None
+    assert all(name in (tmp_path / "out" / "a.html").read_text() for name in expected)
+
+
+def test_a_network_of_one_channel_with_two_classes(tmp_path: Path) -> None:
+    """Its members are read one by one, and inside and outside the region around what the scout found."""
+    bundle = bundle_of(tmp_path / "bundle", 1, {"0": "vessel"})
+    segmenter = Segmenter.from_bundle(bundle, device="cpu", precision="float32", members=3)
+    result = segmenter(read_volume(write_image(tmp_path / "a.nii.gz")))
+    assert result.members.shape == (3, 40, 36, 4)
+    assert result.probabilities.shape == (2, 40, 36, 4)
+    np.testing.assert_allclose(result.probabilities.sum(axis=0), 1, atol=1e-6)
+    np.testing.assert_array_equal(result.mask, result.probabilities[1] > 0.5)
+
+
+def test_dicom_seg_of_structures_without_codes_is_refused() -> None:
+    check_codes(ACDC)
+    with pytest.raises(InputError, match="lung"):
+        check_codes(labels_of(THREE, 3))
+
+
+def test_labels_by_hand() -> None:
+    assert labels_of(None, 4) == ACDC
+    assert labels_of({}, 4).names == ("label 1", "label 2", "label 3")
+    shipped = channel_names(REPO / "bundles" / "acdc_segmentation")
+    assert labels_of(shipped, 4) == ACDC
+    assert not labels_of(shipped, 5).cardiac
+    assert labels_of({"1": "LV", "2": "Myo", "3": "RV"}, 4).names == ("LV", "Myo", "RV")
+    assert labels_of({"1": "RV cavity", "2": "LV myocardium", "3": "LV cavity"}, 4).cardiac
+    assert channel_names("nowhere") == {}
+    colours = [colour_of(label) for label in range(1, 60)]
+    assert len(set(colours)) == len(colours)
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
+
+
+def test_names_in_label_tables_stay_in_their_columns() -> None:
+    tables = label_tables(labels_of({"1": 'the "big" one'}, 2))
+    assert tables["labels.ctbl"].splitlines()[-1].split()[1] == 'the_"big"_one'
+    assert tables["labels.label"].splitlines()[-1].count('"') == 2
