@@ -24,6 +24,8 @@ TRAIN, VALIDATION = 2, 1
 TOY = f"""
 target:
   _target_: {__name__}.SignedDistance
+learning_rate: 0.01
+lr_scheduler#warmup: 1
 validator#postprocessing: null
 validation_metric#output_transform: $__import__('{__name__}').inside
 """
