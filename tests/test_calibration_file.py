@@ -73,6 +73,16 @@ def test_a_calibration_older_than_truncated_chains_was_fitted_to_whole_ones(kept
     assert find_calibration(kept, {**MADE, "start": 600})[0] is None
 
 
+def test_a_calibration_of_version_0_1_says_nothing_of_later_dials(kept: tuple[Path, ...]) -> None:
+    file = kept[0].with_name(CALIBRATION)
+    content = json.loads(file.read_text())
+    for dial in ("eta", "timesteps"):
+        del content["settings"][dial]
+    file.write_text(json.dumps(content))
+    assert find_calibration(kept, MADE)[0] is not None
+    assert find_calibration(kept, {**MADE, "eta": 0.5})[0] is None
+
+
 def test_a_calibration_older_than_shared_noise_was_fitted_to_a_noise_for_each_slice(kept: tuple[Path, ...]) -> None:
     file = kept[0].with_name(CALIBRATION)
     content = json.loads(file.read_text())
