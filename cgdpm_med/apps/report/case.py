@@ -19,8 +19,8 @@ from cgdpm_med.apps.numbers import MISSING, format_interval, format_number
 from cgdpm_med.apps.quality import Quality
 from cgdpm_med.apps.report.charts import volume_chart
 from cgdpm_med.apps.report.headlines import HEADLINES, page_title, subject
-from cgdpm_med.apps.report.pictures import MOST_ENTROPY, entropy_colours, heart_window, slice_tiles
 from cgdpm_med.apps.report.origin import Provenance
+from cgdpm_med.apps.report.pictures import MOST_ENTROPY, entropy_colours, heart_window, slice_tiles
 from cgdpm_med.apps.report.rendering import render_page
 from cgdpm_med.apps.segment import Segmentation
 from cgdpm_med.apps.study import StudyResult
