@@ -76,12 +76,12 @@ class Case:
         return files_of(self.image) if self.stack is None else self.stack.files
 
     def read(self, spacing: Spacing = "auto") -> Volume:
-        """The image on its grid; ``spacing`` is for files, see :func:`~cgdpm_med.read_volume`.
+        """The image on its grid; ``spacing`` as in :func:`~cgdpm_med.read_volume`, for DICOM its numbers alone.
 
         Raises:
             InputError: it cannot be used.
         """
-        volume = read_volume(self.image, spacing=spacing) if self.stack is None else self.stack.read()
+        volume = read_volume(self.image, spacing=spacing) if self.stack is None else self.stack.read(spacing)
         if is_label_map(volume.data):
             what = "is a label map: it holds a few whole numbers alone"
             raise InputError(what, path=self.image, remedy="Give the image itself, or move the labels elsewhere")

@@ -60,7 +60,7 @@ class Options:
         dicom_seg: whether DICOM inputs get DICOM segmentations, "deidentified" or "identified"; None writes none.
         calibrate: whether the calibration beside the weights is applied, where there is one that fits.
         calibration: a file to use in its place.
-        spacing: of every NIfTI input, see :func:`~cgdpm_med.read_volume`.
+        spacing: of every input, see :func:`~cgdpm_med.read_volume`.
         flip_slices: whether the slices of every input run the other way than its header says, or, where it says
             nothing, from apex to base.
     """
