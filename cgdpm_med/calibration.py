@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
+from scipy.special import logsumexp, softmax
 
 from cgdpm_med.volumes import InputError
 
@@ -50,7 +51,7 @@ def temper(probabilities: ArrayLike, temperature: float) -> NDArray[np.float32]:
     flat = p.reshape(len(p), -1)
     out = np.empty(flat.shape, dtype=np.float32)
     for part in _chunks(flat.shape[1]):
-        out[:, part] = _tempered(_log(flat[:, part]), 1 / temperature)
+        out[:, part] = softmax(_log(flat[:, part]) / temperature, axis=0)
     return out.reshape(p.shape)
 
 
@@ -65,7 +66,7 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike, tempera
     total = 0.0
     for part in _chunks(truth.size):
         logs = _log(p[:, part]) / temperature
-        total += float((_log_sum(logs) - np.take_along_axis(logs, truth[None, part], axis=0)[0]).sum())
+        total += float((logsumexp(logs, axis=0) - np.take_along_axis(logs, truth[None, part], axis=0)[0]).sum())
     return total / truth.size
 
 
@@ -88,7 +89,7 @@ def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
         inverse, total = math.exp(-log_temperature), 0.0
         for part in _chunks(truth.size):
             logs = _log(p[:, part])
-            expected = (_tempered(logs, inverse) * logs).sum(axis=0)
+            expected = (softmax(inverse * logs, axis=0) * logs).sum(axis=0)
             total += float((expected - np.take_along_axis(logs, truth[None, part], axis=0)[0]).sum())
         return total / truth.size
 
@@ -111,16 +112,6 @@ def _voxels(probabilities: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.flo
 
 def _log(p: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.log(np.maximum(p, SMALLEST_PROBABILITY, dtype=np.float64))
-
-
-def _log_sum(logs: NDArray[np.float64]) -> NDArray[np.float64]:
-    top = logs.max(axis=0)
-    return top + np.log(np.exp(logs - top).sum(axis=0))
-
-
-def _tempered(logs: NDArray[np.float64], inverse: float) -> NDArray[np.float64]:
-    scaled = inverse * logs
-    return np.exp(scaled - _log_sum(scaled))
 
 
 def _chunks(size: int) -> Iterator[slice]:

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
+from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from cgdpm_med.diffusion.targets import Target
 from cgdpm_med.predictor import DiffusionPredictor
+from cgdpm_med.progress_bar import progress_bar
 
 
 class SampleGrid:
@@ -69,8 +71,6 @@ class Progress:
     """
 
     def __init__(self, label: str = "training", log_every: int = 1) -> None:
-        from rich.console import Console
-
         self.label, self.log_every = label, log_every
         self.console = Console(stderr=True)
         self.bar: Any = None
@@ -87,13 +87,9 @@ class Progress:
     def _start(self, engine: Any) -> None:
         if not self.console.is_terminal:
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
-        self.bar = Bar(*columns, TimeRemainingColumn(), console=self.console)
+        self.bar = progress_bar(self.console, counted=True)
         length = engine.state.epoch_length or len(engine.data_loader)
-        self.task = self.bar.add_task(self.label, total=length * engine.state.max_epochs, loss="")
+        self.task = self.bar.add_task(self.label, total=length * engine.state.max_epochs, detail="")
         self.bar.start()
 
     def _advance(self, engine: Any) -> None:
@@ -101,7 +97,7 @@ class Progress:
         self.total, self.count = self.total + float(output[CommonKeys.LOSS]), self.count + 1
         if self.bar is not None:
             loss = f"loss {self.total / self.count:.4f}"
-            self.bar.update(self.task, completed=engine.state.iteration, loss=loss)
+            self.bar.update(self.task, completed=engine.state.iteration, detail=loss)
 
     def _epoch(self, engine: Any) -> None:
         if self.bar is None and self.log_every and engine.state.epoch % self.log_every == 0:

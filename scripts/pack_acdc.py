@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from cgdpm_med import acdc_datalist, read_labels, read_volume
+from cgdpm_med.apps.console import CaseBar
 from cgdpm_med.data import SECTIONS, read_acdc_patient
 from cgdpm_med.volumes import Grid, atomic_write, write_on_grid
 from cgdpm_med.volumes.grid import with_shape
@@ -32,8 +32,10 @@ PERCENTILES = (1, 99)  # of train.yaml and inference.yaml
 def main() -> None:
     arguments = parse_arguments()
     items = [item for section in arguments.sections for item in acdc_datalist(arguments.dataset_dir, section)]
-    for item in track(items, "packing"):
-        pack(item, arguments.dataset_dir, arguments.output, arguments.width)
+    with CaseBar("packing", [item["key"] for item in items]) as bar:
+        for item in items:
+            pack(item, arguments.dataset_dir, arguments.output, arguments.width)
+            bar.update(item["key"], 1)
     size = sum(file.stat().st_size for file in arguments.output.rglob("*") if file.is_file())
     print(f"{len(items)} volumes, {size / 2**20:.1f} MB in {arguments.output}")
 

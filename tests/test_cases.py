@@ -160,6 +160,31 @@ def test_pairs_of_nnunet(tmp_path: Path) -> None:
     assert pairs(predictions, references) == [("heart_001", "heart_001_0000.nii.gz", "heart_001.nii.gz")]
 
 
+@pytest.mark.parametrize(
+    ("prediction", "reference", "image"),
+    [
+        ("1/sa_ED.nii.gz", "1/label_sa_ED.nii.gz", "1/sa_ED.nii.gz"),  # UK Biobank
+        ("a.nii.gz", "a_seg.nrrd", "a.nii.gz"),
+        ("a-mask.nii.gz", "a-label.nii.gz", "a.nii.gz"),
+        ("imagesTs/a.nii.gz", "labelsTs/a.nii.gz", "imagesTs/a_0000.nii.gz"),  # nnU-Net's own folder
+    ],
+)
+def test_references_beside_their_images(tmp_path: Path, prediction: str, reference: str, image: str) -> None:
+    predictions, references = touch(tmp_path / "pred", prediction), touch(tmp_path / "ref", reference, image)
+    assert [names[1:] for names in pairs(predictions, references)] == [(prediction, reference)]
+
+
+def test_numbers_and_two_labellings_stay_parts_of_names(tmp_path: Path) -> None:
+    names = ["case_0001.nii.gz", "case_0002.nii.gz", "x_gt.nii.gz", "x_seg.nii.gz"]
+    predictions, references = touch(tmp_path / "pred", *names), touch(tmp_path / "labelsTr", *names[2:])
+    assert [key for key, *_ in pairs(references, references)] == ["x_gt", "x_seg"]
+    found, lonely = pair_masks(predictions, predictions)
+    assert [pair.key for pair in found] == ["x_gt", "x_seg"]
+    assert list(lonely) == ["case_0001", "case_0002"]  # beside files called so, no references
+    numbered = touch(tmp_path / "numbered", *names[:2])
+    assert [key for key, *_ in pairs(numbered, numbered)] == ["case_0001", "case_0002"]
+
+
 def test_equal_names_pair_by_their_folders(tmp_path: Path) -> None:
     predictions = touch(tmp_path / "pred", "a/scan.nii.gz", "b/scan.nii.gz", "b/scan_members.nii.gz")
     references = touch(tmp_path / "ref", "a/scan_gt.nii.gz", "b/scan_gt.nii.gz", "a/scan.nii.gz")
@@ -195,6 +220,6 @@ def test_what_cannot_be_paired_at_all(tmp_path: Path) -> None:
         pair_masks(folder / "a.nii.gz", folder)
     with pytest.raises(InputError, match=r"empty: holds no \.nii"):
         pair_masks(folder, empty)
-    touch(folder, "a_0000.nii.gz")
+    touch(folder, "a.nrrd")
     with pytest.raises(InputError, match="have the same name"):
         pair_masks(folder, folder)

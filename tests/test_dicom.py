@@ -391,3 +391,16 @@ def test_nothing_but_folders_of_other_files(tmp_path: Path) -> None:
         assert find_dicom(tmp_path) == []
     with pytest.raises(InputError, match="holds no DICOM image"):
         read_dicom(tmp_path)
+
+
+def test_a_spacing_by_hand_counts_and_is_noted(tmp_path: Path) -> None:
+    Scan().write(tmp_path)
+    (case,) = find_cases(tmp_path)
+    grid = case.read((2.0, 2.0, 9.0)).grid
+    stated = case.read("pixdim").grid  # DICOM says it in one place alone
+    assert grid.spacing == (2.0, 2.0, 9.0)
+    assert stated.spacing == pytest.approx((1.25, 1.75, 10.5))
+    assert stated.note is None
+    assert grid.note is not None
+    assert "2 x 2 x 9 mm was given" in grid.note
+    np.testing.assert_allclose(grid.affine[:3, :3] / grid.spacing, stated.affine[:3, :3] / stated.spacing, atol=1e-6)

@@ -107,6 +107,14 @@ def test_reversed_numbers_reverse_all_slices_alike(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stack_below(tmp_path).read().data, scan.voxels[..., ::-1])
 
 
+def test_another_order_of_all_slices_alike_is_noted(tmp_path: Path) -> None:
+    order = [2, 0, 3, 1, 5, 4]
+    scan = write(tmp_path, lambda k, t: {"TriggerTime": 40 * t, "TemporalPositionIdentifier": order[t]})
+    with pytest.warns(DicomWarning, match="temporal position would order"):
+        stack = stack_below(tmp_path)
+    np.testing.assert_array_equal(stack.read().data, scan.voxels)
+
+
 UNORDERED: dict[str, Tags] = {
     "nothing but random numbers": lambda k, t: {},
     "random triggers": lambda k, t: {"TriggerTime": 7.5 * int(NUMBERS[k, t])},

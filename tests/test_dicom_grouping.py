@@ -20,7 +20,7 @@ from test_cli import run
 from cgdpm_med import InputError
 from cgdpm_med.apps.cases import find_cases
 from cgdpm_med.volumes.dicom import DicomFinding, DicomWarning, find_dicom, read_dicom
-from cgdpm_med.volumes.dicom_contrast import Contrast, by_contrast
+from cgdpm_med.volumes.dicom_contrast import Contrast, by_contrast, purpose_of
 from cgdpm_med.volumes.dicom_lattice import lattices
 
 Change = Callable[[Dataset, int, int], None]
@@ -159,6 +159,24 @@ def test_an_odd_series_is_named_and_left_out(tmp_path: Path, other: dict[str, An
         np.testing.assert_array_equal(read_dicom(tmp_path).data, scan.voxels)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"FlipAngle": 10}, {"SequenceName": "*fl2d5"}, {"ProtocolName": "grid"}, {"SeriesDescription": "SA_tagging"}],
+)
+def test_what_an_odd_series_alone_says_sets_it_apart(tmp_path: Path, other: dict[str, Any]) -> None:
+    scan = write_by_slice(Scan(), tmp_path)
+    odd = Scan(slices=5, series=40, extra=other)
+    odd.study, odd.place = scan.study, scan.place
+    for t in range(3):
+        save(odd.image(4, t), tmp_path / f"odd{t}")
+    (data,) = good(tmp_path)
+    np.testing.assert_array_equal(data, scan.voxels)
+    (left,) = errors(tmp_path)
+    assert left.series == (40,)
+    name = {"SequenceName": "sequence", "FlipAngle": "flip angle", "ProtocolName": "protocol"}.get(next(iter(other)))
+    assert (name or "description") in str(left.error)
+
+
 def test_values_that_vary_as_scanners_do_are_one_contrast(tmp_path: Path) -> None:
     def vary(ds: Dataset, k: int, t: int) -> None:
         ds.EchoTime, ds.RepetitionTime, ds.FlipAngle = 1.2 + 0.01 * k, 40 + 2 * k, 50 - 2 * k
@@ -187,6 +205,23 @@ def test_numbers_are_compared_with_a_tolerance_and_absent_ones_not_at_all() -> N
     named = [contrast(1.2, name) for name in ("base", "mid", "apex")]
     assert len(by_contrast(named, lambda item: item)) == 3
     assert len(by_contrast(named, lambda item: item, own_names=True)) == 1
+    few = [contrast(None), contrast(None), contrast(4.6)]
+    assert [len(part) for part in by_contrast(few, lambda item: item)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("description", "purpose"),
+    [
+        ("cine_sax stage 2", ""),
+        ("SA lateral overview", ""),
+        ("sax_TAG_15", "tagging"),
+        ("PSIR_sax", "late enhancement"),
+        ("T1_map", "mapping"),
+        ("Survey BH", "localiser"),
+    ],
+)
+def test_what_a_description_tells(description: str, purpose: str) -> None:
+    assert purpose_of(description) == purpose
 
 
 # --- lattices ---------------------------------------------------------------------------------------------------------
@@ -228,6 +263,87 @@ def test_slices_acquired_in_turns_are_one_stack(tmp_path: Path) -> None:
     write_by_slice(scan, tmp_path, lambda ds, k, t: setattr(ds, "SeriesNumber", [5, 8, 6, 9, 7, 10][k]))
     (data,) = good(tmp_path)
     np.testing.assert_array_equal(data, scan.voxels)
+
+
+def test_slices_acquired_in_turns_in_one_series_are_one_stack(tmp_path: Path) -> None:
+    def in_turns(ds: Dataset, k: int, t: int) -> None:
+        ds.InstanceNumber = [4, 1, 5, 2, 6, 3][k] * 3 + t
+        del ds.SliceThickness
+
+    scan = write(Scan(slices=6), tmp_path, in_turns)
+    (data,) = good(tmp_path)
+    np.testing.assert_array_equal(data, scan.voxels)
+
+
+def test_one_slice_acquired_again_last_does_not_make_two_stacks(tmp_path: Path) -> None:
+    def again(ds: Dataset, k: int, t: int) -> None:
+        ds.SeriesNumber = [5, 40, 7, 8][k]
+        del ds.SliceThickness
+
+    scan = write_by_slice(Scan(), tmp_path, again)
+    (data,) = good(tmp_path)
+    np.testing.assert_array_equal(data, scan.voxels)
+
+
+@pytest.mark.parametrize("along", [0.0, 5.25, 42.0], ids=["in the same places", "between", "beyond"])
+@pytest.mark.parametrize("layout", [write, write_by_slice])
+def test_two_time_points_in_two_folders_stay_two(tmp_path: Path, layout: Any, along: float) -> None:
+    first, second = Scan(), Scan(seed=3)  # the same patient, study and numbers
+    second.study, second.place = first.study, first.place
+
+    def move(ds: Dataset, k: int, t: int) -> None:
+        ds.ImagePositionPatient = [f"{value:.10f}" for value in second.lps(0, 0, k) + along * NORMAL]
+
+    layout(first, tmp_path / "a")
+    layout(second, tmp_path / "b", move)
+    a, b = good(tmp_path)
+    np.testing.assert_array_equal(a, first.voxels)
+    np.testing.assert_array_equal(b, second.voxels)
+
+
+def test_folders_that_repeat_places_and_times_stay_apart(tmp_path: Path) -> None:
+    first, second = Scan(), Scan(seed=3)
+    second.study, second.uid, second.place = first.study, first.uid, first.place
+    write(first, tmp_path / "a", sets(InstanceNumber=None))
+    write(second, tmp_path / "b", sets(InstanceNumber=None))
+    a, b = good(tmp_path)
+    np.testing.assert_array_equal(a, first.voxels)
+    np.testing.assert_array_equal(b, second.voxels)
+
+
+def test_instance_numbers_that_begin_anew_tell_two_stacks_apart_without_uids(tmp_path: Path) -> None:
+    first, second = Scan(), Scan(seed=3)
+    gone = sets(StudyInstanceUID="", SeriesInstanceUID="", SeriesNumber=None)
+
+    def shift(ds: Dataset, k: int, t: int) -> None:
+        ds.ImagePositionPatient = [f"{value:.10f}" for value in second.lps(0, 0, k) + 5.25 * NORMAL]
+        gone(ds, k, t)
+
+    write(first, tmp_path, gone, name="a")
+    write(second, tmp_path, shift, name="b")
+    with pytest.warns(DicomWarning, match="two stacks"):
+        a, b = good(tmp_path)
+    np.testing.assert_array_equal(a, first.voxels)
+    np.testing.assert_array_equal(b, second.voxels)
+
+
+def test_series_numbers_tell_series_apart_where_every_uid_is_new(tmp_path: Path) -> None:
+    new = sets(StudyInstanceUID=generate_uid, SeriesInstanceUID=generate_uid, FrameOfReferenceUID=generate_uid)
+    first = write(Scan(), tmp_path, new, name="a")
+    second = write(Scan(seed=3, series=6), tmp_path, new, name="b")
+    a, b = good(tmp_path)
+    np.testing.assert_array_equal(a, first.voxels)
+    np.testing.assert_array_equal(b, second.voxels)
+
+
+def test_a_second_cine_in_the_same_places_with_fewer_phases_is_a_stack(tmp_path: Path) -> None:
+    first, second = Scan(phases=4), Scan(seed=3, series=20)
+    second.study, second.place = first.study, first.place
+    write_by_slice(first, tmp_path)
+    write_by_slice(second, tmp_path)
+    a, b = good(tmp_path)
+    np.testing.assert_array_equal(a, first.voxels)
+    np.testing.assert_array_equal(b, second.voxels)
 
 
 @pytest.mark.parametrize(("along", "aside"), [(5.0, 0.0), (0.0, 30.0)], ids=["between", "sideways"])

@@ -95,6 +95,17 @@ def test_temporal_positions_of_frames(tmp_path: Path) -> None:
     assert_same(tmp_path / "in", scan, tmp_path)
 
 
+def test_actual_trigger_delays_where_the_nominal_say_nothing(tmp_path: Path) -> None:
+    scan = Scan(phases=4)
+    ds = as_multi_frame(shuffled(scan))
+    for frame in ds.PerFrameFunctionalGroupsSequence:
+        (cardiac,) = frame.CardiacSynchronizationSequence
+        cardiac.ActualCardiacTriggerDelayTime = cardiac.NominalCardiacTriggerDelayTime
+        cardiac.NominalCardiacTriggerDelayTime = 0.0
+    save(ds, tmp_path / "in" / "cine")
+    assert_same(tmp_path / "in", scan, tmp_path)
+
+
 def test_compressed_frames(tmp_path: Path) -> None:
     scan = Scan(slices=3, phases=2, size=(32, 24))
     for name, syntax in (("rle", "1.2.840.10008.1.2.5"), ("jpegls", "1.2.840.10008.1.2.4.80")):

@@ -17,7 +17,7 @@ from stubs import Stub, Thresholder, segmentation_of
 from typer.testing import CliRunner
 
 from cgdpm_med import InputError, Segmentation, Volume, find_cases, pair_masks, read_volume, segment_all
-from cgdpm_med.apps.cases import search
+from cgdpm_med.apps.cases import CINES, search
 from cgdpm_med.apps.cli import app
 from cgdpm_med.apps.folders import LABEL_MAPS, OTHER_VIEWS, PICTURES, RESULTS, FolderWarning, is_label_map, is_volume
 from cgdpm_med.apps.phases import cine_of, phase_pairs
@@ -74,6 +74,9 @@ NAMED_LABELS = [
     "x/masks/l.nii.gz",
     "Segmentations/m.nii.gz",
     "n_gt_0000.nii.gz",
+    "sub-01_dseg.nii.gz",
+    "sub-01_label-LV_probseg.nii.gz",
+    "gt_segmentations/o.nii.gz",
 ]
 
 
@@ -134,6 +137,16 @@ def test_results_of_an_earlier_run_are_left_out(tmp_path: Path) -> None:
     assert left_out == {
         RESULTS: [f"earlier/scan{end}.nii.gz" for end in ("", "_disagreement", "_entropy")],
     }
+
+
+def test_maps_of_a_run_that_was_stopped_are_left_out(tmp_path: Path) -> None:
+    save(tmp_path / "scan.nii.gz", LABELS)  # a mask, and no JSON
+    maps = ["scan_entropy.nii.gz", "scan_disagreement.nii.gz", "scan_frame012_probabilities.nii.gz"]
+    for name in [*maps, "other_entropy.nii.gz", "scan_entropy2.nii.gz"]:
+        save(tmp_path / name)
+    good, left_out, errors = found(tmp_path)
+    assert (good, errors) == (["other_entropy", "scan_entropy2"], {})
+    assert left_out == {LABEL_MAPS: ["scan.nii.gz"], RESULTS: sorted(maps)}
 
 
 def test_a_json_of_others_names_no_results(tmp_path: Path) -> None:
@@ -422,3 +435,72 @@ def test_masks_in_other_formats_pair(tmp_path: Path) -> None:
         ("c.nii", "c_gt.hdr"),
     ]
     assert lonely == {}
+
+
+# --- names that would meet in the output ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "patient001/patient001.nii.gz",  # the name of the patient's JSON
+        "patient001/patient001_ED.nii.gz",  # of a study called so
+        "patient001/patient001_frame01.nrrd",  # the frame itself in another format
+        "patient001/patient001_frame01.nii",
+    ],
+)
+def test_what_would_have_the_files_of_a_patient_is_an_error(tmp_path: Path, name: str) -> None:
+    patient(tmp_path / "patient001")
+    for other in {name, name.replace("_ED", "_ES")}:
+        sitk.WriteImage(sitk.GetImageFromArray(IMAGE.T), str(tmp_path / other))
+    good, _, errors = found(tmp_path)
+    assert good == ["patient001_frame01", "patient001_frame12"]
+    assert errors
+    assert all("same files" in what or "has the name" in what for what in errors.values())
+
+
+def test_a_patient_twice_under_one_output_is_an_error(tmp_path: Path) -> None:
+    patient(tmp_path / "training" / "patient001")
+    save(tmp_path / "patient001" / "patient001_frame01.nii.gz")
+    good, _, errors = found(tmp_path)
+    assert good == ["patient001_frame01", "patient001_frame12"]
+    assert "same files" in errors["patient001/patient001_frame01"]
+
+
+def test_a_study_may_not_bear_the_name_of_the_cohort(tmp_path: Path) -> None:
+    for name in ("cohort_ED", "cohort_ES", "scan", "other"):
+        save(tmp_path / "in" / f"{name}.nii.gz")
+    result = segment_all(Thresholder(), find_cases(tmp_path / "in"), tmp_path / "out")
+    assert set(result["failed"]) == {"cohort_ED", "cohort_ES"}
+    assert {path.name for path in (tmp_path / "out").glob("cohort*")} == {"cohort.csv", "cohort.html"}
+
+
+def test_a_scan_called_like_a_pair_is_no_cine(tmp_path: Path) -> None:
+    for name in ("a_ED", "a_ES", "a_4d", "b_ED", "b_ES"):
+        save(tmp_path / f"{name}.nii.gz")
+    save(tmp_path / "b.nii.gz", np.stack([IMAGE] * 3, -1))
+    good, left_out, errors = found(tmp_path)
+    assert good == ["a_4d", "a_ED", "a_ES", "b_ED", "b_ES"]  # one volume, whatever it is called
+    assert left_out == {CINES: ["b.nii.gz"]}
+    assert errors == {}
+    save(tmp_path / "a.nii.gz")
+    assert "same files" in found(tmp_path)[2]["a"]
+
+
+def test_a_name_that_is_no_text_fails_alone(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "scan.nii.gz")
+    save(tmp_path / "in" / "other.nii.gz")
+    try:
+        save(tmp_path / "in" / "odd.nii.gz").rename(tmp_path / "in" / "\udcff\udcfe.nii.gz")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has no such names")
+    result = segment_all(Thresholder(), find_cases(tmp_path / "in"), tmp_path / "out")
+    assert [case["case"] for case in result["cases"]] == ["other", "scan"]
+    assert ["UTF-8" in error for error in result["failed"].values()] == [True]
+    assert (tmp_path / "out" / "cohort.csv").is_file()
+
+
+def test_a_link_to_nowhere_is_an_error(tmp_path: Path) -> None:
+    save(tmp_path / "scan.nii.gz")
+    (tmp_path / "patient5").symlink_to(tmp_path / "unmounted")
+    assert found(tmp_path) == (["scan"], {}, {"patient5": "is a link to nowhere"})

@@ -329,6 +329,15 @@ def test_trailing_axes_of_one_are_harmless(tmp_path: Path) -> None:
     assert np.array_equal(read_volume(path).data, VOXELS)
 
 
+def test_a_matrix_that_is_longer_than_the_spacing_is_noted(tmp_path: Path) -> None:
+    path = mha(tmp_path / "a.mha", raw(VOXELS), TransformMatrix="2 0 0 0 2 0 0 0 2")
+    grid = read_volume(path).grid
+    stated = read_volume(path, spacing="pixdim").grid.spacing
+    assert grid.note is not None
+    assert "affine is taken" in grid.note
+    np.testing.assert_allclose(grid.spacing, 2 * np.array(stated))
+
+
 def test_a_sheared_place_is_kept(tmp_path: Path) -> None:
     directions = "(1.5,0,0) (0.3,1.6,0) (0,0,8)"
     volume = read_volume(nrrd(tmp_path / "a.nrrd", raw(VOXELS), space_directions=directions))

@@ -164,7 +164,7 @@ def test_bar_on_a_terminal() -> None:
 
     def look(engine: Engine) -> None:
         (task,) = progress.bar.tasks
-        seen.append((task.completed, task.total, task.fields["loss"]))
+        seen.append((task.completed, task.total, task.fields["detail"]))
 
     engine = Engine(lambda engine, batch: {"loss": float(engine.state.iteration)})
     progress.attach(engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -117,54 +118,71 @@ def test_transparency_lies_over_white(tmp_path: Path, rng: np.random.Generator) 
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_sixteen_bits(suffix: str, channels: int, tmp_path: Path, rng: np.random.Generator) -> None:
-    array = rng.integers(0, 65536, (5, 7, channels), dtype=np.uint16)
+def test_sixteen_bits(suffix: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    array = rng.integers(0, 65536, (5, 7), dtype=np.uint16)
     path = tmp_path / f"a.{suffix}"
-    sitk.WriteImage(sitk.GetImageFromArray(array if channels > 1 else array[..., 0], isVector=channels > 1), str(path))
-    if channels == 4:
-        alpha = array[..., 3:] / 65535
-        # Pillow and libtiff call the alpha of SimpleITK's TIFF files premultiplied
-        colour = array[..., :3] * (1 if suffix == "tif" else alpha)
-        expected = np.minimum(colour + (1 - alpha) * 65535, 65535)
-    else:
-        expected = array.repeat(3 // channels, 2)
-    picture = assert_pixels(path, scaled(expected, top=65535))
-    assert (picture.bits, picture.grey) == (16, channels == 1)
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+    picture = assert_pixels(path, scaled(array[..., None].repeat(3, 2), top=65535))
+    assert (picture.bits, picture.grey) == (16, True)
 
 
-def test_sixteen_bits_of_a_kind_that_would_lose_half_of_them(tmp_path: Path) -> None:
-    array = np.zeros((5, 7, 2), np.uint16)
-    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(tmp_path / "la.png"))
-    with pytest.raises(InputError, match=r"la\.png: holds 16-bit colour in a form .* \(LA;16B\)"):
-        read_picture(tmp_path / "la.png")
+@pytest.mark.parametrize(("suffix", "channels"), [("png", 2), ("png", 3), ("png", 4), ("tif", 3), ("tif", 4)])
+def test_colour_of_sixteen_bits_is_refused_and_not_halved(suffix: str, channels: int, tmp_path: Path) -> None:
+    array = np.zeros((5, 7, channels), np.uint16)
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(tmp_path / f"a.{suffix}"))
+    with pytest.raises(InputError, match="16 bits") as caught:
+        read_picture(tmp_path / f"a.{suffix}")
+    assert caught.value.path == tmp_path / f"a.{suffix}"
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_pixmaps_of_one_and_of_two_bytes(plain: bool, tmp_path: Path) -> None:
+    """Netpbm's own format: the brightest level stands in the header."""
+    for top, order in ((255, ">u1"), (65535, ">u2")):
+        levels = np.array([[[0, top, 51 * top // 255]]])
+        body = b"0 %d %d" % (top, 51 * top // 255) if plain else levels.astype(order).tobytes()
+        (tmp_path / f"{top}.ppm").write_bytes(b"P%d 1 1 %d\n" % (3 if plain else 6, top) + body)
+    assert_pixels(tmp_path / "255.ppm", scaled(np.array([[[0, 255, 51]]])))
+    with pytest.raises(InputError, match="16 bits"):
+        read_picture(tmp_path / "65535.ppm")
+
+
+def test_sixteen_bits_a_pixel_are_not_sixteen_a_channel(tmp_path: Path) -> None:
+    """A BMP of 5, 6 and 5 bits: one pixel of full red, one of full green."""
+    pixels = np.array([0b11111 << 11, 0b111111 << 5], "<u2").tobytes()
+    masks = np.array([0b11111 << 11, 0b111111 << 5, 0b11111], "<u4").tobytes()
+    information = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0)
+    header = b"BM" + struct.pack("<IHHI", 14 + 40 + 12 + 4, 0, 0, 14 + 40 + 12)
+    (tmp_path / "a.bmp").write_bytes(header + information + masks + pixels)
+    assert_pixels(tmp_path / "a.bmp", scaled(np.array([[[255, 0, 0], [0, 255, 0]]])))
 
 
 @pytest.mark.parametrize("compression", ["Deflate", "LZW", "PackBits"])
 def test_compressed_sixteen_bit_tiff(compression: str, tmp_path: Path, rng: np.random.Generator) -> None:
-    array = rng.integers(0, 65536, (40, 50, 3), dtype=np.uint16)
+    array = rng.integers(0, 65536, (40, 50), dtype=np.uint16)
     writer = sitk.ImageFileWriter()
     writer.SetFileName(str(tmp_path / "a.tif"))
     writer.SetUseCompression(True)
     writer.SetCompressor(compression)
-    writer.Execute(sitk.GetImageFromArray(array, isVector=True))
-    assert_pixels(tmp_path / "a.tif", scaled(array, top=65535))
+    writer.Execute(sitk.GetImageFromArray(array))
+    assert_pixels(tmp_path / "a.tif", scaled(array[..., None].repeat(3, 2), top=65535))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["png", "tif", "16.png", "16.tif"])
-def test_exif_rotation(orientation: int, suffix: str, tmp_path: Path, rng: np.random.Generator) -> None:
-    array = colours(rng)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize(("channels", "bits"), [(3, 8), (1, 8), (1, 16)])
+def test_exif_rotation(
+    orientation: int, suffix: str, channels: int, bits: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    array = colours(rng, channels=channels)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    upright = np.asarray(_transposed(array, orientation))
+    stored = array if channels == 3 else array[..., 0]
     path = tmp_path / f"a.{suffix}"
-    if suffix.startswith("16"):
-        write_picture(scaled(array), path, Picture(torch.zeros(3, 1, 1), bits=16, exif=exif))
-    else:
-        Image.fromarray(array).save(path, exif=exif)
-    picture = read_picture(path)
-    torch.testing.assert_close(picture.pixels, scaled(upright), atol=2e-5, rtol=0)
+    Image.fromarray(stored if bits == 8 else 257 * stored.astype(np.uint16)).save(path, exif=exif)
+    upright = np.asarray(_transposed(array.repeat(3 // channels, 2), orientation))
+    picture = assert_pixels(path, scaled(upright))
+    assert picture.bits == bits
     assert 0x0112 not in picture.exif
 
 
@@ -187,7 +205,7 @@ def damaged(folder: Path, rng: np.random.Generator) -> dict[str, str]:
         (folder / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
     (folder / "text.jpg").write_text("<html>404</html>")
     (folder / "empty.png").write_bytes(b"")
-    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((40, 40, 3), np.uint16), isVector=True), str(folder / "deep.png"))
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((40, 40), np.uint16)), str(folder / "deep.png"))
     whole = (folder / "deep.png").read_bytes()
     (folder / "deep.png").write_bytes(whole[:60])
     Image.fromarray(np.zeros((2, 2), np.float32)).save(folder / "float.tif")
@@ -235,8 +253,13 @@ def test_broken_and_small_pictures_are_skipped_with_a_count(
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "bits"), [("a.png", 8), ("a.tif", 8), ("a.png", 16), ("a.tiff", 16)])
-@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize(
+    ("name", "bits", "grey"),
+    [
+        *((name, 8, grey) for name in ("a.png", "a.tif") for grey in (False, True)),
+        *((n, 16, True) for n in ("a.png", "a.tiff")),
+    ],
+)
 def test_every_level_survives_a_round_trip(name: str, bits: int, grey: bool, tmp_path: Path) -> None:
     levels = np.arange(2**bits).reshape(2 ** (bits // 2), -1)
     array = np.stack([levels] * 3 if grey else [levels, levels[::-1], levels.T], axis=-1)
@@ -253,17 +276,18 @@ def test_values_are_clipped_and_rounded(tmp_path: Path) -> None:
     assert np.asarray(Image.open(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 255, 1, 0]
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+@pytest.mark.parametrize(("suffix", "bits"), [("png", 8), ("png", 16), ("tif", 8), ("tif", 16), ("jpg", 8)])
 def test_profile_and_exif_are_kept(suffix: str, bits: int, tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    if bits == 16:
+        profile = profile[:16] + b"GRAY" + profile[20:]
     exif = Image.Exif()
     exif[0x010E] = "a phantom"
     exif[0x0112] = 6
     exif.get_ifd(0x8769).update({0xA002: 4, 0xA003: 4, 0x829D: 2.5})
-    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "in.jpg", exif=exif, icc_profile=profile)
+    array = np.zeros((4, 4, 3) if bits == 8 else (4, 4), np.uint8)
+    Image.fromarray(array).save(tmp_path / "in.jpg", exif=exif, icc_profile=profile)
     like = read_picture(tmp_path / "in.jpg")
-    bits = 8 if suffix == "jpg" else bits
     path = write_picture(torch.zeros(3, 16, 12), tmp_path / f"out.{suffix}", like, bits=bits)
     with Image.open(path) as image:
         image.load()
@@ -286,7 +310,9 @@ def test_a_profile_of_another_colour_space_is_dropped(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\.jpg has no 16 bits"):
-        write_picture(torch.zeros(3, 2, 2), tmp_path / "a.jpg", bits=16)
+        write_picture(torch.zeros(1, 2, 2), tmp_path / "a.jpg", bits=16)
+    with pytest.raises(InputError, match="16 bits"):
+        write_picture(torch.zeros(3, 2, 2), tmp_path / "a.png", bits=16)
     with pytest.raises(InputError, match=r"not written as \.gif"):
         write_picture(torch.zeros(3, 2, 2), tmp_path / "a.gif")
     assert list(tmp_path.iterdir()) == []

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from label_files import heart, write_labels
+from scans import PLAIN
+from stubs import Thresholder
 
-from cgdpm_med import InputError, parse_labels
+from cgdpm_med import InputError, find_cases, parse_labels, segment_all
 from cgdpm_med.apps.label_names import ACDC, find_labels, match_labels, plain_name
 
 
@@ -80,14 +83,35 @@ def test_options_come_before_files_and_one_side_does_not_rename_the_other(tmp_pa
     assert found.reference.names == found.prediction.names == {1: "B", 2: "A"}
 
 
-def test_masks_of_segment_have_its_labels_beside_a_foreign_dataset(tmp_path: Path) -> None:
+@pytest.mark.parametrize("frames", [(), (2,)])
+def test_masks_of_segment_have_its_labels_beside_a_foreign_dataset(tmp_path: Path, frames: tuple[int, ...]) -> None:
     dataset_json(tmp_path, {"background": 0, "LV": 1, "Myo": 2, "RV": 3})
-    for side in ("pred", "ref"):
-        write_labels(tmp_path / side / "a.nii.gz", heart())
-    (tmp_path / "pred" / "a.json").write_text('{"key": "a", "volumes_ml": {}}', encoding="utf-8")
+    (tmp_path / "in").mkdir()
+    image = np.random.default_rng(0).normal(100, 20, (12, 10, 4, *frames)).astype(np.float32)
+    nib.Nifti1Image(image, np.diag([1.5, 1.5, 8, 1])).to_filename(tmp_path / "in" / "a.nii.gz")
+    segment_all(Thresholder(), find_cases(tmp_path / "in"), tmp_path / "pred", options=PLAIN)
+    write_labels(tmp_path / "ref" / "a.nii.gz", heart())
+    for pred in (tmp_path / "pred", tmp_path / "pred" / "a.nii.gz"):
+        found = find_labels(pred, tmp_path / "ref")
+        assert found.prediction.names == ACDC.names
+        assert found.reference.names == {1: "LV", 2: "Myo", 3: "RV"}
+
+
+@pytest.mark.parametrize(
+    ("record", "names"),
+    [
+        ({"volume_ml": {}, "labels": {"1": "liver", "2": "spleen"}}, {1: "liver", 2: "spleen"}),
+        ({"study": {"volumes_ml": {}, "labels": ["liver", "spleen"]}}, {1: "liver", 2: "spleen"}),
+        ({"study": {"volumes_ml": {}}}, {1: "RV", 2: "Myo", 3: "LV"}),
+        ({"volume_ml": {}}, {1: "RV", 2: "Myo", 3: "LV"}),
+    ],
+)
+def test_a_record_of_segment_names_the_labels_of_its_bundle(tmp_path: Path, record: object, names: object) -> None:
+    write_labels(tmp_path / "pred" / "a.nii.gz", heart())
+    (tmp_path / "pred" / "a.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "pred" / "0.json").write_text('{"of": "something else"}', encoding="utf-8")
     found = find_labels(tmp_path / "pred", tmp_path / "ref")
-    assert found.prediction.names == ACDC.names
-    assert found.reference.names == {1: "LV", 2: "Myo", 3: "RV"}
+    assert found.prediction.names == found.reference.names == names
 
 
 @pytest.mark.parametrize(

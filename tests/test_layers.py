@@ -19,6 +19,7 @@ import cgdpm_med
 PACKAGE = REPO / "cgdpm_med"
 GROUND = ("networks", "diffusion")
 ROOMS = (
+    "progress_bar",
     "runtime",
     "volumes",
     "transforms",

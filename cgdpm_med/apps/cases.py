@@ -14,10 +14,13 @@ from cgdpm_med.apps.folders import (
     FolderWarning,
     is_below,
     is_label_map,
+    is_named_label_map,
+    is_series,
     left_out_lines,
     survey,
     volume_files,
 )
+from cgdpm_med.apps.map_names import OUTPUTS, is_map
 from cgdpm_med.apps.phases import cine_of, phase_pairs
 from cgdpm_med.data import AcdcPatient, acdc_patient_folders, read_acdc_patient
 from cgdpm_med.transforms import case_name
@@ -28,8 +31,9 @@ from cgdpm_med.volumes.dicom_stack import DicomStack
 from cgdpm_med.volumes.formats import READABLE
 from cgdpm_med.volumes.reading import files_of
 
-OUTPUTS = ("mask", "probabilities", "entropy", "disagreement", "members")
-"""What a segmentation can write; the mask is ``<case>.nii.gz``, everything else ``<case>_<output>.nii.gz``."""
+_LABEL_WORD = re.compile(
+    r"(?<=.)[_\-. ](gt|segs?|segmentations?|labels?|masks?)$|^(gt|seg|label|mask)[_\-](?=.)", re.IGNORECASE
+)
 
 CINES = "cines whose ED and ES frames are segmented"
 
@@ -76,12 +80,12 @@ class Case:
         return files_of(self.image) if self.stack is None else self.stack.files
 
     def read(self, spacing: Spacing = "auto") -> Volume:
-        """The image on its grid; ``spacing`` is for files, see :func:`~cgdpm_med.read_volume`.
+        """The image on its grid; ``spacing`` as in :func:`~cgdpm_med.read_volume`, for DICOM its numbers alone.
 
         Raises:
             InputError: it cannot be used.
         """
-        volume = read_volume(self.image, spacing=spacing) if self.stack is None else self.stack.read()
+        volume = read_volume(self.image, spacing=spacing) if self.stack is None else self.stack.read(spacing)
         if is_label_map(volume.data):
             what = "is a label map: it holds a few whole numbers alone"
             raise InputError(what, path=self.image, remedy="Give the image itself, or move the labels elsewhere")
@@ -91,6 +95,16 @@ class Case:
     def name(self) -> str:
         """Stem of every file written for this case."""
         return PurePosixPath(self.key).name
+
+    @property
+    def stem(self) -> str:
+        """Where below the output folder its files go, without their endings."""
+        return (self.folder / self.name).as_posix()
+
+    @property
+    def record(self) -> str:
+        """The same of its study's JSON and page."""
+        return (self.folder / PurePosixPath(self.study.key).name).as_posix()
 
     @property
     def study(self) -> Subject:
@@ -202,7 +216,7 @@ def _paired_phases(scans: list[Case], contents: Contents) -> list[Case]:
     for case in scans:
         if case.key in subjects:
             cases.append(replace(case, subject=subjects[case.key], frame=frame[case.key]))
-        elif cine_of(case.key) in pairs:
+        elif cine_of(case.key) in pairs and is_series(case.image):
             contents.leave_out(CINES, case.image)
         else:
             cases.append(case)
@@ -278,8 +292,9 @@ def _acdc_cases(source: Path, contents: Contents) -> tuple[list[Case], set[Path]
             cases.append(Case(path, (above / path.parent.name / case_name(path)).as_posix(), error=error))
             taken.update(inside)
             continue
-        cases += _frames_of(patient, above)
-        taken |= _parts_of(patient, inside, contents)
+        frames = _frames_of(patient, above)
+        cases += frames
+        taken |= _parts_of(patient, inside, contents, {case.image for case in frames})
     return cases, taken
 
 
@@ -297,7 +312,9 @@ def _frames_of(patient: AcdcPatient, above: Path) -> list[Case]:
     return cases
 
 
-def _parts_of(patient: AcdcPatient, inside: Iterable[Path], contents: Contents) -> set[Path]:
+def _parts_of(
+    patient: AcdcPatient, inside: Iterable[Path], contents: Contents, segmented: Collection[Path]
+) -> set[Path]:
     """Which volumes in a patient's folder are the patient's by name; those that are not segmented are left out."""
     mine = set()
     for path in inside:
@@ -308,27 +325,55 @@ def _parts_of(patient: AcdcPatient, inside: Iterable[Path], contents: Contents) 
             continue
         elif case_name(path) not in (patient.key(patient.ed), patient.key(patient.es)):
             contents.leave_out("frames that are neither ED nor ES", path)
+        elif path not in segmented:
+            continue  # the same frame in another file
         mine.add(path)
     return mine
 
 
 def _without_namesakes(cases: Iterable[Case]) -> list[Case]:
-    """The same cases, with an error where results would bear the name of another's.
+    """The same cases, with an error where results would bear the name of another's, or a name that is no text.
 
-    So do two files of one name (a.nii and a.nii.gz), and a file that is called like the map of another.
+    So do two files of one name (a.nii and a.nii.gz), and a file that is called like the map or the study of another.
     """
     found: dict[str, Case] = {}
     errors = []
     for case in cases:
-        if (first := found.setdefault(case.key, case)) is not case:
-            error = InputError(f"has the name of {first.image.name}", path=case.image, remedy="Rename one of the two")
-            errors.append(replace(case, key=case.image.name, error=error))
+        first = found.setdefault(case.key, case)
+        if first is not case:
+            errors.append(_renamed(case, f"has the name of {first.image.name}", key=case.image.name))
     taken = {f"{key}_{output}": case for key, case in found.items() for output in OUTPUTS[1:]}
     for key in sorted(found.keys() & taken.keys()):
         what = f"has the name of a map of {taken[key].image.name}"
-        error = InputError(what, path=found[key].image, remedy="Rename it, or move earlier results elsewhere")
-        errors.append(replace(found.pop(key), error=error))
+        errors.append(_renamed(found.pop(key), what, remedy="Rename it, or move earlier results elsewhere"))
+    errors += _like_a_study(found) + _unwritable(found)
     return [*found.values(), *errors]
+
+
+def _renamed(case: Case, what: str, key: str | None = None, remedy: str = "Rename one of the two") -> Case:
+    return replace(case, key=key or case.key, error=InputError(what, path=case.image, remedy=remedy))
+
+
+def _like_a_study(found: dict[str, Case]) -> list[Case]:
+    """Takes out the cases whose files would be those of a study of several images, or of one of its images."""
+    owners: dict[str, Case] = {}
+    for case in found.values():
+        if case.subject is not None:
+            owners.setdefault(case.record, case)
+            owners.setdefault(case.stem, case)
+    errors = []
+    for key, case in list(found.items()):
+        others = [owners[name] for name in (case.stem, case.record) if name in owners]
+        if case.error is None and (other := next((o for o in others if o.study != case.study), None)) is not None:
+            what = f"would have the same files as {other.image.name} or its study, {PurePosixPath(other.record).name}"
+            errors.append(_renamed(found.pop(key), what))
+    return errors
+
+
+def _unwritable(found: dict[str, Case]) -> list[Case]:
+    """Takes out the cases whose names are bytes that are no text: no table or page could name them."""
+    odd = [key for key in found if any("\ud800" <= letter <= "\udfff" for letter in key)]
+    return [_renamed(found.pop(key), "has a name that is no UTF-8", remedy="Rename it") for key in odd]
 
 
 # --- predictions and references ---------------------------------------------------------------------------------------
@@ -349,8 +394,9 @@ class MaskPair:
 def pair_masks(predictions: str | Path, references: str | Path) -> tuple[list[MaskPair], dict[str, InputError]]:
     """Pairs predicted masks with reference masks by name: two files, or two folders searched recursively.
 
-    Where the reference folder holds ``_gt`` files, these are the references and everything else there is passed over.
-    The ending ``_gt`` and nnU-Net's channel ending ``_0000`` do not count as part of a name, and the uncertainty maps
+    Where the reference folder holds label maps by name (``_gt``, ``_seg``, ``labelsTr`` and so on, as
+    :mod:`.folders` knows them), these are the references and everything else there is passed over. Such words and
+    nnU-Net's channel ending ``_0000`` are no part of a name unless names would then repeat, and the uncertainty maps
     that lie beside a prediction are no predictions. A name that occurs once on either side pairs wherever it lies;
     otherwise the files pair by their path, so that the folders mirror each other.
 
@@ -394,21 +440,14 @@ def pair_masks(predictions: str | Path, references: str | Path) -> tuple[list[Ma
 
 def _reference_masks(folder: Path) -> list[Path]:
     files = volume_files(folder)
-    marked = [path for path in files if case_name(path).endswith("_gt")]
+    marked = [path for path in files if is_named_label_map(path, folder)]
     return _some(marked or files, folder)
 
 
 def _predicted_masks(folder: Path) -> list[Path]:
     files = volume_files(folder)
     names = {(path.parent, case_name(path)) for path in files}
-    return _some([path for path in files if not _is_map(path, names)], folder)
-
-
-def _is_map(path: Path, names: set[tuple[Path, str]]) -> bool:
-    """Whether a file is called like a map of another mask, or of one frame of a cine's."""
-    name, _, output = case_name(path).rpartition("_")
-    cine = re.sub(r"_frame\d{3,}$", "", name) if output in ("probabilities", "members") else name
-    return output in OUTPUTS and bool({(path.parent, name), (path.parent, cine)} & names)
+    return _some([path for path in files if not is_map(path, names)], folder)
 
 
 def _some(files: list[Path], folder: Path) -> list[Path]:
@@ -418,11 +457,14 @@ def _some(files: list[Path], folder: Path) -> list[Path]:
 
 
 def _base_name(path: Path) -> str:
-    return re.sub(r"(_gt|_\d{4})$", "", case_name(path))
+    """Without nnU-Net's channel and the word for a label map."""
+    return _LABEL_WORD.sub("", case_name(path).removesuffix("_0000")) or case_name(path)
 
 
 def _by_key(files: list[Path], root: Path) -> dict[str, Path]:
     keys = {path: (path.relative_to(root).parent / _base_name(path)).as_posix() for path in files}
+    if len(set(keys.values())) < len(keys):  # two labellings of one image, say
+        keys = {path: relative_key(path, root) for path in files}
     for key, count in Counter(keys.values()).items():
         if count > 1:
             first, second, *_ = sorted(path for path in files if keys[path] == key)

@@ -89,7 +89,7 @@ SpacingText = Annotated[
     str | None,
     typer.Option(
         "--spacing",
-        help="Voxel size of NIfTI inputs: x,y,z in mm such as 1.5,1.5,8, or the header's pixdim or affine.",
+        help="Voxel size: x,y,z in mm such as 1.5,1.5,8, or, of NIfTI, the header's pixdim or affine.",
         show_default="the header's, by a rule",
     ),
 ]

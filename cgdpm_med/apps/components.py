@@ -1,4 +1,8 @@
-"""Structures in one piece: the largest connected component of each label, on request."""
+"""Pieces of a structure: its largest connected component, and keeping that alone on request.
+
+The labelling is scipy's. MONAI's ``get_largest_connected_component_mask`` needs scikit-image, and leaves open which of
+two equal pieces it keeps.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 
-def keep_largest(mask: NDArray[Any]) -> tuple[NDArray[Any], Mapping[int, int]]:
-    """Every label reduced to its largest piece, the rest made background.
+def largest_component(structure: ArrayLike) -> NDArray[np.bool_]:
+    """The largest piece of a boolean structure; of equal pieces the first in array order; nothing of an empty one.
 
-    Voxels that touch at a face, edge or corner belong together, as in
-    :func:`~cgdpm_med.apps.quality.fragment_fraction`; of equal pieces the first in array order stays.
+    Voxels that touch at a face, edge or corner belong together: with thick slices a curved ventricle may meet itself
+    in the next slice only at a corner.
+    """
+    inside = np.asarray(structure, dtype=bool)
+    pieces, number = ndimage.label(inside, structure=ndimage.generate_binary_structure(inside.ndim, inside.ndim))
+    if number < 2:
+        return inside
+    return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
+
+
+def keep_largest(mask: NDArray[Any]) -> tuple[NDArray[Any], Mapping[int, int]]:
+    """Every label reduced to its :func:`largest_component`, the rest made background.
 
     Args:
         mask: (X, Y, Z) labels, 0 the background.
@@ -25,10 +39,8 @@ def keep_largest(mask: NDArray[Any]) -> tuple[NDArray[Any], Mapping[int, int]]:
     kept = mask.copy()
     removed: dict[int, int] = {}
     for label in (int(value) for value in np.unique(mask) if value):
-        pieces, _ = ndimage.label(mask == label, structure=np.ones((3,) * mask.ndim))
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
-        apart = (pieces > 0) & (pieces != sizes.argmax())
+        structure = mask == label
+        apart = structure & ~largest_component(structure)
         kept[apart] = 0
         removed[label] = int(apart.sum())
     return kept, removed

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cgdpm_med.progress_bar import progress_bar
 from cgdpm_med.volumes import InputError
 
 
@@ -24,16 +24,8 @@ class CaseBar:
     def __init__(self, what: str, keys: Sequence[str], console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self.what, self.places = what, {key: place for place, key in enumerate(keys)}
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
-        self.bar = Progress(
-            *columns,
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-        )
-        self.task = self.bar.add_task(what, total=len(keys))
+        self.bar = progress_bar(self.console, transient=True)
+        self.task = self.bar.add_task(what, total=len(keys), detail="")
 
     def __enter__(self) -> CaseBar:
         self.bar.start()

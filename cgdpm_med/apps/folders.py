@@ -4,7 +4,7 @@ The rule, so that nothing is passed over in silence:
 
 - *Volumes* are files named as one of the formats that are read, and DICOM files, which are found by what they hold.
 - *Left out*, with a note: label maps (by name, by folder, or 8-bit files of few whole numbers), views other than the
-  short axis (by name), results of earlier runs (by the JSON beside them), pictures and films.
+  short axis (by name), results of earlier runs (by the JSON beside them, maps also by the mask), pictures and films.
 - *Unusable*, which counts as failed: volumes in formats that are not read, archives, voxels whose header is missing,
   binary files of an unknown kind, folders that may not be read, and links to folders elsewhere.
 - *Harmless*, and not mentioned: hidden files and folders, documents, tables, settings and whatever else is text, and
@@ -26,12 +26,15 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
+from cgdpm_med.apps.map_names import is_map
 from cgdpm_med.volumes import InputError, read_volume
 from cgdpm_med.volumes.dicom_files import is_dicom_file
 from cgdpm_med.volumes.files import listed
 from cgdpm_med.volumes.formats import (
     METAIMAGE,
+    NIFTI,
     NRRD,
+    PAIR_HEADERS,
     PAIR_VOXELS,
     READABLE,
     VOLUME_SUFFIXES,
@@ -103,12 +106,12 @@ _DOCUMENTS = (
     *(".py", ".pyc", ".ipynb", ".m", ".sh", ".pt", ".pth", ".safetensors", ".db", ".sqlite", ".lock"),
 )
 _LABEL_NAME = re.compile(
-    r"(^|[_\-. ])(gt|segs?|segmentations?|labels?|labelmaps?|masks?|ground_?truth|annotations?)\d*$"
+    r"(^|[_\-. ])(gt|d?segs?|probseg|segmentations?|labels?|labelmaps?|masks?|ground_?truth|annotations?)\d*$"
     r"|^(gt|seg|label|mask)[_\-]",
     re.IGNORECASE,
 )
 _LABEL_FOLDER = re.compile(
-    r"(labels?|masks?|gts?|segs?|segmentations?|ground_?truths?|annotations?)(tr|ts|val)?", re.IGNORECASE
+    r"(gt_)?(labels?|masks?|gts?|segs?|segmentations?|ground_?truths?|annotations?)(tr|ts|val)?", re.IGNORECASE
 )
 _OTHER_VIEW = re.compile(r"la|lax|vla|hla|(la|lax)?[234]ch(amber)?|long_?axis", re.IGNORECASE)
 _MOST_LABELS = 16
@@ -164,7 +167,16 @@ def survey(source: Path, exclude: Path | None = None) -> Contents:
             else:
                 unusable.setdefault((path.parent, kind), []).append(path)
     found.unusable += [_unusable(kind, paths) for (_, kind), paths in unusable.items()]
+    _leave_out_leftovers(found)
     return found
+
+
+def _leave_out_leftovers(found: Contents) -> None:
+    """Maps beside a mask that has no JSON, as a run leaves them that was stopped."""
+    masks = {(path.parent, volume_stem(path)) for path in found.left_out.get(LABEL_MAPS, ())}
+    for path in [path for path in found.volumes if is_map(path, masks)]:
+        found.volumes.remove(path)
+        found.leave_out(RESULTS, path)
 
 
 def volume_files(folder: Path) -> list[Path]:
@@ -190,6 +202,13 @@ def is_below(path: Path, folder: Path) -> bool:
     return real_path(path).is_relative_to(real_path(folder))
 
 
+def is_named_label_map(path: Path, source: Path) -> bool:
+    """Whether a file's name, or that of a folder between it and ``source``, says that it is a label map."""
+    stem = volume_stem(path).removesuffix("_0000")
+    named = _LABEL_NAME.search(stem) or is_named(path, (".seg.nrrd", ".seg.nhdr"))
+    return bool(named) or any(_LABEL_FOLDER.fullmatch(name) for name in path.relative_to(source).parent.parts)
+
+
 def is_label_map(data: NDArray[Any]) -> bool:
     """Whether an image holds no values but whole numbers from 0 to 15, or 0 and 255 alone: no scanner's image does."""
     step = max(1, data.size // 10_000)
@@ -198,6 +217,23 @@ def is_label_map(data: NDArray[Any]) -> bool:
     values = np.unique(data)
     few = values[0] == 0 and values[-1] < _MOST_LABELS and (values == np.rint(values)).all()
     return bool(few) or values.tolist() == [0, 255]
+
+
+def is_series(path: Path) -> bool:
+    """Whether a file holds several volumes; one that cannot be read counts as such."""
+    try:
+        return _dimensions(path) > 3
+    except (InputError, ImageFileError, OSError, EOFError, ValueError):
+        return True
+
+
+def _dimensions(path: Path) -> int:
+    if not is_named(path, (*NIFTI, *PAIR_HEADERS)):
+        return read_volume(path).data.ndim
+    shape = list(nib.load(path).shape)  # type: ignore[attr-defined]
+    while shape and shape[-1] == 1:
+        shape.pop()
+    return len(shape)
 
 
 def left_out_lines(source: Path, left_out: dict[str, list[Path]]) -> list[str]:
@@ -252,14 +288,10 @@ def _elsewhere(link: Path) -> InputError:
 
 def _reason(path: Path, source: Path) -> str | None:
     """Why a volume is left out, if it is."""
+    if is_named_label_map(path, source):
+        return LABEL_MAPS
     folders = path.relative_to(source).parent.parts
     stem = volume_stem(path).removesuffix("_0000")
-    if (
-        _LABEL_NAME.search(stem)
-        or is_named(path, (".seg.nrrd", ".seg.nhdr"))
-        or any(_LABEL_FOLDER.fullmatch(name) for name in folders)
-    ):
-        return LABEL_MAPS
     words = [word.lower() for word in re.split(r"[_\-. ]+", stem)]
     other = any(_OTHER_VIEW.fullmatch(word) for word in (*words, *folders)) or words == ["ao"]
     if other and not {"sa", "sax"} & set(words):
@@ -309,7 +341,11 @@ def _kind(path: Path) -> str | None:
         return PICTURES
     if is_named(path, _OTHER_VOLUMES):
         return f"in a format that is not read ({path.suffix.lower()})"
-    if is_named(path, _DOCUMENTS) or path.name.lower() in ("dicomdir", "thumbs.db") or not _is_binary(path):
+    if is_named(path, _DOCUMENTS) or path.name.lower() in ("dicomdir", "thumbs.db"):
+        return None
+    if path.is_symlink() and not path.exists():
+        return "a link to nowhere"
+    if not _is_binary(path):
         return None
     return "of a kind unknown here"
 
@@ -326,7 +362,10 @@ def _is_binary(path: Path) -> bool:
 
 def _unusable(kind: str, paths: list[Path]) -> InputError:
     """One error for the files of a kind in one folder; its path is the file, or the folder of several."""
-    remedies = {"an archive": "Unpack it and give what it holds, or move it elsewhere"}
+    remedies = {
+        "an archive": "Unpack it and give what it holds, or move it elsewhere",
+        "a link to nowhere": "Mend the link, or remove it",
+    }
     remedy = remedies.get(kind, f"Convert it to {READABLE}, or move it elsewhere")
     if len(paths) == 1:
         return InputError(f"is {kind}", path=paths[0], remedy=remedy)

@@ -19,7 +19,7 @@ class KeepingSegmenter(Segmenter):
     Args:
         folder: where to.
         as_segmenter: arguments of :class:`~cgdpm_med.Segmenter`.
-        write: outputs besides the JSON, see :data:`~cgdpm_med.apps.cases.OUTPUTS`.
+        write: outputs besides the JSON, see :data:`~cgdpm_med.apps.map_names.OUTPUTS`.
     """
 
     def __init__(self, folder: str | Path, write: str | Sequence[str] = ("mask",), **as_segmenter: Any) -> None:

@@ -161,8 +161,8 @@ def find_labels(
 ) -> Structures:
     """What is scored between two sides, each with the first of these that there is:
 
-    the labels given for it, those given for both, those of a dataset.json with it, ACDC's where ``segment`` made the
-    predictions, those of the other side's dataset.json, ACDC's.
+    the labels given for it, those given for both, those of a dataset.json with it, those of ``segment`` where it made
+    the predictions, those of the other side, ACDC's.
 
     Raises:
         InputError: no structure is on both sides, or a dataset.json cannot be used.
@@ -181,21 +181,29 @@ def _labels_with(place: Path, above: int = _FOLDERS_ABOVE) -> LabelSet | None:
 
 
 def _labels_of_predictions(place: Path) -> LabelSet | None:
-    return _labels_with(place, 0) or (ACDC if _made_by_segment(place) else None) or _labels_with(place)
+    return _labels_with(place, 0) or _labels_of_segment(place) or _labels_with(place)
 
 
-def _made_by_segment(place: Path) -> bool:
-    """Whether a record of ``segment`` lies there: a JSON that says how it was made."""
+def _labels_of_segment(place: Path) -> LabelSet | None:
+    """Labels in the first record of ``segment`` that lies there: a JSON that says what it measured; or None."""
     folder = place.parent if place.is_file() else place
-    return any(_is_record(file) for file in sorted(folder.rglob("*.json")))
+    recorded = (_recorded_labels(file) for file in sorted(folder.rglob("*.json")))
+    return next((labels for labels in recorded if labels is not None), None)
 
 
-def _is_record(file: Path) -> bool:
+def _recorded_labels(file: Path) -> LabelSet | None:
+    """Of an image's record ``{"volume_ml": …, "labels": {"1": "RV", …}}``, or a study's; version 0.1 named none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and "volumes_ml" in content
+        if "volume_ml" in content:
+            names = {int(value): str(name) for value, name in content.get("labels", ACDC_LABELS).items()}
+        elif "volumes_ml" in content["study"]:
+            names = dict(enumerate(map(str, content["study"].get("labels", ACDC_LABELS.values())), 1))
+        else:
+            return None
+        return label_set(names, "segment's")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+        return None  # of something else
 
 
 # --- two sides --------------------------------------------------------------------------------------------------------

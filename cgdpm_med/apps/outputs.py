@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cgdpm_med.apps.cases import OUTPUTS
 from cgdpm_med.apps.labels import ACDC, Labels, colour_of
+from cgdpm_med.apps.map_names import OUTPUTS
 from cgdpm_med.apps.segment import Segmentation
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.transforms import case_name
@@ -153,7 +153,7 @@ class CineMaps:
 
     Args:
         volume: the cine.
-        write: names of :data:`~cgdpm_med.apps.cases.OUTPUTS`.
+        write: names of :data:`~cgdpm_med.apps.map_names.OUTPUTS`.
     """
 
     def __init__(self, volume: Volume, folder: Path, name: str, write: Sequence[str]) -> None:

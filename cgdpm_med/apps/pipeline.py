@@ -51,7 +51,7 @@ class Options:
     """What is done with the ensembles.
 
     Attributes:
-        write: names of :data:`~cgdpm_med.apps.cases.OUTPUTS`, or one of them.
+        write: names of :data:`~cgdpm_med.apps.map_names.OUTPUTS`, or one of them.
         staple: whether STAPLE fuses the members' masks, in place of the bundle's own fusion.
         keep_largest: whether every structure of the fused mask is reduced to its largest piece.
         ed, es: frame numbers of a cine, from 1; by default the largest and the smallest left ventricle.
@@ -60,7 +60,7 @@ class Options:
         dicom_seg: whether DICOM inputs get DICOM segmentations, "deidentified" or "identified"; None writes none.
         calibrate: whether the calibration beside the weights is applied, where there is one that fits.
         calibration: a file to use in its place.
-        spacing: of every NIfTI input, see :func:`~cgdpm_med.read_volume`.
+        spacing: of every input, see :func:`~cgdpm_med.read_volume`.
         flip_slices: whether the slices of every input run the other way than its header says, or, where it says
             nothing, from apex to base.
     """
@@ -386,7 +386,7 @@ class _Run:
         """One image: its maps are written, its frames counted; returns what its JSON will say."""
         if case.error is not None:
             raise case.error
-        if case.folder == Path() and case.name == COHORT:
+        if case.folder == Path() and COHORT in (case.name, record.stem):
             raise InputError("has the name of the cohort's files", path=case.image, remedy="Rename it")
         self._clear(case, folder, record)
         volume = self.options.read(case)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from cgdpm_med.apps.cardiac import MEASURES, CardiacFunction
+from cgdpm_med.apps.components import largest_component
 from cgdpm_med.apps.labels import ACDC, Labels
 from cgdpm_med.metrics import error_uncertainty_auroc, pairwise_dice
 from cgdpm_med.volumes import InputError
@@ -130,17 +130,9 @@ class Quality:
 
 
 def fragment_fraction(structure: ArrayLike) -> float:
-    """Fraction of a boolean structure outside its largest piece, in [0, 1); 0 for an empty one.
-
-    Voxels that touch at a face, edge or corner belong together: with thick slices a curved ventricle may meet itself
-    in the next slice only at a corner.
-    """
+    """Fraction of a boolean structure outside its largest piece, in [0, 1); 0 for an empty one."""
     inside = np.asarray(structure, dtype=bool)
-    pieces, number = ndimage.label(inside, structure=np.ones((3,) * inside.ndim))
-    if number < 2:
-        return 0.0
-    sizes = np.bincount(pieces.ravel())[1:]
-    return float(1 - sizes.max() / sizes.sum())
+    return float(1 - largest_component(inside).sum() / inside.sum()) if inside.any() else 0.0
 
 
 def missing_slices(structure: ArrayLike) -> list[int]:

@@ -17,7 +17,7 @@ from cgdpm_med.volumes.dicom_contrast import differing
 from cgdpm_med.volumes.dicom_files import dicom_files
 from cgdpm_med.volumes.dicom_groups import ImageGroup, joined
 from cgdpm_med.volumes.dicom_headers import DicomImage, NotAnImage, read_headers
-from cgdpm_med.volumes.dicom_joining import Judged, Level, join_levels
+from cgdpm_med.volumes.dicom_joining import SHIFTED, Judged, Level, join_levels
 from cgdpm_med.volumes.dicom_repeats import note_of_copies, without_copies
 from cgdpm_med.volumes.dicom_series import SeriesKey, all_series, group_by_series, require_alike, views_of
 from cgdpm_med.volumes.dicom_stack import DicomStack, shifted_stacks, stack_of
@@ -199,9 +199,12 @@ def _judge_views(key: SeriesKey, views: Sequence[ImageGroup]) -> tuple[list[Dico
             findings.append(_refused(view, error))
             continue
         (single if len(view.slices) == 1 else stacks).append(view)
-    names = differing([view.images[0].contrast for view in stacks])
+    names = differing([image.contrast for view in stacks for image in view.images])
     note = f"is one of several volumes of its series, which differ in {listed(names)}" if names and key.series else ""
-    findings += [_with_note(_stacked(stack), note) for view in stacks for stack in shifted_stacks(view)]
+    for view in stacks:
+        parts = shifted_stacks(view, named=bool(key.series))
+        notes = [note] if len(parts) == 1 else [note, SHIFTED]
+        findings += [_with_notes(_stacked(part), notes) for part in parts]
     if stacks and single and key.series:
         whole = joined(single)
         what = f"holds {len(single)} views of one slice each, which are left out"
@@ -210,7 +213,9 @@ def _judge_views(key: SeriesKey, views: Sequence[ImageGroup]) -> tuple[list[Dico
 
 
 def _judged(judged: Judged) -> DicomFinding:
-    return _stacked(judged.group) if judged.error is None else _refused(judged.group, judged.error)
+    if judged.error is not None:
+        return _refused(judged.group, judged.error)
+    return _with_notes(_stacked(judged.group), [judged.note])
 
 
 def _stacked(group: ImageGroup) -> DicomFinding:
@@ -222,10 +227,10 @@ def _stacked(group: ImageGroup) -> DicomFinding:
     return DicomFinding(group.folder, stack.series, stack=stack)
 
 
-def _with_note(found: DicomFinding, note: str) -> DicomFinding:
-    if found.stack is None or not note:
+def _with_notes(found: DicomFinding, notes: Iterable[str]) -> DicomFinding:
+    if found.stack is None:
         return found
-    return replace(found, stack=replace(found.stack, notes=(*found.stack.notes, note)))
+    return replace(found, stack=replace(found.stack, notes=(*found.stack.notes, *filter(None, notes))))
 
 
 def _refused(group: ImageGroup, error: InputError) -> DicomFinding:

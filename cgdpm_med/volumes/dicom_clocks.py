@@ -209,7 +209,7 @@ def _choose(orders: Orders) -> tuple[Clock, list[str]]:
     first = clocks[0]
     against = [clock for clock in clocks if not _alike(orders[first], orders[clock])]
     if not against:
-        return first, []
+        return first, _otherwise_throughout(first, orders)
     if all(_turned(orders[first], orders[clock]) for clock in against):
         return first, [_contradiction(first, against)]
     families = [[other for other in clocks if _alike(orders[clock], orders[other])] for clock in clocks]
@@ -222,6 +222,19 @@ def _choose(orders: Orders) -> tuple[Clock, list[str]]:
             raise NoOrder(f"holds phases whose clocks contradict each other from slice to slice: {names}")
         best = families[0]
     return best[0], [_contradiction(best[0], [clock for clock in clocks if clock not in best])]
+
+
+def _otherwise_throughout(followed: Clock, orders: Orders) -> list[str]:
+    """A note where times that align the slices alike put their phases in another order, not only begin elsewhere."""
+    start = np.arange(orders[followed].shape[1])
+    others = []
+    for clock, order in orders.items():
+        ranks = _relations(orders[followed], order)[0]
+        if not clock.count and ((ranks - ranks[0]) % len(ranks) != start).any():
+            others.append(clock.name)
+    if not others:
+        return []
+    return [f"phases follow {followed.name}; {listed(others)} would order those of all slices otherwise"]
 
 
 def _contradiction(followed: Clock, against: Iterable[Clock]) -> str:

@@ -18,8 +18,16 @@ _TOLERANCE: dict[str, tuple[str, float, float]] = {
 }
 """Name in messages, and below which difference two values are the same: absolute, and relative to the smaller."""
 
-_NAMES = {"component": "image component", "sequence": "sequence", "protocol": "protocol"}
+_NAMES = {"component": "image component", "sequence": "sequence", "protocol": "protocol", "purpose": "description"}
 _PHASE = {"P", "PHASE", "PHASE MAP", "PHASE_MAP", "P_FFE", "P_PCA", "VELOCITY", "VELOCITY MAP", "VELOCITY_MAP"}
+_PURPOSES = {
+    "tagging": r"\btag|spamm",
+    "flow": r"flow|venc|velocity|phase.?contrast",
+    "late enhancement": r"\blate\b|delayed|\blge\b|psir|viab",
+    "perfusion": r"perf|first.?pass",
+    "mapping": r"molli|\bt[12]\b|map(ping|s)?\b",
+    "localiser": r"scout|locali[sz]er|survey",
+}
 _PARTS = {
     "R": "real",
     "I": "imaginary",
@@ -39,6 +47,7 @@ class Contrast:
         echo, repetition, inversion: EchoTime, RepetitionTime, InversionTime in ms; None where absent.
         flip: FlipAngle in degrees.
         sequence, protocol: names; " " where absent.
+        purpose: of :func:`purpose_of`.
     """
 
     component: str
@@ -48,6 +57,7 @@ class Contrast:
     inversion: float | None
     sequence: str
     protocol: str
+    purpose: str = ""
 
     @property
     def no_magnitude(self) -> str | None:
@@ -55,10 +65,16 @@ class Contrast:
         return "phase" if self.component in _PHASE else _PARTS.get(self.component)
 
 
+def purpose_of(description: str) -> str:
+    """What a series is for other than the heart's motion, as far as a few words of its description tell; else ""."""
+    text = description.lower().replace("_", " ")
+    return next((purpose for purpose, words in _PURPOSES.items() if re.search(words, text)), "")
+
+
 def by_contrast(
     items: Sequence[Item], contrast_of: Callable[[Item], Contrast], *, own_names: bool = False
 ) -> list[list[Item]]:
-    """Items apart by contrast, in order of their first; what an item does not say is taken as what most say.
+    """Items apart by contrast, in order of their first; what a few do not say is taken as what most say.
 
     Args:
         items: images, or series.
@@ -103,9 +119,9 @@ def _levels(values: Sequence[float | None], absolute: float, relative: float) ->
 
 
 def _completed(labels: Sequence[object]) -> list[object]:
-    """None becomes what is most frequent."""
+    """None becomes what is most frequent, unless most say nothing: what few say then sets them apart."""
     known = Counter(label for label in labels if label is not None)
-    usual = known.most_common(1)[0][0] if known else None
+    usual = known.most_common(1)[0][0] if 2 * known.total() >= len(labels) > 0 else None
     return [usual if label is None else label for label in labels]
 
 

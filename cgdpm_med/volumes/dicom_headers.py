@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.uid import UID
 
-from cgdpm_med.volumes.dicom_contrast import Contrast
+from cgdpm_med.volumes.dicom_contrast import Contrast, purpose_of
 from cgdpm_med.volumes.dicom_multiframe import frames_of
 from cgdpm_med.volumes.dicom_values import (
     UNREADABLE,
@@ -55,6 +55,7 @@ _CONTRAST = (
     "SequenceName",
     "ScanningSequence",
     "ProtocolName",
+    "SeriesDescription",
 )
 _TIME = (
     "TriggerTime",
@@ -288,6 +289,7 @@ def _contrast(header: Any) -> Contrast:
         inversion=number_of(header, "InversionTime"),
         sequence=f"{text_of(header, 'ScanningSequence')} {text_of(header, 'SequenceName')}",
         protocol=f"{text_of(header, 'ProtocolName')} {text_of(header, 'Tagging')}",
+        purpose=purpose_of(text_of(header, "SeriesDescription")),
     )
 
 

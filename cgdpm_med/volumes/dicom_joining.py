@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from cgdpm_med.volumes.dicom_groups import (
     same_raster,
     spacing_of,
 )
-from cgdpm_med.volumes.dicom_lattice import SIDEWAYS, in_blocks, lattices, overlapping
+from cgdpm_med.volumes.dicom_lattice import SIDEWAYS, in_blocks, lattices, numbered_again, overlapping
 from cgdpm_med.volumes.dicom_series import SeriesKey
 from cgdpm_med.volumes.files import InputError, listed
 
@@ -47,10 +47,15 @@ class Level:
 
 @dataclass(frozen=True)
 class Judged:
-    """Series that shall make one stack, or the error why they do not."""
+    """Series that shall make one stack and what is odd about it, or the error why they do not."""
 
     group: ImageGroup
     error: InputError | None = None
+    note: str = ""
+
+
+SHIFTED = "its slices lie between those of another stack, numbered apart from them: they are taken as two stacks"
+"""Note on stacks that were told apart and might be one."""
 
 
 def join_levels(levels: Sequence[Level]) -> list[Judged]:
@@ -61,7 +66,7 @@ def join_levels(levels: Sequence[Level]) -> list[Judged]:
         largest = max(parts, key=len)
         for part in parts:
             if len(part) == 1 and len(largest) > 1:
-                judged.append(_odd_contrast(part[0], largest[0]))
+                judged.append(_odd_contrast(part[0], largest))
                 continue
             for same in _apart(part):
                 judged += _judged(same)
@@ -79,8 +84,8 @@ def _could_join(a: Level, b: Level) -> bool:
     )
 
 
-def _odd_contrast(level: Level, usual: Level) -> Judged:
-    names = listed(differing([level.group.images[0].contrast, usual.group.images[0].contrast]))
+def _odd_contrast(level: Level, usual: Sequence[Level]) -> Judged:
+    names = listed(differing([one.group.images[0].contrast for one in (level, *usual)]))
     what = f"differs from the stack beside it in its {names}, and is left out"
     return Judged(level.group, level.group.error(what, _CHOOSE))
 
@@ -113,7 +118,7 @@ def _frame_of_reference(level: Level) -> Hashable:
 
 
 def _by_folder(levels: Sequence[Level]) -> list[list[Level]]:
-    """By folder where no study tells examinations apart, or where folders hold the same places."""
+    """By folder where no study tells examinations apart, or where folders hold the same places or series numbers."""
     homes = Counter(level.group.folder for level in levels)
     by_home: dict[Path, list[Level]] = defaultdict(list)
     for level in levels:  # folders of one slice each are siblings
@@ -125,7 +130,13 @@ def _by_folder(levels: Sequence[Level]) -> list[list[Level]]:
     repeated = len(several) == len(parts) and any(
         np.abs(a[:, None] - b).min() < SAME_PLACE for n, a in enumerate(several) for b in several[:n]
     )
-    return parts if unnamed or repeated else [list(levels)]
+    return parts if unnamed or repeated or _counted_again(parts) else [list(levels)]
+
+
+def _counted_again(parts: Sequence[Sequence[Level]]) -> bool:
+    """Whether folders hold other series of the same numbers, as two examinations do."""
+    numbers = [[_number(level) for level in part] for part in parts]
+    return any(numbered_again(a, b) for n, a in enumerate(numbers) for b in numbers[:n])
 
 
 # --- places ---------------------------------------------------------------------------------------------------------
@@ -159,7 +170,8 @@ def _judged(levels: Sequence[Level]) -> list[Judged]:
     if len(places) == 1:
         group = joined(level.group for level in levels)
         return [Judged(group, group.error("show the same slice", "Give a short-axis stack, or leave these series out"))]
-    parts = lattices(_places(levels), shifted=_is_shifted(places))
+    shifted = _is_shifted(places)
+    parts = lattices(_places(levels), shifted=shifted)
     found: list[Judged] = []
     for part in parts:
         members = [places[k] for k in part]
@@ -167,7 +179,7 @@ def _judged(levels: Sequence[Level]) -> list[Judged]:
             found += [_off_lattice(level) for level in members[0]]
         else:
             found += _stack_of(members)
-    return found
+    return [replace(judged, note=SHIFTED) for judged in found] if shifted else found
 
 
 def _single(level: Level) -> Judged:
@@ -192,9 +204,16 @@ def _is_shifted(places: Sequence[Sequence[Level]]) -> bool:
     slices = [level.group.images for level in levels]
     if overlapping(slices, gap) or ({a.phases for a in odd}.isdisjoint({b.phases for b in even})):
         return True
-    if any(image.thickness is not None for images in slices for image in images):
+    numbers = [_number(level) for level in even], [_number(level) for level in odd]
+    if numbered_again(*numbers):
+        return True
+    if len(places) < _ENOUGH or any(image.thickness is not None for images in slices for image in images):
         return False
-    return in_blocks([_number(level) for level in even], [_number(level) for level in odd])
+    return in_blocks(*numbers)
+
+
+_ENOUGH = 6
+"""Places from which on it is no chance that all series of one half are numbered before those of the other."""
 
 
 def _number(level: Level) -> float | None:
@@ -222,9 +241,21 @@ def _stack_of(places: Sequence[Sequence[Level]]) -> list[Judged]:
         error = group.error(what, "Export them completely, or choose the series of the stack with --series")
     return [
         Judged(group, error),
-        *(_left_out(level, "has another number of phases than the series in the same place") for level in odd),
+        *_of_odd_phases(odd, len(places)),
         *(_left_out(level, "lies shifted sideways from the series in the same place") for level in aside),
     ]
+
+
+def _of_odd_phases(levels: Sequence[Level], places: int) -> list[Judged]:
+    """Series beside others in the same places: a stack of their own where they fill most places, else left out."""
+    found: list[Judged] = []
+    for alike in classes_of(levels, lambda a, b: a.phases == b.phases):
+        if 2 * len(_places(alike)) > max(places, 4):
+            found += _stack_of(_at_places(alike))
+        else:
+            what = "has another number of phases than the series in the same place"
+            found += [_left_out(level, what) for level in alike]
+    return found
 
 
 def _left_out(level: Level, what: str) -> Judged:

@@ -72,6 +72,13 @@ def in_blocks(first: Sequence[Hashable], second: Sequence[Hashable]) -> bool:
     return max(a) < min(b) or max(b) < min(a)
 
 
+def numbered_again(first: Sequence[Hashable], second: Sequence[Hashable]) -> bool:
+    """Whether two kinds bear the same numbers, each once, as two series or stacks that were counted alike do."""
+    a = {number for number in first if number is not None}
+    b = {number for number in second if number is not None}
+    return len(a) == len(first) > 1 and len(b) == len(second) > 1 and 2 * len(a & b) >= min(len(a), len(b))
+
+
 def overlapping(slices: Sequence[Sequence[DicomImage]], gap: float) -> bool:
     """Whether slices lie so close that two stacks must have been shifted into each other.
 

@@ -9,6 +9,7 @@ from pydicom import Dataset
 from cgdpm_med.volumes.dicom_values import number_of, text_of
 
 _OTHER_NAMES = {
+    "ActualCardiacTriggerDelayTime": "TriggerTime",
     "EffectiveEchoTime": "EchoTime",
     "TemporalPositionIndex": "TemporalPositionIdentifier",
     "FrameAcquisitionDateTime": "AcquisitionDateTime",

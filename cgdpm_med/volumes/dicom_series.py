@@ -1,7 +1,7 @@
 """Images by series, before geometry joins them: what UIDs, numbers and folders say where they say something.
 
 De-identification may blank a UID, give all files the same, or each file one of its own. A UID that is blank or borne by
-one image alone says nothing; a series whose folders repeat instance numbers is one for each folder.
+one image alone says nothing; a series whose folders repeat instance numbers, or places and times, is one for each.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ def group_by_series(images: Sequence[DicomImage]) -> list[tuple[SeriesKey, Image
     patient = _meaning(images, lambda image: image.patient)
     study = _meaning(images, lambda image: image.study_uid)
     series = _meaning(images, lambda image: image.series_uid)
-    number = _meaning(images, lambda image: (image.patient, image.study_uid, image.path.parent, image.series))
+    studies = {image.study_uid for n, image in enumerate(images) if study[n]}
+    number = _meaning(
+        images,
+        lambda image: (image.patient, image.study_uid in studies and image.study_uid, image.path.parent, image.series),
+    )
     groups: dict[SeriesKey, list[DicomImage]] = defaultdict(list)
     for n, image in enumerate(images):
         key = SeriesKey(
@@ -61,18 +65,27 @@ def _meaning(images: Sequence[DicomImage], mark: Callable[[DicomImage], Hashable
 
 
 def _by_folder(key: SeriesKey, images: list[DicomImage]) -> list[tuple[SeriesKey, ImageGroup]]:
-    """One group, or one a folder where folders repeat instance numbers, as no series does."""
-    numbers: dict[Path, set[int]] = defaultdict(set)
+    """One group, or one a folder where folders repeat what no series does."""
+    marks: dict[Path, set[Hashable]] = defaultdict(set)
     for image in images:
-        if image.instance is not None and image.frames == 1:
-            numbers[image.path.parent].add(image.instance)
-    repeated = Counter(number for folder in numbers.values() for number in folder)
-    if len(numbers) < 2 or max(repeated.values(), default=0) < 2:
+        if image.frames == 1:
+            marks[image.path.parent].add(_only_once(image))
+    repeated = Counter(mark for folder in marks.values() for mark in folder if mark is not None)
+    if len(marks) < 2 or max(repeated.values(), default=0) < 2:
         return [(key, ImageGroup(images))]
     folders: dict[Path, list[DicomImage]] = defaultdict(list)
     for image in images:
         folders[image.path.parent].append(image)
     return [(key, ImageGroup(members)) for members in folders.values()]
+
+
+def _only_once(image: DicomImage) -> Hashable:
+    """What a series has once: an instance number, or without it a place at a time; None where neither is known."""
+    if image.instance is not None:
+        return image.instance
+    if image.position is None or not image.times:
+        return None
+    return tuple(np.round(image.position, 3)), tuple(sorted(image.times.items()))
 
 
 # --- views of a series ------------------------------------------------------------------------------------------------

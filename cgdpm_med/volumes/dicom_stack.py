@@ -22,12 +22,13 @@ from cgdpm_med.volumes.dicom_groups import (
     spacing_of,
 )
 from cgdpm_med.volumes.dicom_headers import DicomImage
-from cgdpm_med.volumes.dicom_lattice import EVEN, SIDEWAYS, in_blocks, overlapping
+from cgdpm_med.volumes.dicom_lattice import EVEN, SIDEWAYS, in_blocks, numbered_again, overlapping
 from cgdpm_med.volumes.dicom_pixels import read_pixels
 from cgdpm_med.volumes.dicom_repeats import latest_of_each, repeated_throughout
 from cgdpm_med.volumes.files import listed
 from cgdpm_med.volumes.grid import Grid, check_size, grid_from_header, with_shape
 from cgdpm_med.volumes.nifti import Volume
+from cgdpm_med.volumes.spacing import Spacing
 
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -68,28 +69,35 @@ class DicomStack:
         """All files, each once, in the order of their first image."""
         return tuple(dict.fromkeys(image.path for of_slice in self.images for image in of_slice))
 
-    def grid(self) -> Grid:
-        """The grid of the volume, under a NIfTI header that holds geometry and nothing else."""
+    def grid(self, spacing: Spacing = "auto") -> Grid:
+        """The grid of the volume, under a NIfTI header that holds geometry and nothing else.
+
+        Args:
+            spacing: three numbers in mm overrule the headers; words choose nothing, since DICOM has one source.
+        """
         header = with_shape(nib.Nifti1Header(), self.shape)
         columns = self.affine[:3, :3]
-        spacing = np.linalg.norm(columns, axis=0)
-        if np.abs((columns / spacing).T @ (columns / spacing) - np.eye(3)).max() < 1e-4:
+        lengths = np.linalg.norm(columns, axis=0)
+        if np.abs((columns / lengths).T @ (columns / lengths) - np.eye(3)).max() < 1e-4:
             header.set_qform(self.affine, 1)  # a quaternion cannot hold a sheared stack
         header.set_sform(self.affine, 1)
-        header["pixdim"][1:5] = [*spacing, self.seconds]
+        header["pixdim"][1:5] = [*lengths, self.seconds]
         header.set_xyzt_units("mm", "sec")
-        grid = grid_from_header(header, "affine", self.folder)
+        grid = grid_from_header(header, "affine" if isinstance(spacing, str) else spacing, self.folder)
         notes = [*([grid.note] if grid.note else []), *self.notes]
         return replace(grid, note="; ".join(notes) or None)
 
-    def read(self) -> Volume:
+    def read(self, spacing: Spacing = "auto") -> Volume:
         """The voxels on their grid, float32, rescaled as the headers say.
+
+        Args:
+            spacing: as of :meth:`grid`.
 
         Raises:
             InputError: images that cannot be decoded, are not finite or constant, or are too many to hold.
         """
         check_size(self.shape, path=self.folder)
-        grid = self.grid()
+        grid = self.grid(spacing)
         data = np.empty((*self.shape[:3], self.phases), np.float32, order="F")
         for k, of_slice in enumerate(self.images):
             for t, image in enumerate(of_slice):
@@ -121,32 +129,37 @@ def stack_of(group: ImageGroup) -> DicomStack:
     return DicomStack(group.folder, kept.series, tuple(map(tuple, ordered)), affine, seconds, tuple(notes))
 
 
-def shifted_stacks(group: ImageGroup) -> list[ImageGroup]:
-    """The group, or the two stacks it holds that are shifted into each other by half a gap."""
+def shifted_stacks(group: ImageGroup, *, named: bool) -> list[ImageGroup]:
+    """The group, or the two stacks it holds that are shifted into each other by half a gap.
+
+    Slices that are numbered in turns, one half after the other, are not enough for that where a UID says that they are
+    one series: that is how scanners acquire neighbours without disturbing them.
+
+    Args:
+        group: images of one view of a series.
+        named: whether a UID makes it one series.
+    """
     slices = group.slices
     if len(slices) < 4:
         return [group]
     gaps = np.diff([float(position_of(of_slice[0]) @ normal_of(slices[0][0])) for of_slice in slices])
-    if np.ptp(gaps) > EVEN * gaps.min():
-        return [group]
-    between = [image.between for image in group.images if image.between is not None]
-    twice = bool(between) and abs(float(np.median(between)) - 2 * gaps.min()) < 0.1 * gaps.min()
-    cine = all(len(of_slice) > 1 for of_slice in slices)
-    apart = cine and _in_two_blocks(slices) and _may_overlap(slices, float(gaps.min()))
-    if not (twice or apart):
+    if np.ptp(gaps) > EVEN * gaps.min() or not _are_two(slices, float(gaps.min()), named):
         return [group]
     return [ImageGroup(image for of_slice in half for image in of_slice) for half in (slices[::2], slices[1::2])]
 
 
-def _may_overlap(slices: Slices, gap: float) -> bool:
-    unknown = all(image.thickness is None for of_slice in slices for image in of_slice)
-    return unknown or overlapping(slices, gap)
-
-
-def _in_two_blocks(slices: Slices) -> bool:
-    """Whether every other slice is numbered before all the others."""
-    numbers = [[image.instance for image in of_slice] for of_slice in slices]
-    return in_blocks(list(chain(*numbers[::2])), list(chain(*numbers[1::2])))
+def _are_two(slices: Slices, gap: float, named: bool) -> bool:
+    """Whether every other slice of an even stack is of another stack."""
+    images = list(chain(*slices))
+    between = [image.between for image in images if image.between is not None]
+    if between and abs(float(np.median(between)) - 2 * gap) < 0.1 * gap:
+        return True
+    first, second = ([image.instance for image in chain(*half)] for half in (slices[::2], slices[1::2]))
+    if numbered_again(first, second):
+        return True
+    cine = all(len(of_slice) > 1 for of_slice in slices)
+    unknown = not named and all(image.thickness is None for image in images)
+    return cine and in_blocks(first, second) and (unknown or overlapping(slices, gap))
 
 
 def _require_magnitude(group: ImageGroup) -> None:

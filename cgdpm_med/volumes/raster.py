@@ -115,14 +115,14 @@ def made_grid(shape: Sequence[int], geometry: Geometry, path: Path, spacing: Spa
     kind = nib.Nifti1Header if max(shape) < 2**15 else nib.Nifti2Header
     header = kind()
     header.set_data_shape(tuple(shape))
-    header["pixdim"][1:4] = 1 if stated is None else stated
     mark_millimetres(header)
     affine = geometry.affine
     if affine is not None and stated is not None and np.isfinite(affine).all():
         header.set_sform(affine, 1)
         if _rectangular(affine):  # a quaternion knows no shear
             header.set_qform(affine, 1)
-    grid = grid_from_header(header, "auto" if isinstance(spacing, str) else spacing, path)
+    header["pixdim"][1:4] = 1 if stated is None else stated  # last, since a qform writes lengths of its own there
+    grid = grid_from_header(header, spacing, path)
     notes = [note for note in (geometry.note, grid.note) if note]
     return replace(grid, note="; ".join(notes) or None)
 

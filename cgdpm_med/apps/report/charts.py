@@ -2,60 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from cgdpm_med.apps.cardiac import Estimate, VolumeCurve
+from cgdpm_med.apps.report.rendering import render
 
-_WIDTH = 1000.0
-_PLOT = (52.0, _WIDTH - 64.0)  # left and right end of the plotting area
+_WIDTH = 1000
+_LEFT, _RIGHT = 52.0, _WIDTH - 64.0  # ends of the plotting area of the curves
+_TOP, _BOTTOM = 24.0, 250.0
+_NAME_HEIGHT = 15.0
+_LONGEST_NAME = 26
+
+Scale = Callable[[float], float]
+"""From a quantity to its place in the view box."""
+
+
+# --- volumes against time ---------------------------------------------------------------------------------------------
 
 
 def volume_chart(curve: VolumeCurve, ed: int | None = None, es: int | None = None) -> str:
     """Left and right ventricle in ml against the frame number, with their intervals; ED and ES marked."""
-    top, bottom = 24.0, 250.0
-    estimates = [*curve.lv, *curve.rv]
-    ticks = _ticks(0.0, max((e.upper if e.upper is not None else e.value) or 0.0 for e in estimates))
-    x = _scale(curve.frames[0], curve.frames[-1], *_PLOT)
-    y = _scale(0.0, ticks[-1], bottom, top)
-    parts = [
-        f'<line class="axis" x1="{_PLOT[0]:.1f}" x2="{_PLOT[1]:.1f}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        f'<text x="{_PLOT[0] - 8:.1f}" y="{y(v) + 4:.1f}" text-anchor="end">{v:g}{unit}</text>'
-        for v, unit in zip(ticks, [""] * (len(ticks) - 1) + [" ml"], strict=True)
-    ]
-    parts += [f'<text x="{x(n):.1f}" y="{bottom + 18:.1f}" text-anchor="middle">{n}</text>' for n in _few(curve.frames)]
-    for name, frame in (("ED", ed), ("ES", es)):
-        if frame is not None:
-            parts.append(
-                f'<line class="mark" x1="{x(frame):.1f}" x2="{x(frame):.1f}" y1="{top}" y2="{bottom}"/>'
-                f'<text x="{x(frame):.1f}" y="{top - 9:.1f}" text-anchor="middle">{name}</text>'
-            )
-    for kind, series in (("rv", curve.rv), ("lv", curve.lv)):
-        points = [(x(n), e) for n, e in zip(curve.frames, series, strict=True) if e.value is not None]
-        parts += [_band(kind, points, y), _line(kind, points, y)]
-    parts += _end_labels(curve, y)
-    parts.append(f'<text x="{_PLOT[1]:.1f}" y="{bottom + 36:.1f}" text-anchor="end">frame</text>')
-    return _svg(f"Ventricular volumes over {len(curve.frames)} frames", bottom + 42, parts)
+    ticks = _ticks(max((e.upper if e.upper is not None else e.value) or 0.0 for e in (*curve.lv, *curve.rv)))
+    x = _scale(curve.frames[0], curve.frames[-1], _LEFT, _RIGHT)
+    y = _scale(0.0, ticks[-1], _BOTTOM, _TOP)
+    labels = [f"{volume:g}" for volume in ticks[:-1]] + [f"{ticks[-1]:g} ml"]
+    return render(
+        "volume_chart.html.j2",
+        width=_WIDTH,
+        height=f"{_BOTTOM + 42:g}",
+        count=len(curve.frames),
+        left=_LEFT,
+        right=_RIGHT,
+        top=_TOP,
+        bottom=_BOTTOM,
+        volumes=[(y(volume), label) for volume, label in zip(ticks, labels, strict=True)],
+        frames=[(x(frame), frame) for frame in _few(curve.frames)],
+        marks=[(x(frame), name) for name, frame in (("ED", ed), ("ES", es)) if frame is not None],
+        curves={kind: _curve(curve.frames, of, x, y) for kind, of in (("rv", curve.rv), ("lv", curve.lv))},
+        ends=_end_labels(curve, y),
+    )
 
 
-def _band(kind: str, points: Sequence[tuple[float, Estimate]], y: _Scale) -> str:
-    known = [(px, e.lower, e.upper) for px, e in points if e.lower is not None and e.upper is not None]
-    edge = [f"{px:.1f},{y(upper):.1f}" for px, _, upper in known]
-    edge += [f"{px:.1f},{y(lower):.1f}" for px, lower, _ in reversed(known)]
-    return f'<polygon class="band {kind}" points="{" ".join(edge)}"/>' if known else ""
+def _curve(frames: Sequence[int], estimates: Sequence[Estimate], x: Scale, y: Scale) -> dict[str, Any]:
+    """Points of the line, and of the outline of the band around it."""
+    known = [(x(frame), e) for frame, e in zip(frames, estimates, strict=True) if e.value is not None]
+    ends = [(px, y(e.lower), y(e.upper)) for px, e in known if e.lower is not None and e.upper is not None]
+    band = [(px, upper) for px, _, upper in ends] + [(px, lower) for px, lower, _ in reversed(ends)]
+    return {"line": [(px, y(e.value or 0.0)) for px, e in known], "band": band}
 
 
-def _line(kind: str, points: Sequence[tuple[float, Estimate]], y: _Scale) -> str:
-    path = " ".join(f"{px:.1f},{y(e.value or 0.0):.1f}" for px, e in points)
-    return f'<polyline class="line {kind}" points="{path}"/>'
-
-
-def _end_labels(curve: VolumeCurve, y: _Scale) -> list[str]:
+def _end_labels(curve: VolumeCurve, y: Scale) -> list[tuple[str, float]]:
     """The names beside the ends of the curves, kept apart."""
     heights = {"LV": y(curve.lv[-1].value or 0.0), "RV": y(curve.rv[-1].value or 0.0)}
     low, high = sorted(heights, key=heights.__getitem__)
-    heights[high] = max(heights[high], heights[low] + 15)
-    return [f'<text class="name" x="{_PLOT[1] + 8:.1f}" y="{h + 4:.1f}">{name}</text>' for name, h in heights.items()]
+    heights[high] = max(heights[high], heights[low] + _NAME_HEIGHT)
+    return list(heights.items())
+
+
+# --- ejection fractions -----------------------------------------------------------------------------------------------
 
 
 def ejection_chart(estimates: Sequence[tuple[str, Estimate]]) -> str:
@@ -65,54 +70,47 @@ def ejection_chart(estimates: Sequence[tuple[str, Estimate]]) -> str:
     )
     if not known:
         return ""
-    row, top, left = 22.0, 10.0, 200.0
-    low = min(0.0, *(e.lower if e.lower is not None else v for _, e, v in known))
+    row_height, top, left = 22.0, 10.0, 200.0
+    low = min(0.0, *(e.lower if e.lower is not None else value for _, e, value in known))
     x = _scale(low, 100.0, left, _WIDTH - 24)
-    bottom = top + row * len(known)
-    parts = [
-        f'<line class="axis" x1="{x(v):.1f}" x2="{x(v):.1f}" y1="{top}" y2="{bottom:.1f}"/>'
-        f'<text x="{x(v):.1f}" y="{bottom + 17:.1f}" text-anchor="middle">{v} %</text>'
-        for v in range(0, 101, 20)
-    ]
-    for index, (name, e, value) in enumerate(known):
-        y = top + row * (index + 0.5)
-        short = name if len(name) <= 26 else f"{name[:25]}…"
-        full = "" if short == name else f"<title>{escape(name)}</title>"
-        parts.append(
-            f'<text class="name" x="{left - 14}" y="{y + 4:.1f}" text-anchor="end">{full}{escape(short)}</text>'
-        )
-        if e.lower is not None and e.upper is not None:
-            ends = f'x1="{x(e.lower):.1f}" x2="{x(e.upper):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
-            parts.append(f'<line class="whisker lv" {ends}/>')
-        parts.append(f'<circle class="dot lv" cx="{x(value):.1f}" cy="{y:.1f}" r="4"/>')
-    return _svg(f"Left-ventricular ejection fraction of {len(known)} studies", bottom + 24, parts)
+    y = _scale(-0.5, len(known) - 0.5, top, top + row_height * len(known))
+    return render(
+        "ejection_chart.html.j2",
+        width=_WIDTH,
+        height=f"{top + row_height * len(known) + 24:g}",
+        left=left,
+        top=top,
+        bottom=top + row_height * len(known),
+        ticks=[(x(percent), percent) for percent in range(0, 101, 20)],
+        rows=[_ejection_row(name, e, x(value), y(place), x) for place, (name, e, value) in enumerate(known)],
+    )
 
 
-class _Scale:
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        self.low, self.start = low, start
-        self.slope = (end - start) / ((high - low) or 1.0)
-
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) * self.slope
-
-
-def _scale(low: float, high: float, start: float, end: float) -> _Scale:
-    return _Scale(low, high, start, end)
+def _ejection_row(name: str, estimate: Estimate, x: float, y: float, scale: Scale) -> dict[str, Any]:
+    lower, upper = estimate.lower, estimate.upper
+    return {
+        "name": name,
+        "short": name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…",
+        "x": x,
+        "y": y,
+        "interval": None if lower is None or upper is None else (scale(lower), scale(upper)),
+    }
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from ``low`` to the first at or above ``high``."""
+# --- axes -------------------------------------------------------------------------------------------------------------
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Scale:
+    slope = (end - start) / ((high - low) or 1.0)
+    return lambda value: start + (value - low) * slope
+
+
+def _ticks(high: float) -> list[float]:
+    """Round numbers from 0 to the first at or above ``high``."""
     from matplotlib.ticker import MaxNLocator
 
-    return [float(v) for v in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high or 1.0)]
+    return [float(v) for v in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0.0, high or 1.0)]
 
 
 def _few(frames: Sequence[int], most: int = 12) -> Sequence[int]:
     return frames[:: -(-len(frames) // most)]
-
-
-def _svg(label: str, height: float, parts: Sequence[str]) -> str:
-    content = "\n".join(part for part in parts if part)
-    head = f'<svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-label="{escape(label)}">'
-    return f'<div class="scroll">{head}\n{content}\n</svg></div>'

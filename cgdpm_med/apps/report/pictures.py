@@ -6,13 +6,11 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.apps.labels import ACDC, Labels, colour_of
 from cgdpm_med.apps.overlay import draw_contours
 from cgdpm_med.apps.segment import Segmentation
 
@@ -85,23 +83,12 @@ def heart_window(segmentations: Iterable[Segmentation]) -> Window:
     return windows[0], windows[1]
 
 
-def contour_key(labels: Labels = ACDC) -> str:
-    """The colours of the contours, as HTML."""
-    entries = (
-        f'<span><i style="background:{colour_of(label)}"></i>{escape(name)}</span>'
-        for label, name in labels.by_number.items()
-    )
-    return f'<p class="key">{"".join(entries)}</p>'
-
-
-def doubt_key() -> str:
-    """The colours of the uncertainty, as HTML."""
+def entropy_colours(count: int = 9) -> list[str]:
+    """Colours of entropies from 0 to :data:`MOST_ENTROPY` at equal steps, as ``#rrggbb``."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    stops = ",".join(to_hex(colormaps[_COLOUR_MAP](x)) for x in np.linspace(0, 1, 9))
-    bar = f'<i class="bar" style="background:linear-gradient(to right,{stops})"></i>'
-    return f'<p class="key"><span>Entropy of the class probabilities: 0 {bar} {MOST_ENTROPY:g} and more</span></p>'
+    return [to_hex(colormaps[_COLOUR_MAP](x)) for x in np.linspace(0, 1, count)]
 
 
 def _draw(
