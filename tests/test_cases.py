@@ -156,7 +156,7 @@ def test_pairs_of_acdc_wherever_the_files_lie(tmp_path: Path) -> None:
 
 def test_pairs_of_nnunet(tmp_path: Path) -> None:
     predictions = touch(tmp_path / "pred", "heart_001_0000.nii.gz", "heart_001_0000_entropy.nii.gz")
-    references = touch(tmp_path / "labelsTs", "heart_001.nii.gz")
+    references = touch(tmp_path / "labelsTs", "heart_001.nii.gz", "heart_001_members.nii.gz")
     assert pairs(predictions, references) == [("heart_001", "heart_001_0000.nii.gz", "heart_001.nii.gz")]
 
 
@@ -175,14 +175,9 @@ def test_references_beside_their_images(tmp_path: Path, prediction: str, referen
 
 
 def test_numbers_and_two_labellings_stay_parts_of_names(tmp_path: Path) -> None:
-    names = ["case_0001.nii.gz", "case_0002.nii.gz", "x_gt.nii.gz", "x_seg.nii.gz"]
-    predictions, references = touch(tmp_path / "pred", *names), touch(tmp_path / "labelsTr", *names[2:])
-    assert [key for key, *_ in pairs(references, references)] == ["x_gt", "x_seg"]
-    found, lonely = pair_masks(predictions, predictions)
-    assert [pair.key for pair in found] == ["x_gt", "x_seg"]
-    assert list(lonely) == ["case_0001", "case_0002"]  # beside files called so, no references
-    numbered = touch(tmp_path / "numbered", *names[:2])
-    assert [key for key, *_ in pairs(numbered, numbered)] == ["case_0001", "case_0002"]
+    names = ["case_0001", "case_0002", "labels", "x_mask", "x_seg"]
+    folder = touch(tmp_path / "masks", *(f"{name}.nii.gz" for name in names))
+    assert [key for key, *_ in pairs(folder, folder)] == names
 
 
 def test_equal_names_pair_by_their_folders(tmp_path: Path) -> None:

@@ -237,6 +237,14 @@ def test_few_patients_are_said_to_be_few(cohort: dict[str, Path]) -> None:
     assert any("3 patients" in line for line in comparison_notes(comparison))
 
 
+def test_one_patient_is_said_to_be_one(cohort: dict[str, Path]) -> None:
+    for path in [path for side in cohort.values() for path in side.iterdir() if "p1_" not in path.name]:
+        path.unlink()
+    comparison = compare_methods(cohort["ref"], {"a": cohort["a"], "b": cohort["b"]})
+    assert (comparison["patients"], comparison["tests"]) == (1, 0)
+    assert any("one patient" in line for line in comparison_notes(comparison))
+
+
 def test_labels_of_one_method_and_methods_of_fewer_structures(cohort: dict[str, Path], tmp_path: Path) -> None:
     c = write_cases(tmp_path / "c", {p.name[:-7]: renamed(heart(), 0, 2, 1, 0) for p in cohort["ref"].iterdir()})
     comparison = compare_methods(
@@ -323,6 +331,19 @@ def test_the_command_prints_and_writes_the_tables(
     assert run(monkeypatch, "compare", cohort["ref"], *methods, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["rows"] == json.loads((out / "comparison.json").read_text(encoding="utf-8"))["rows"]
+
+
+def test_names_of_methods_may_hold_anything(
+    cohort: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = cohort["b"].rename(cohort["b"].with_name("b = 2"))
+    methods = (f"our net:v2|x={cohort['a']}", f"our net={moved}")
+    swapped = ("--prediction-labels", "our net:v2|x:3=RV,2=Myo,1=LV")
+    assert run(monkeypatch, "compare", cohort["ref"], *methods, *swapped, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["methods"] == ["our net:v2|x", "our net"]
+    assert "3=RV" in printed["labels"]["our net:v2|x"]["predictions"]
+    assert "1=RV" in printed["labels"]["our net"]["predictions"]
 
 
 def test_a_failed_case_is_exit_code_1(cohort: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,21 @@ def test_a_value_without_a_name_is_an_error_whose_remedy_works(tmp_path: Path) -
     assert evaluate_folders(*where, labels=parse_labels(text.replace("NAME", "background")))["failed"] == {}
 
 
+@pytest.mark.parametrize(("drawn", "few"), [(1, {"a": [1, 6]}), (2, {"a": [2, 6]}), (3, {}), (6, {})])
+def test_a_reference_of_a_few_slices_is_noticed(tmp_path: Path, drawn: int, few: dict[str, list[int]]) -> None:
+    """Slices are the second axis here, by their distance."""
+    full = np.zeros((8, 6, 5), np.uint8)
+    full[2:6, :, 1:4] = 3
+    partial = full.copy()
+    partial[:, drawn:] = 0
+    thick = np.diag([1.5, 8.0, 1.5, 1.0])
+    write_labels(tmp_path / "pred" / "a.nii.gz", full, thick)
+    write_labels(tmp_path / "ref" / "a.nii.gz", partial, thick)
+    summary = evaluate_folders(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["few_drawn"] == few
+    assert (f"{drawn} of 6 slices" in format_summary(summary)) == bool(few)
+
+
 @pytest.mark.parametrize("invented", [False, True])
 def test_a_structure_that_no_reference_has_is_named_and_not_averaged(tmp_path: Path, invented: bool) -> None:
     reference = np.where(heart() == 3, 0, heart())

@@ -14,7 +14,16 @@ import pytest
 import torch
 from conftest import REPO
 
-from cgdpm_med import ConditionalUNet, InputError, Options, Segmenter, collect_cohort, read_volume, segment
+from cgdpm_med import (
+    ConditionalUNet,
+    InputError,
+    Options,
+    Segmenter,
+    collect_cohort,
+    evaluate_folders,
+    read_volume,
+    segment,
+)
 from cgdpm_med.apps.dicom_seg import check_codes
 from cgdpm_med.apps.labels import ACDC, channel_names, colour_of, labels_of
 from cgdpm_med.apps.outputs import label_tables
@@ -100,6 +109,20 @@ def test_a_series_and_a_cohort_of_five_classes(five: Path, tmp_path: Path) -> No
     before = (tmp_path / "out" / "cohort.html").read_text()
     assert collect_cohort(tmp_path / "out")["studies"] == ["a", "b"]
     assert (tmp_path / "out" / "cohort.html").read_text() == before
+
+
+def test_masks_of_five_classes_are_scored_by_their_own_names(five: Path, tmp_path: Path) -> None:
+    write = ("mask", "probabilities", "members")
+    segmented(five, write_image(tmp_path / "scan.nii.gz"), tmp_path / "out", options=Options(write=write, pages=False))
+    mask = nib.load(tmp_path / "out" / "scan.nii.gz")
+    half = np.asanyarray(mask.dataobj) * (np.arange(40) % 2 == 0)[:, None, None]
+    (tmp_path / "ref").mkdir()
+    nib.Nifti1Image(half.astype(np.uint8), mask.affine).to_filename(tmp_path / "ref" / "scan_seg.nii.gz")
+    found = evaluate_folders(tmp_path / "out", tmp_path / "ref")
+    assert set(found["structures"]) == set(FIVE.values()) - {"background"}
+    assert "scan" in found["left_out"]["ensembles"]
+    again = evaluate_folders(tmp_path / "out", tmp_path / "out")  # another run of segment as the reference
+    assert (again["average"]["dice"], again["failed"]) == (1.0, {})
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from cgdpm_med.apps.folders import (
     Contents,
     FolderWarning,
+    in_label_folder,
     is_below,
     is_label_map,
-    is_named_label_map,
     is_series,
     left_out_lines,
     survey,
@@ -394,10 +394,10 @@ class MaskPair:
 def pair_masks(predictions: str | Path, references: str | Path) -> tuple[list[MaskPair], dict[str, InputError]]:
     """Pairs predicted masks with reference masks by name: two files, or two folders searched recursively.
 
-    Where the reference folder holds label maps by name (``_gt``, ``_seg``, ``labelsTr`` and so on, as
-    :mod:`.folders` knows them), these are the references and everything else there is passed over. Such words and
-    nnU-Net's channel ending ``_0000`` are no part of a name unless names would then repeat, and the uncertainty maps
-    that lie beside a prediction are no predictions. A name that occurs once on either side pairs wherever it lies;
+    Where the reference folder holds ``_gt`` files or folders of label maps (``labelsTr`` and so on, as
+    :mod:`.folders` knows them), these are the references and everything else there is passed over; elsewhere an image
+    beside its label map (``_seg``, ``label_``) is. Such words and nnU-Net's channel ending ``_0000`` are no part of a
+    name unless names would then repeat, and the uncertainty maps that lie beside a mask are no masks. A name that occurs once on either side pairs wherever it lies;
     otherwise the files pair by their path, so that the folders mirror each other.
 
     Returns:
@@ -439,15 +439,24 @@ def pair_masks(predictions: str | Path, references: str | Path) -> tuple[list[Ma
 
 
 def _reference_masks(folder: Path) -> list[Path]:
-    files = volume_files(folder)
-    marked = [path for path in files if is_named_label_map(path, folder)]
-    return _some(marked or files, folder)
+    files = _without_maps(volume_files(folder))
+    alone = [path for path in files if case_name(path).endswith("_gt") or in_label_folder(path, folder)]
+    return _some(alone or _without_images(files), folder)
+
+
+def _without_images(files: list[Path]) -> list[Path]:
+    """Files but those beside which lies a label map of the same name."""
+    labels = {(path.parent, _base_name(path)) for path in files if _LABEL_WORD.search(case_name(path))}
+    return [p for p in files if _LABEL_WORD.search(case_name(p)) or (p.parent, _base_name(p)) not in labels]
 
 
 def _predicted_masks(folder: Path) -> list[Path]:
-    files = volume_files(folder)
-    names = {(path.parent, case_name(path)) for path in files}
-    return _some([path for path in files if not is_map(path, names)], folder)
+    return _some(_without_maps(volume_files(folder)), folder)
+
+
+def _without_maps(files: list[Path]) -> list[Path]:
+    masks = {(path.parent, case_name(path)) for path in files}
+    return [path for path in files if not is_map(path, masks)]
 
 
 def _some(files: list[Path], folder: Path) -> list[Path]:

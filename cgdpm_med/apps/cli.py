@@ -488,10 +488,11 @@ def _by_method(texts: list[str], methods: list[str]) -> dict[str, Any]:
     """Labels by method; those given without a method's name hold for all others."""
     option, found = "--prediction-labels", {}
     for text in texts:
-        name, colon, rest = text.partition(":")
-        if colon and name not in methods:
-            raise typer.BadParameter(f"there is no method {name!r}", param_hint=option)
-        found[name if colon else ""] = _labels(rest if colon else text, option)
+        named = [method for method in methods if text.startswith(f"{method}:")]
+        name = max(named, key=len, default="")  # a method's name may hold a colon
+        if not name and ":" in text:
+            raise typer.BadParameter(f"there is no method {text.partition(':')[0]!r}", param_hint=option)
+        found[name] = _labels(text.removeprefix(f"{name}:"), option)
     return {name: found.get(name, found.get("")) for name in methods}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from cgdpm_med.apps.cases import MaskPair, pair_masks
 from cgdpm_med.apps.compare_files import write_comparison
-from cgdpm_med.apps.evaluate_masks import FolderScores, Reading, described, hints, score_pairs
+from cgdpm_med.apps.evaluate_masks import FolderScores, Reading, described, hints, partly_drawn, score_pairs
 from cgdpm_med.apps.label_names import LabelSet, Structures, find_labels, plain_name
 from cgdpm_med.apps.paired_statistics import LEVEL, RESAMPLES, holm, paired_difference, patient_means
 from cgdpm_med.metrics import VolumeScore
@@ -70,8 +70,8 @@ def compare_methods(
         seed: of the bootstrap.
 
     Returns:
-        What :func:`compare_scores` returns, with ``settings``, ``labels`` and ``label_hints`` by method, and ``failed``
-        by "method: case".
+        What :func:`compare_scores` returns, with ``settings``, ``labels`` and ``label_hints`` by method, ``few_drawn``
+        (see :func:`~cgdpm_med.apps.drawn_slices.few_drawn`), and ``failed`` by "method: case".
 
     Raises:
         InputError: no case has a score of every method, the methods share no structure, or the pattern does not fit.
@@ -95,6 +95,7 @@ def compare_methods(
         "settings": {"seed": seed, "resamples": RESAMPLES, "level": LEVEL, "patients": _patients_from(patient_pattern)},
         "labels": {name: described(m.structures) for name, m in scored.items()},
         "label_hints": {name: hints(m.folder.results, m.structures) for name, m in scored.items()},
+        "few_drawn": partly_drawn([result for m in scored.values() for result in m.folder.results]),
         "failed": {f"{name}: {key}": reason for name, m in scored.items() for key, reason in m.folder.failed.items()},
     }
     if output is not None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cgdpm_med.apps.drawn_slices import few_drawn_lines
 from cgdpm_med.apps.evaluate_files import write_left_out
 from cgdpm_med.apps.paired_statistics import smallest_p
-from cgdpm_med.apps.rows import markdown_table, spoken, write_csv, write_text
+from cgdpm_med.apps.rows import counted, markdown_table, spoken, write_csv, write_text
 from cgdpm_med.volumes.files import listed
 
 _UNITS = {"dice": ("Dice %", 100.0), "hd95": ("HD95 mm", 1.0), "assd": ("ASSD mm", 1.0)}
@@ -75,11 +76,14 @@ def comparison_notes(comparison: Mapping[str, Any]) -> list[str]:
     """What a reader of the table has to know: power, labels that look swapped, what was left out."""
     lines = [f"note: {name}: {hint['message']}" for name, hints in comparison["label_hints"].items() for hint in hints]
     patients, tests = comparison["patients"], comparison["tests"]
-    if (least := smallest_p(patients, tests)) > 0.05:
+    if patients < 2:
+        lines.append("note: one patient says nothing of others: there are neither intervals nor tests")
+    elif (least := smallest_p(patients, tests)) > 0.05:
         what = f"with {patients} patients and {tests} tests Holm's correction leaves no p below {least:.2g}"
         lines.append(f"note: {what}: no difference, however clear, can be found at 0.05")
     if patients == comparison["cases"] > 1:
         lines.append("note: every case counts as a patient of its own; give --patient-pattern if some share one")
+    lines += few_drawn_lines(comparison.get("few_drawn", {}))
     undefined = sum(row["undefined"] for row in comparison["rows"])
     if undefined:
         lines.append("note: volumes in which a method misses or invents a structure have no distances: see 'undefined'")
@@ -95,7 +99,8 @@ def comparison_notes(comparison: Mapping[str, Any]) -> list[str]:
 def comparison_caption(comparison: Mapping[str, Any]) -> str:
     """What the numbers are, in two sentences."""
     settings = comparison["settings"]
-    of = f"{comparison['patients']} patients ({comparison['cases']} volumes, patients by {settings['patients']})"
+    patients, volumes = counted(comparison["patients"], "patient"), counted(comparison["cases"], "volume")
+    of = f"{patients} ({volumes}, patients by {settings['patients']})"
     return (
         f"Means over {of}; difference: second less first. "
         f"Intervals: BCa bootstrap over patients, {settings['resamples']} resamples, seed {settings['seed']}; "

@@ -40,6 +40,7 @@ class CaseResult:
         calibrated: the same of the calibrated ones, or None.
         volumes: measured and known.
         confusion: of the labels, see :func:`~cgdpm_med.apps.label_hint.confusion`, or None.
+        slices: how many hold a label in the reference and in the prediction, or None.
     """
 
     score: VolumeScore
@@ -48,6 +49,7 @@ class CaseResult:
     calibrated: NDArray[np.float64] | None = None
     volumes: FrameTruth | None = None
     confusion: NDArray[np.int64] | None = None
+    slices: tuple[int, int] | None = None
 
 
 def evaluate_segmentation(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cgdpm_med.apps.cardiac import MEASURES
+from cgdpm_med.apps.drawn_slices import few_drawn_lines
 from cgdpm_med.apps.evaluate_case import CaseResult, ensemble_names
 from cgdpm_med.apps.rows import write_text
 from cgdpm_med.data import ACDC_LABELS
@@ -83,6 +84,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     """What a reader of the table has to know: labels that look swapped, and what was left out, failed files apart."""
     left_out = summary.get("left_out", {})
     lines = [f"note: {hint['message']}" for hint in summary.get("label_hints", [])]
+    lines += few_drawn_lines(summary.get("few_drawn", {}))
     undrawn = {key: len(numbers) for key, numbers in left_out.get("frames", {}).items()}
     if undrawn:
         what = f"{sum(undrawn.values())} frames that the reference does not draw, in {listed(undrawn)}"

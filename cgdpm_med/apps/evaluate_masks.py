@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cgdpm_med.apps.cases import MaskPair, pair_masks
 from cgdpm_med.apps.console import CaseBar, complain
+from cgdpm_med.apps.drawn_slices import few_drawn, labelled_slices
 from cgdpm_med.apps.evaluate_case import CaseResult, score_segmentation, summarise_results
 from cgdpm_med.apps.evaluate_files import write_results
 from cgdpm_med.apps.function_scores import FrameTruth, compare_records, known_studies, true_volumes
@@ -127,7 +128,8 @@ def evaluate_pairs(
     Returns:
         The summary: see :func:`summarise`, with ``failed``, ``left_out`` (see :class:`FolderScores`), ``labels`` of
         both sides, ``label_hints`` where values look exchanged (see
-        :func:`~cgdpm_med.apps.label_hint.label_hints`), and ``function`` and ``quality`` of
+        :func:`~cgdpm_med.apps.label_hint.label_hints`), ``few_drawn`` (see
+        :func:`~cgdpm_med.apps.drawn_slices.few_drawn`), and ``function`` and ``quality`` of
         :func:`~cgdpm_med.apps.function_scores.compare_records` where references are in ACDC's layout. A frame of a 4D
         pair is a case ``<key>/frame<number>``.
 
@@ -143,6 +145,7 @@ def evaluate_pairs(
         "left_out": scores.left_out,
         "labels": described(reading.structures),
         "label_hints": hints(scores.results, reading.structures),
+        "few_drawn": partly_drawn(scores.results),
     }
     if output is not None:
         write_results(scores.results, summary, Path(output), names)
@@ -198,6 +201,11 @@ def described(structures: Structures) -> dict[str, str]:
 def hints(results: Sequence[CaseResult], structures: Structures) -> list[dict[str, Any]]:
     """:func:`~cgdpm_med.apps.label_hint.label_hints` of the results."""
     return label_hints([(r.score.key, r.confusion) for r in results if r.confusion is not None], structures)
+
+
+def partly_drawn(results: Sequence[CaseResult]) -> dict[str, tuple[int, int]]:
+    """:func:`~cgdpm_med.apps.drawn_slices.few_drawn` of the results."""
+    return few_drawn({r.score.key: r.slices for r in results if r.slices is not None})
 
 
 # --- one pair ---------------------------------------------------------------------------------------------------------
@@ -292,7 +300,7 @@ def _score_volume_and_ensemble(aligned: _Aligned) -> PairScores:
     pair = aligned.pair
     about = {"key": pair.key, "frame": pair.phase, "group": pair.group, "patient": pair.patient}
     result = score_segmentation(ensemble, aligned.truth, {"label": str(pair.reference), **about})
-    return PairScores([replace(result, confusion=_confusion(aligned))])
+    return PairScores([replace(result, confusion=_confusion(aligned), slices=_slices(aligned))])
 
 
 def _score_masks(aligned: _Aligned) -> CaseResult:
@@ -308,7 +316,7 @@ def _score_masks(aligned: _Aligned) -> CaseResult:
         path=pair.prediction,
     )
     volumes = _known_volumes(aligned) if aligned.structures.cardiac else None
-    return CaseResult(score, volumes=volumes, confusion=_confusion(aligned))
+    return CaseResult(score, volumes=volumes, confusion=_confusion(aligned), slices=_slices(aligned))
 
 
 def _known_volumes(aligned: _Aligned) -> FrameTruth:
@@ -319,3 +327,8 @@ def _known_volumes(aligned: _Aligned) -> FrameTruth:
 
 def _confusion(aligned: _Aligned) -> NDArray[np.int64]:
     return confusion(aligned.predicted, aligned.truth, len(aligned.structures.names))
+
+
+def _slices(aligned: _Aligned) -> tuple[int, int]:
+    grid = aligned.reference.grid
+    return labelled_slices(aligned.truth, grid), labelled_slices(aligned.predicted, grid)

@@ -202,11 +202,9 @@ def is_below(path: Path, folder: Path) -> bool:
     return real_path(path).is_relative_to(real_path(folder))
 
 
-def is_named_label_map(path: Path, source: Path) -> bool:
-    """Whether a file's name, or that of a folder between it and ``source``, says that it is a label map."""
-    stem = volume_stem(path).removesuffix("_0000")
-    named = _LABEL_NAME.search(stem) or is_named(path, (".seg.nrrd", ".seg.nhdr"))
-    return bool(named) or any(_LABEL_FOLDER.fullmatch(name) for name in path.relative_to(source).parent.parts)
+def in_label_folder(path: Path, source: Path) -> bool:
+    """Whether a folder between a file and ``source`` is called like one of label maps."""
+    return any(_LABEL_FOLDER.fullmatch(name) for name in path.relative_to(source).parent.parts)
 
 
 def is_label_map(data: NDArray[Any]) -> bool:
@@ -288,10 +286,11 @@ def _elsewhere(link: Path) -> InputError:
 
 def _reason(path: Path, source: Path) -> str | None:
     """Why a volume is left out, if it is."""
-    if is_named_label_map(path, source):
-        return LABEL_MAPS
     folders = path.relative_to(source).parent.parts
     stem = volume_stem(path).removesuffix("_0000")
+    named = _LABEL_NAME.search(stem) or is_named(path, (".seg.nrrd", ".seg.nhdr"))
+    if named or in_label_folder(path, source):
+        return LABEL_MAPS
     words = [word.lower() for word in re.split(r"[_\-. ]+", stem)]
     other = any(_OTHER_VIEW.fullmatch(word) for word in (*words, *folders)) or words == ["ao"]
     if other and not {"sa", "sax"} & set(words):

@@ -86,7 +86,7 @@ def read_ensemble(mask: Volume) -> Segmentation | None:
         return None
     spacing = mask.grid.spacing  # of the same header, settled already
     probabilities = np.moveaxis(read_volume(files["probabilities"], spacing=spacing).data, -1, 0)
-    members = read_labels(files["members"], spacing=spacing).data
+    members = read_labels(files["members"], allowed=range(len(probabilities)), spacing=spacing).data
     members = members[None] if members.ndim == 3 else np.moveaxis(members, -1, 0)
     for array, path in ((probabilities, files["probabilities"]), (members, files["members"])):
         if array.shape[1:] != mask.data.shape:

@@ -76,3 +76,8 @@ def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 def spoken(value: float | None, digits: int = 2, factor: float = 1.0) -> str:
     """A number for a table, a dash for None and for NaN."""
     return "–" if value is None or value != value else f"{factor * value:.{digits}f}"
+
+
+def counted(number: int, what: str) -> str:
+    """As "1 patient", "2 patients"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
