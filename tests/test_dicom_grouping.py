@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("pydicom", reason="pydicom is not installed: pip install cgdpm-med")
 
-from dicom_scans import DOWN, NORMAL, PATIENT, Scan, save
+from dicom_scans import ACROSS, DOWN, NORMAL, PATIENT, Scan, save
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import generate_uid
@@ -273,6 +273,27 @@ def test_slices_acquired_in_turns_in_one_series_are_one_stack(tmp_path: Path) ->
     scan = write(Scan(slices=6), tmp_path, in_turns)
     (data,) = good(tmp_path)
     np.testing.assert_array_equal(data, scan.voxels)
+
+
+@pytest.mark.parametrize("upwards", [True, False])
+def test_a_stated_distance_does_not_part_slices_numbered_in_sequence(tmp_path: Path, upwards: bool) -> None:
+    def number(ds: Dataset, k: int, t: int) -> None:
+        ds.SpacingBetweenSlices = 21
+        ds.InstanceNumber = (k if upwards else 3 - k) * 3 + t
+
+    scan = write(Scan(), tmp_path, number)
+    (data,) = good(tmp_path)
+    np.testing.assert_array_equal(data, scan.voxels)
+
+
+def test_views_of_one_series_that_are_turned_are_noted(tmp_path: Path) -> None:
+    def turn(ds: Dataset, k: int, t: int) -> None:
+        if k % 2:
+            ds.ImageOrientationPatient = [f"{v:.12f}" for v in (*-ACROSS, *-DOWN)]
+
+    write(Scan(slices=6), tmp_path, turn)
+    with pytest.warns(DicomWarning, match="differ in orientation"):
+        assert [data.shape[2] for data in good(tmp_path)] == [3, 3]
 
 
 def test_one_slice_acquired_again_last_does_not_make_two_stacks(tmp_path: Path) -> None:

@@ -200,6 +200,8 @@ def _judge_views(key: SeriesKey, views: Sequence[ImageGroup]) -> tuple[list[Dico
             continue
         (single if len(view.slices) == 1 else stacks).append(view)
     names = differing([image.contrast for view in stacks for image in view.images])
+    if len(stacks) > 1 and not names:
+        names = ["orientation"]
     note = f"is one of several volumes of its series, which differ in {listed(names)}" if names and key.series else ""
     for view in stacks:
         parts = shifted_stacks(view, named=bool(key.series))

@@ -151,15 +151,23 @@ def shifted_stacks(group: ImageGroup, *, named: bool) -> list[ImageGroup]:
 def _are_two(slices: Slices, gap: float, named: bool) -> bool:
     """Whether every other slice of an even stack is of another stack."""
     images = list(chain(*slices))
-    between = [image.between for image in images if image.between is not None]
-    if between and abs(float(np.median(between)) - 2 * gap) < 0.1 * gap:
-        return True
     first, second = ([image.instance for image in chain(*half)] for half in (slices[::2], slices[1::2]))
-    if numbered_again(first, second):
+    between = [image.between for image in images if image.between is not None]
+    twice = bool(between) and abs(float(np.median(between)) - 2 * gap) < 0.1 * gap
+    if numbered_again(first, second) or (twice and not _in_sequence(slices)):
         return True
     cine = all(len(of_slice) > 1 for of_slice in slices)
     unknown = not named and all(image.thickness is None for image in images)
     return cine and in_blocks(first, second) and (unknown or overlapping(slices, gap))
+
+
+def _in_sequence(slices: Slices) -> bool:
+    """Whether the slices are numbered one after the other along the normal, up or down, as those of one stack are."""
+    numbers = [[image.instance for image in of_slice if image.instance is not None] for of_slice in slices]
+    if any(len(known) < len(of_slice) for known, of_slice in zip(numbers, slices, strict=True)):
+        return False
+    steps = np.sign(np.diff([min(known) for known in numbers]))
+    return abs(int(steps.sum())) == len(steps)
 
 
 def _require_magnitude(group: ImageGroup) -> None:
