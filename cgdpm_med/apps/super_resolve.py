@@ -392,7 +392,7 @@ def super_resolve(
     A bad input is reported on standard error, and the others go on.
 
     Args:
-        spacing: of every NIfTI input, see :func:`~cgdpm_med.read_volume`.
+        spacing: of every input, see :func:`~cgdpm_med.read_volume`.
 
     Returns:
         ``cases`` (``input``, ``files``, ``mean_spread``) and ``failed``, the error of each failed case by key.
