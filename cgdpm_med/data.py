@@ -158,14 +158,16 @@ def acdc_patient_folders(root: str | Path) -> list[Path]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError("no such folder", path=root, remedy="Give the folder that holds patient001, patient002, ...")
+        raise InputError(
+            "no such folder", path=root, remedy="Give the folder that holds patient001, patient002 and so on"
+        )
     if (root / "Info.cfg").is_file():
         return [root]
     base = root / "training" if (root / "training").is_dir() else root
     folders = (entry for entry in base.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     found = sorted(f for f in folders if f.name.startswith("patient") or (f / "Info.cfg").is_file())
     if not found:
-        remedy = "Give the folder that holds patient001, patient002, ..., each with its Info.cfg"
+        remedy = "Give the folder that holds patient001, patient002 and so on, each with its Info.cfg"
         raise InputError("no patient folders in ACDC's layout", path=base, remedy=remedy)
     return found
 

@@ -388,8 +388,9 @@ def pair_masks(predictions: str | Path, references: str | Path) -> tuple[list[Ma
     Where the reference folder holds ``_gt`` files or folders of label maps (``labelsTr`` and so on, as
     :mod:`.folders` knows them), these are the references and everything else there is passed over; elsewhere an image
     beside its label map (``_seg``, ``label_``) is. Such words and nnU-Net's channel ending ``_0000`` are no part of a
-    name unless names would then repeat, and the uncertainty maps that lie beside a mask are no masks. A name that occurs once on either side pairs wherever it lies;
-    otherwise the files pair by their path, so that the folders mirror each other.
+    name unless names would then repeat, and the uncertainty maps that lie beside a mask are no masks. A name that
+    occurs once on either side pairs wherever it lies; otherwise the files pair by their path, so that the folders
+    mirror each other.
 
     Returns:
         The pairs, sorted by key, and by key the error of each file that has no partner.

@@ -90,6 +90,7 @@ def _odd_contrast(level: Level, usual: Sequence[Level]) -> Judged:
     return Judged(level.group, level.group.error(what, _CHOOSE))
 
 
+_STACK = "Give a short-axis stack: choose its series with --series, or move these images elsewhere"
 _CHOOSE = "Choose the series of the stack with --series, or move the others elsewhere"
 
 # --- what UIDs and folders still tell ---------------------------------------------------------------------------------
@@ -169,8 +170,7 @@ def _judged(levels: Sequence[Level]) -> list[Judged]:
         return [_single(levels[0])]
     if len(places) == 1:
         group = joined(level.group for level in levels)
-        remedy = "Give a short-axis stack, or choose its series with --series"
-        return [Judged(group, group.error("show the same slice", remedy))]
+        return [Judged(group, group.error("show the same slice", _STACK))]
     shifted = _is_shifted(places)
     parts = lattices(_places(levels), shifted=shifted)
     found: list[Judged] = []
@@ -185,7 +185,7 @@ def _judged(levels: Sequence[Level]) -> list[Judged]:
 
 def _single(level: Level) -> Judged:
     what = "shows a single slice"
-    return Judged(level.group, level.group.error(what, "Give a short-axis stack, or choose its series with --series"))
+    return Judged(level.group, level.group.error(what, _STACK))
 
 
 def _off_lattice(level: Level) -> Judged:

@@ -250,8 +250,8 @@ class _Lengths:
         return lengths, self._note("the affine", "pixdim")
 
     def _note(self, taken: str, other: str) -> dict[str, str]:
-        remedy = f"if that is wrong, give --spacing {other}, or numbers such as 1.5,1.5,8 (spacing= in Python)"
-        return {taken: f"{self._both()}: {taken} is taken; {remedy}"}
+        otherwise = f"if that is wrong, give --spacing {other}, or numbers such as 1.5,1.5,8 (spacing= in Python)"
+        return {taken: f"{self._both()}: {taken} is taken; {otherwise}"}
 
     def _both(self) -> str:
         return f"pixdim says {in_mm(self.pixdim)}, the affine {in_mm(self.form.lengths)}"
