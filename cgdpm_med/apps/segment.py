@@ -146,7 +146,7 @@ class Segmenter:
         parser["bundle_root"] = str(root)
         if "segmenter" not in parser:
             remedy = "Give a segmentation bundle, such as acdc_segmentation"
-            raise InputError("describes no segmentation", path=config, remedy=remedy)
+            raise InputError("has no segmenter", path=config, remedy=remedy)
         for name, value in overrides.items():
             if name not in parser:
                 raise InputError(

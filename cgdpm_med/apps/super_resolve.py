@@ -107,7 +107,7 @@ class SuperResolver:
         parser["bundle_root"] = str(root)
         if "resolver" not in parser:
             remedy = "Give a super-resolution bundle, such as imagenet_sr_64_256"
-            raise InputError("describes no super-resolution", path=config, remedy=remedy)
+            raise InputError("has no resolver", path=config, remedy=remedy)
         if missing := [name for name in overrides if name not in parser]:
             remedy = f"Leave out {_OPTIONS.get(missing[0], missing[0])}, or give a bundle that has it"
             raise InputError(f"the configuration has no key {missing[0]!r}", path=config, remedy=remedy)
