@@ -29,6 +29,7 @@ Section = Literal["train", "validation", "test", "all"]
 Split = Mapping[str, Sequence[str]]
 
 SECTIONS = ("train", "validation", "test")
+_LISTS = "train, validation and test"
 ACDC_LABELS = {1: "RV", 2: "Myo", 3: "LV"}
 ACDC_GROUPS = ("DCM", "HCM", "MINF", "NOR", "RV")  # in the training release, twenty patients each in this order
 ACDC_SPLIT_SEED = 0
@@ -76,7 +77,7 @@ def _existing(folder: Path, stem: str, what: str) -> Path:
     for suffix in SUFFIXES:
         if (path := folder / f"{stem}{suffix}").is_file():
             return path
-    raise InputError(what, path=folder / f"{stem}{SUFFIXES[0]}", remedy="add the file, or leave this patient out")
+    raise InputError(what, path=folder / f"{stem}{SUFFIXES[0]}", remedy="Add the file, or leave this patient out")
 
 
 def read_info(path: str | Path) -> dict[str, str]:
@@ -88,7 +89,7 @@ def read_info(path: str | Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read Info.cfg ({error})", path=path, remedy="restore the file") from error
+        raise InputError(f"cannot read Info.cfg ({error})", path=path, remedy="Restore the file") from error
     info: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -96,7 +97,7 @@ def read_info(path: str | Path) -> dict[str, str]:
         name, colon, value = (part.strip() for part in line.partition(":"))
         if not colon or not name or name in info:
             fault = "names an entry twice" if name in info else "is not of the form 'Name: value'"
-            raise InputError(f"line {number} {fault}", path=path, remedy="correct that line")
+            raise InputError(f"line {number} {fault}", path=path, remedy="Correct that line")
         info[name] = value
     return info
 
@@ -109,14 +110,14 @@ def _number(info: Mapping[str, str], name: str, path: Path) -> float | None:
     except ValueError:
         value = float("nan")
     if not 0 < value < float("inf"):
-        raise InputError(f"{name} is {info[name]!r}, not a positive number", path=path, remedy="correct that line")
+        raise InputError(f"{name} is {info[name]!r}, not a positive number", path=path, remedy="Correct that line")
     return value
 
 
 def _whole_number(info: Mapping[str, str], name: str, path: Path) -> int | None:
     value = _number(info, name, path)
     if value is not None and value != int(value):
-        raise InputError(f"{name} is {info[name]!r}, not a whole number", path=path, remedy="correct that line")
+        raise InputError(f"{name} is {info[name]!r}, not a whole number", path=path, remedy="Correct that line")
     return None if value is None else int(value)
 
 
@@ -129,11 +130,11 @@ def read_acdc_patient(folder: str | Path) -> AcdcPatient:
     frames = _whole_number(info, "NbFrame", path)
     if ed is None or es is None:
         missing = "ED" if ed is None else "ES"
-        raise InputError(f"{missing} is not stated", path=path, remedy=f"add a line '{missing}: <frame number>'")
+        raise InputError(f"{missing} is not stated", path=path, remedy=f"Add a line '{missing}: <frame number>'")
     if ed == es:
-        raise InputError(f"ED and ES are the same frame, {ed}", path=path, remedy="correct one of them")
+        raise InputError(f"ED and ES are the same frame, {ed}", path=path, remedy="Correct one of them")
     if frames is not None and max(ed, es) > frames:
-        raise InputError(f"frame {max(ed, es)} lies beyond NbFrame, {frames}", path=path, remedy="correct one of them")
+        raise InputError(f"frame {max(ed, es)} lies beyond NbFrame, {frames}", path=path, remedy="Correct one of them")
     return AcdcPatient(
         patient=folder.resolve().name,
         folder=folder,
@@ -157,14 +158,16 @@ def acdc_patient_folders(root: str | Path) -> list[Path]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError("no such folder", path=root, remedy="give the folder that holds patient001, patient002, ...")
+        raise InputError(
+            "no such folder", path=root, remedy="Give the folder that holds patient001, patient002 and so on"
+        )
     if (root / "Info.cfg").is_file():
         return [root]
     base = root / "training" if (root / "training").is_dir() else root
     folders = (entry for entry in base.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     found = sorted(f for f in folders if f.name.startswith("patient") or (f / "Info.cfg").is_file())
     if not found:
-        remedy = "give the folder that holds patient001, patient002, ..., each with its Info.cfg"
+        remedy = "Give the folder that holds patient001, patient002 and so on, each with its Info.cfg"
         raise InputError("no patient folders in ACDC's layout", path=base, remedy=remedy)
     return found
 
@@ -207,7 +210,7 @@ def load_split(source: str | Path | Split | None = None) -> dict[str, tuple[str,
     Raises InputError when it cannot be read, lacks a section, or places a patient twice.
     """
     path = None if isinstance(source, Mapping) else source
-    remedy = "give an object with the lists 'train', 'validation' and 'test' of patient names"
+    remedy = f"Give a JSON object with the lists {_LISTS} of patient names"
     if isinstance(source, Mapping):
         content: object = source
     else:
@@ -221,7 +224,7 @@ def load_split(source: str | Path | Split | None = None) -> dict[str, tuple[str,
     split = {section: tuple(content[section]) for section in SECTIONS}
     names = [name for section in SECTIONS for name in split[section]]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"the split places {twice[0]} more than once", path=path, remedy="leave it in one section")
+        raise InputError(f"the split places {twice[0]} more than once", path=path, remedy="Leave it in one section")
     return split
 
 
@@ -289,13 +292,13 @@ def acdc_datalist(
     Raises InputError when the folder or a file is missing, an Info.cfg is bad, or the section has no patients.
     """
     if section not in (*SECTIONS, "all"):
-        raise InputError(f"unknown section {section!r}", remedy=f"choose one of {', '.join(SECTIONS)} or all")
+        raise InputError(f"unknown section {section!r}", remedy=f"Choose one of {', '.join(SECTIONS)} or all")
     folders = acdc_patient_folders(root)
     if section != "all":
         places = section_of((folder.resolve().name for folder in folders), split)
         folders = [folder for folder in folders if places[folder.resolve().name] == section]
         if not folders:
-            remedy = f"name some in the list {section} of a split (a JSON file), or choose section 'all'"
+            remedy = f"Choose another section, or name some in the list {section} of a split: JSON with lists {_LISTS}"
             raise InputError(f"no patient here belongs to section {section!r}", path=Path(root), remedy=remedy)
     items = []
     for folder in folders:

@@ -192,7 +192,9 @@ class TrainingState:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise InputError(
-                f"is no readable checkpoint ({type(error).__name__})", path=self.path, remedy="Delete it to start anew"
+                f"is no readable checkpoint ({type(error).__name__})",
+                path=self.path,
+                remedy="Move it elsewhere to start anew",
             ) from error
         self._check(state, engine)
         for name, thing in self.objects.items():
@@ -219,7 +221,7 @@ class TrainingState:
             raise self._misfit(f"this run: its epochs have {iteration / epoch:g} iterations instead of {length}")
 
     def _misfit(self, what: str) -> InputError:
-        remedy = "Delete it, or give the run another output folder"
+        remedy = "Give the run another output folder, or move this file elsewhere"
         return InputError(f"does not fit {what}", path=self.path, remedy=remedy)
 
 
@@ -311,10 +313,12 @@ def load_weights(model: torch.nn.Module, path: str | Path) -> torch.nn.Module:
         raise InputError(
             f"is not a file of plain weights ({type(error).__name__})",
             path=path,
-            remedy="Files that would run code are refused; save a state_dict with torch.save",
+            remedy="Save a state_dict with torch.save; files that would run code are refused",
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError("holds something else than a state_dict", path=path, remedy="Save model.state_dict()")
+        raise InputError(
+            "holds something else than a state_dict", path=path, remedy="Save model.state_dict() with torch.save"
+        )
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if wanted != found:

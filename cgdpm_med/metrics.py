@@ -43,7 +43,7 @@ def _array(value: Values) -> NDArray[Any]:
 
 def _same_shape(first: NDArray[Any], second: NDArray[Any], names: str) -> None:
     if first.shape != second.shape:
-        raise InputError(f"{names} differ in shape: {first.shape} and {second.shape}", remedy="put both on one grid")
+        raise InputError(f"{names} differ in shape: {first.shape} and {second.shape}", remedy="Put both on one grid")
 
 
 # --- one mask against its reference -----------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def surface_distances(
     _same_shape(pred, ref, "prediction and reference")
     size = np.asarray(spacing, dtype=np.float64)
     if size.shape != (pred.ndim,) or not (np.isfinite(size) & (size > 0)).all():
-        raise InputError(f"spacing {tuple(spacing)} does not fit a {pred.ndim}D mask", remedy="give mm along each axis")
+        raise InputError(f"spacing {tuple(spacing)} does not fit a {pred.ndim}D mask", remedy="Give mm along each axis")
     return {label: _surface_distances(pred == label, ref == label, size) for label in labels}
 
 
@@ -146,7 +146,7 @@ def score_volume(
     for name, mask in (("prediction", pred), ("reference", ref)):
         if (strange := mask[~np.isin(mask, (0, *labels))]).size:
             what = f"the {name} holds the value {strange[0]:g} in {strange.size} voxels"
-            raise InputError(what, path=path, remedy=f"use only 0 and {', '.join(map(str, labels))}")
+            raise InputError(what, path=path, remedy=f"Use only 0 and {', '.join(map(str, labels))}")
     try:
         dice = dice_per_structure(pred, ref, labels)
         distances = surface_distances(pred, ref, spacing, labels)
@@ -184,7 +184,7 @@ def summarise(scores: Iterable[VolumeScore], names: Mapping[int, str] = ACDC_LAB
     """
     scores = list(scores)
     if not scores:
-        raise InputError("no volumes were scored", remedy="check that predictions and references pair up")
+        raise InputError("no volumes were scored", remedy="Correct the errors above; files pair by name")
     by_phase = {phase: [s for s in scores if s.phase == phase] for phase in sorted({s.phase for s in scores} - {""})}
     by_group = {group: [s for s in scores if s.group == group] for group in sorted({s.group for s in scores} - {""})}
     held = {label: name for label, name in names.items() if _in_a_reference(scores, label)}
@@ -262,7 +262,7 @@ def pairwise_dice(members: Array, labels: Sequence[int] = STRUCTURES) -> dict[in
     """
     members = _array(members)
     if len(members) < 2:
-        raise InputError("agreement needs at least two members", remedy="sample more members")
+        raise InputError("agreement needs at least two members", remedy="Sample more members")
     pairs = np.triu_indices(len(members), k=1)
     return {label: float(_overlaps(members, members, label, "dice")[pairs].mean()) for label in labels}
 
@@ -307,7 +307,7 @@ def interval_coverage(lower: Values, upper: Values, truth: Values) -> float:
     _same_shape(low, high, "lower and upper ends")
     _same_shape(low, value, "intervals and truths")
     if not value.size or (low > high).any():
-        raise InputError("the intervals are empty or reversed", remedy="give at least one, with lower <= upper")
+        raise InputError("the intervals are empty or reversed", remedy="Give at least one, with lower <= upper")
     return float(np.mean((low <= value) & (value <= high)))
 
 
@@ -340,7 +340,7 @@ def _voxels(probabilities: Array, ref: Array, region: Array | None) -> tuple[NDA
     _same_shape(inside, labels, "region and reference")
     labels = labels[inside].astype(np.int64)
     if not labels.size or labels.min() < 0 or labels.max() >= len(p):
-        raise InputError(f"no voxels, or labels outside 0 to {len(p) - 1}", remedy="check the region and the reference")
+        raise InputError(f"no voxels, or labels outside 0 to {len(p) - 1}", remedy="Check the region and the reference")
     return p[:, inside], labels
 
 
@@ -419,10 +419,10 @@ def _images(pred: Array, ref: Array) -> tuple[torch.Tensor, torch.Tensor]:
     x, y = (torch.as_tensor(_array(v), dtype=torch.float64) for v in (pred, ref))
     if x.shape != y.shape or x.ndim != 4:
         what = f"images of shapes {tuple(x.shape)} and {tuple(y.shape)}"
-        raise InputError(what, remedy="give two batches (B, C, H, W) of one shape")
+        raise InputError(what, remedy="Give two batches (B, C, H, W) of one shape")
     for image in (x, y):
         if not bool(((image >= 0) & (image <= 1)).all()):
-            raise InputError("image values leave [0, 1]", remedy="scale to [0, 1] and clip before measuring")
+            raise InputError("image values leave [0, 1]", remedy="Scale to [0, 1] and clip before measuring")
     return x, y
 
 
@@ -442,7 +442,8 @@ def ssim(pred: Array, ref: Array) -> float:
     """
     x, y = _images(pred, ref)
     if min(x.shape[-2:]) < 11:
-        raise InputError(f"an image of {tuple(x.shape[-2:])} pixels is smaller than the 11 x 11 window")
+        what = f"an image of {tuple(x.shape[-2:])} pixels is smaller than the 11 x 11 window"
+        raise InputError(what, remedy="Leave it out, or compare larger images")
     similarity, _ = compute_ssim_and_cs(x, y, spatial_dims=2, kernel_size=(11, 11), kernel_sigma=(1.5, 1.5))
     return float(similarity.mean())
 

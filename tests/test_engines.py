@@ -377,7 +377,7 @@ def test_a_damaged_checkpoint(tmp_path: Path) -> None:
     toy_run(tmp_path, epochs=1)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"checkpoint\.pt: is no readable checkpoint .*Delete it to start anew"):
+    with pytest.raises(InputError, match=r"checkpoint\.pt: is no readable checkpoint .*Move it elsewhere"):
         toy_run(tmp_path, epochs=2)
 
 

@@ -309,7 +309,7 @@ WEIGHTS: dict[str, tuple[bytes | None, str]] = {
     "empty": (b"", "is not a file of plain weights"),
     "text": (b"weights", "is not a file of plain weights"),
     "malicious pickle": (pickle.dumps(Malicious()), "is not a file of plain weights"),
-    "malicious checkpoint": (_torch_bytes({"a": Malicious()}), "Files that would run code are refused"),
+    "malicious checkpoint": (_torch_bytes({"a": Malicious()}), "files that would run code are refused"),
     "truncated": (_torch_bytes({"a": torch.zeros(1000)})[:900], "is not a file of plain weights"),
     "another network": (_torch_bytes({"a": torch.zeros(3)}), "belongs to another network"),
     "a list": (_torch_bytes([torch.zeros(3)]), "holds something else than a state_dict"),

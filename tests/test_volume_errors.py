@@ -58,7 +58,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "gzip without trailer": ("v.nii.gz", without_tail(gzip.compress(nifti()), 8), "is truncated or damaged"),
     "short voxels in gzip": ("v.nii.gz", gzip.compress(without_tail(nifti(), 1)), "Expected 120 bytes, got 119"),
     "damaged gzip": ("v.nii.gz", one_bit_flipped(nifti()), "CRC check failed"),
-    "header of a pair": ("v.nii", nifti(magic=b"ni1"), "is not a single-file NIfTI"),
+    "header of a pair": ("v.nii", nifti(magic=b"ni1"), "is the header of a NIfTI pair"),
     "Analyze": ("v.nii", nifti(magic=b""), "is not a single-file NIfTI"),
     "2D": ("v.nii", nifti(RAMP[..., 0], pixdim=(1.0, 1.0)), "has 2 dimensions"),
     "5D": ("v.nii", nifti(np.stack([RAMP[..., None]] * 2, axis=-1)), "has 5 dimensions"),

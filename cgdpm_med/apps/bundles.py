@@ -32,6 +32,6 @@ def bundle_path(name: str) -> Path:
     """
     names = list_bundles()
     if name not in names:
-        known = ", ".join(names) or f"none is installed in {bundles_folder()}"
-        raise InputError(f"there is no bundle named {name!r}", remedy=f"bundles: {known}")
+        remedy = f"Use {', '.join(names)}, or a bundle's folder" if names else "Give the folder of a bundle"
+        raise InputError(f"there is no bundle named {name!r}", remedy=remedy)
     return bundles_folder() / name

@@ -45,7 +45,7 @@ void the coverage.
 """
 
 
-_PLACE = "name them in the list {} of a JSON file, and give it as --split"
+_PLACE = "Name nine or more in the list {} of a JSON file with lists train, validation and test, given as --split"
 
 _SECTIONS: Mapping[str, Section] = {"train": "train", "validation": "validation"}
 
@@ -101,7 +101,7 @@ def calibrate(
     note = check_unseen((item["patient"] for item in items), segmenter.weights, "validation")
     path = Path(output) if output is not None else segmenter.weights[0].with_name(CALIBRATION)
     if path.is_dir() or (path.parent.is_dir() and not os.access(path.parent, os.W_OK)):
-        raise InputError("cannot be written", path=path, remedy="Give --output, a file in a folder of yours")
+        raise InputError("cannot be written", path=path, remedy="Give a file in a folder of yours as --output")
     for item in items:  # whatever is wrong is found before the long part
         _image_and_reference(item, spacing)
     frames = []
@@ -149,7 +149,7 @@ def calibration_items(
         remedy = "Place it in the list test of the split: test patients must show what a calibration is worth"
         raise InputError(f"{taken[0]} is a test patient", path=Path(root), remedy=remedy)
     if conformal_rank(len(patients), LEVEL) is None:
-        remedy = f"Give nine or more, for intervals of 90 %: {_PLACE.format(chosen)}"
+        remedy = _PLACE.format(chosen)
         raise InputError(f"section {section} has {len(patients)} patients", path=Path(root), remedy=remedy)
     return items
 
@@ -162,7 +162,7 @@ def _image_and_reference(item: Mapping[str, str], spacing: Spacing) -> tuple[Vol
 def _items(root: str | Path, section: Section, split: str | Path | Split | None) -> list[dict[str, str]]:
     folders = acdc_patient_folders(root)
     if section not in section_of((folder.resolve().name for folder in folders), split).values():
-        remedy = f"Give nine or more, for intervals of 90 %: {_PLACE.format(section)}"
+        remedy = _PLACE.format(section)
         raise InputError(f"no patient here belongs to section {section!r}", path=Path(root), remedy=remedy)
     return acdc_datalist(root, section, split=split)
 

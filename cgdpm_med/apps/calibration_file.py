@@ -36,6 +36,12 @@ SETTINGS = (
 """What must be as it was in the fit, besides the weights. Seed, device and precision need not."""
 
 _REFIT = "Fit it again with cgdpm-med calibrate"
+_ASKED = {
+    "members": "--members",
+    "steps": "--steps",
+    "method": "--method",
+    "guidance_scale": "--guidance-scale",
+}  # options of calibrate
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,20 @@ class Calibration:
         """What was otherwise in the fit, in words; None where nothing was."""
         if sorted(hashes.values()) != sorted(self.weights.values()):
             return "other weights"
-        wanted = plain(settings)
-        differing = [name for name in SETTINGS if self.settings[name] != wanted[name]]
+        differing = self.differing(settings)
         return ", ".join(f"{name.replace('_', ' ')} {self.settings[name]}" for name in differing) or None
+
+    def differing(self, settings: Mapping[str, Any]) -> list[str]:
+        """Names of the settings that were otherwise in the fit."""
+        wanted = plain(settings)
+        return [name for name in SETTINGS if self.settings[name] != wanted[name]]
+
+    def remedy(self, settings: Mapping[str, Any]) -> str:
+        """What makes it fit again; not every setting of ``segment`` is one of a fit."""
+        differing = self.differing(settings)
+        if not set(differing) <= _ASKED.keys():
+            return "Segment with the settings of the fit, or with --no-calibration"
+        return " ".join([_REFIT, *(f"{_ASKED[name]} {settings[name]}" for name in differing)])
 
 
 def with_temperature(segmentation: Segmentation, temperature: float) -> Segmentation:
@@ -159,7 +176,7 @@ def find_calibration(
     misfit = calibration.misfit({file.name: sha256_of(file) for file in weights}, settings)
     if misfit is None:
         return calibration, None
-    error = InputError(f"was fitted to {misfit}", path=found, remedy=_REFIT)
+    remedy = calibration.remedy(settings)
     if path is not None:
-        raise error
-    return None, f"note: {found.name} was fitted to {misfit} and is ignored: nothing is calibrated. {_REFIT}."
+        raise InputError(f"was fitted to {misfit}", path=found, remedy=remedy)
+    return None, f"note: {found.name} was fitted to {misfit} and is ignored: nothing is calibrated. {remedy}"

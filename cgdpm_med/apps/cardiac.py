@@ -89,7 +89,7 @@ def frame_volumes(mask: ArrayLike, members: ArrayLike, voxel_volume: float, num_
             remedy="Give members as (K, X, Y, Z)",
         )
     if not 0 < voxel_volume < math.inf:
-        raise InputError(f"a voxel volume of {voxel_volume} mm^3 is impossible", remedy="Check the spacing")
+        raise InputError(f"a voxel volume of {voxel_volume} mm^3 is impossible", remedy="Correct the voxel size")
     millilitres = voxel_volume / 1000
     return FrameVolumes(
         _counts(fused, num_classes) * millilitres,
@@ -100,7 +100,7 @@ def frame_volumes(mask: ArrayLike, members: ArrayLike, voxel_volume: float, num_
 def _counts(labels: NDArray[Any], num_classes: int) -> NDArray[np.float64]:
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         raise InputError(
-            f"labels run from {labels.min()} to {labels.max()}", remedy=f"Labels must lie in 0 to {num_classes - 1}"
+            f"labels run from {labels.min()} to {labels.max()}", remedy=f"Use labels from 0 to {num_classes - 1}"
         )
     return np.bincount(labels.ravel().astype(np.int64), minlength=num_classes).astype(np.float64)
 
@@ -190,14 +190,17 @@ def find_ed_es(lv_ml: Sequence[float], *, ed: int | None = None, es: int | None 
     """
     for name, index in (("ED", ed), ("ES", es)):
         if index is not None and not 0 <= index < len(lv_ml):
-            raise InputError(f"{name} is frame {index + 1} of {len(lv_ml)}", remedy="Frames count from 1")
+            raise InputError(
+                f"{name} is frame {index + 1} of {len(lv_ml)}", remedy=f"Choose a frame from 1 to {len(lv_ml)}"
+            )
     if not len(lv_ml):
-        raise InputError("there are no frames to choose ED and ES from")
+        raise InputError("there are no frames to choose ED and ES from", remedy="Give one volume for each frame")
     ed = int(np.argmax(lv_ml)) if ed is None else ed
     es = int(np.argmin(lv_ml)) if es is None else es
     if ed == es:
         raise InputError(
-            f"ED and ES are the same frame, {ed + 1} of {len(lv_ml)}", remedy="Give two frames, or name ED and ES"
+            f"ED and ES are the same frame, {ed + 1} of {len(lv_ml)}",
+            remedy="Give two different frames, or frames whose volumes differ",
         )
     return ed, es
 
@@ -297,7 +300,7 @@ def cardiac_function(
     given = widening if isinstance(widening, Mapping) else dict.fromkeys(MEASURES, widening)
     margin = margin or {}
     if unknown := {*given, *margin} - set(MEASURES):
-        raise InputError(f"there is no measure {min(unknown)!r}", remedy=f"Measures: {', '.join(MEASURES)}")
+        raise InputError(f"there is no measure {min(unknown)!r}", remedy=f"Choose among {', '.join(MEASURES)}")
     factors = {name: given.get(name, 1.0) for name in MEASURES}
     margins = {name: margin.get(name, 0.0) for name in MEASURES}
     return CardiacFunction(

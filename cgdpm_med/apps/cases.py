@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -28,7 +28,7 @@ from cgdpm_med.volumes import InputError, Spacing, Volume, read_volume
 from cgdpm_med.volumes.dicom import DicomFinding, find_dicom
 from cgdpm_med.volumes.dicom_files import is_dicom_file
 from cgdpm_med.volumes.dicom_stack import DicomStack
-from cgdpm_med.volumes.formats import READABLE
+from cgdpm_med.volumes.formats import READABLE, volume_suffix
 from cgdpm_med.volumes.reading import files_of
 
 _LABEL_WORD = re.compile(
@@ -251,15 +251,6 @@ def _without_channel(key: str) -> str:
     return key if shorter in ("", key) or shorter.endswith("/") else shorter
 
 
-def nifti_files(folder: Path) -> list[Path]:
-    """Every .nii and .nii.gz file below a folder, sorted; hidden files are left out.
-
-    Links to nowhere and pipes count as files: whoever reads them says what is wrong, and no input is lost in silence.
-    """
-    files = (path for path in folder.rglob("*") if path.name.lower().endswith((".nii", ".nii.gz")))
-    return sorted(path for path in files if not path.is_dir() and not path.name.startswith("."))
-
-
 def relative_key(path: Path, root: Path) -> str:
     """Path below ``root`` without the extension, with forward slashes."""
     return (path.relative_to(root).parent / case_name(path)).as_posix()
@@ -397,8 +388,9 @@ def pair_masks(predictions: str | Path, references: str | Path) -> tuple[list[Ma
     Where the reference folder holds ``_gt`` files or folders of label maps (``labelsTr`` and so on, as
     :mod:`.folders` knows them), these are the references and everything else there is passed over; elsewhere an image
     beside its label map (``_seg``, ``label_``) is. Such words and nnU-Net's channel ending ``_0000`` are no part of a
-    name unless names would then repeat, and the uncertainty maps that lie beside a mask are no masks. A name that occurs once on either side pairs wherever it lies;
-    otherwise the files pair by their path, so that the folders mirror each other.
+    name unless names would then repeat, and the uncertainty maps that lie beside a mask are no masks. A name that
+    occurs once on either side pairs wherever it lies; otherwise the files pair by their path, so that the folders
+    mirror each other.
 
     Returns:
         The pairs, sorted by key, and by key the error of each file that has no partner.
@@ -426,16 +418,25 @@ def pair_masks(predictions: str | Path, references: str | Path) -> tuple[list[Ma
         reference = {key.rpartition("/")[2]: path for key, path in reference.items()}
     pairs = [_pair(predicted[key], path, key) for key, path in sorted(reference.items()) if key in predicted]
     lonely = {
-        key: InputError("has no prediction", path=path, remedy=f"Add {key}.nii.gz to {predictions}, or remove it")
+        key: InputError("has no prediction", path=path, remedy=_add(key, predicted, "predictions"))
         for key, path in reference.items()
         if key not in predicted
     }
     lonely |= {
-        key: InputError("has no reference", path=path, remedy=f"Add {key}.nii.gz to {references}, or remove it")
+        key: InputError("has no reference", path=path, remedy=_add(key, reference, "references"))
         for key, path in predicted.items()
         if key not in reference
     }
     return pairs, dict(sorted(lonely.items()))
+
+
+def _add(key: str, others: Mapping[str, Path], what: str) -> str:
+    """The remedy for a file without a partner, which must be called like the others to count."""
+    like, other = next(iter(others.items()))
+    before, _, after = case_name(other).rpartition(like.rpartition("/")[2])
+    folder, slash, name = key.rpartition("/")
+    called = f"{folder}{slash}{before}{name}{after}{volume_suffix(other)}"
+    return f"Add {called} to the {what}, or move this file elsewhere"
 
 
 def _reference_masks(folder: Path) -> list[Path]:
@@ -477,7 +478,9 @@ def _by_key(files: list[Path], root: Path) -> dict[str, Path]:
     for key, count in Counter(keys.values()).items():
         if count > 1:
             first, second, *_ = sorted(path for path in files if keys[path] == key)
-            raise InputError(f"and {first.name} have the same name", path=second, remedy="Remove one of the two")
+            raise InputError(
+                f"and {first.name} have the same name", path=second, remedy="Move one of the two elsewhere"
+            )
     return {key: path for path, key in keys.items()}
 
 

@@ -107,7 +107,7 @@ def main() -> None:
     try:
         app()
     except Interrupted as stop:
-        typer.secho("interrupted: what is finished is complete; segment --continue does the rest", err=True)
+        typer.secho(f"interrupted: what is finished is complete{_the_rest()}", err=True)
         sys.exit(stop.code)
     except Exception as error:
         if os.environ.get("CGDPM_DEBUG") == "1" or not _is_users_to_mend(error):
@@ -121,6 +121,10 @@ def main() -> None:
 
 class Interrupted(SystemExit):
     """Raised where a signal found the program, so that every file being written is cleared away."""
+
+
+def _the_rest() -> str:
+    return "; segment --continue does the rest" if "segment" in sys.argv[1:2] else ""
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -187,7 +191,7 @@ def info(as_json: AsJson = False) -> None:
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to write; made if absent.")],
     patients: Annotated[int, typer.Option(min=1, max=99, help="How many synthetic patients.")] = 1,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same patients.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same patients.")] = 0,
     cine: Annotated[bool, typer.Option("--cine", help="Write the 4D cine of each patient as well.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -410,7 +414,10 @@ def cohort(
 @app.command(name="super-resolve")
 def super_resolve(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A picture (PNG, JPEG, TIFF), a NIfTI file, or a folder of them.")
+        Path,
+        typer.Argument(
+            metavar="IN", help="A picture (PNG, JPEG, TIFF), a volume (NIfTI, NRRD, MetaImage), or a folder of them."
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; made if absent.")],
     weights: Annotated[Path, typer.Option(help="Weights: an ADM upsampler's, or with --bundle those of the bundle.")],

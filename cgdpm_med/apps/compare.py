@@ -77,7 +77,7 @@ def compare_methods(
         InputError: no case has a score of every method, the methods share no structure, or the pattern does not fit.
     """
     if len(methods) < 2:
-        raise InputError("two methods at least are compared", remedy="Give another folder of masks with its name")
+        raise InputError("two methods at least are compared", remedy="Give another method, as in B=FOLDER")
     found = {name: pair_masks(folder, references) for name, folder in methods.items()}
     keys = case_keys([pair for pairs, _ in found.values() for pair in pairs], Path(references))
     patients: dict[str, str] = {}
@@ -128,11 +128,11 @@ def patient_of(key: str, in_acdc: Mapping[str, str], pattern: str | None = None)
     try:
         match = re.search(pattern, key)
     except re.error as error:
-        remedy = "Mend it, as in '^([^_]+)'"
+        remedy = "Correct --patient-pattern, as in '^([^_]+)'"
         raise InputError(f"{pattern!r} is no regular expression ({error})", remedy=remedy) from error
     if match is None or not (patient := match[1 if match.re.groups else 0]):
         what = f"the pattern {pattern!r} finds no patient in {key!r}"
-        raise InputError(what, remedy="Give one that fits every case")
+        raise InputError(what, remedy="Give a --patient-pattern that fits every case")
     return patient
 
 
@@ -166,7 +166,7 @@ def compare_scores(methods: Mapping[str, MethodScores], patient_of: Mapping[str,
     keys = [key for key in sorted(set().union(*(m.scores for m in methods.values()))) if key in patient_of]
     shared = [key for key in keys if all(key in m.scores for m in methods.values())]
     if not shared:
-        raise InputError("no case has a score of every method", remedy="Check that the names of the files agree")
+        raise InputError("no case has a score of every method", remedy="Correct the errors above; files pair by name")
     names, left_out = _shared_structures(methods, shared)
     paired = _Paired(methods, shared, patient_of, names, seed)
     rows = [
@@ -207,11 +207,15 @@ def _shared_structures(
         lacking = [plain for plain in names if plain not in method.structures.numbers()]
         left_out |= {names.pop(plain): f"{name} has no such structure" for plain in lacking}
     if not names:
-        raise InputError("the methods have no structure in common", remedy="Name them with --prediction-labels")
+        remedy = f"Name the labels of each method, as in --prediction-labels {next(iter(methods))}:1=LV,2=Myo,3=RV"
+        raise InputError("the methods have no structure in common", remedy=remedy)
     for plain in [plain for plain in names if not _drawn(first, keys, plain)]:
         left_out[names.pop(plain)] = "no reference holds it"
     if not names:
-        raise InputError("no reference holds any of the structures", remedy="Name the labels with --reference-labels")
+        raise InputError(
+            "no reference holds any of the structures",
+            remedy="Give references that are drawn, or name their labels with --reference-labels",
+        )
     return names, left_out
 
 

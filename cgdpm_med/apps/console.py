@@ -71,5 +71,5 @@ def require_success(result: Mapping[str, Any]) -> Mapping[str, Any]:
     failed = result["failed"]
     if failed:
         what = "1 input" if len(failed) == 1 else f"{len(failed)} inputs"
-        raise InputError(f"{what} failed: {', '.join(failed)}", remedy="See the errors above")
+        raise InputError(f"{what} failed: {', '.join(failed)}", remedy="Correct the errors above")
     return result

@@ -137,7 +137,7 @@ def summarise_results(results: Sequence[CaseResult], names: Mapping[int, str] = 
     summary: dict[str, Any] = dict(summarise([r.score for r in results], names))
     if not summary["structures"]:
         what = f"no reference holds {', '.join(names.values())}"
-        raise InputError(what, remedy="Give references that are drawn, or name their labels with --labels")
+        raise InputError(what, remedy="Give references that are drawn, or name their labels with --reference-labels")
     of_ensembles = ensemble_names(results)
     values = {name: [v for r in results if (v := r.ensemble.get(name)) is not None] for name in of_ensembles}
     ensemble: dict[str, Any] = {name: float(np.mean(v)) if v else None for name, v in values.items()}

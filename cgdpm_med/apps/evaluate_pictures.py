@@ -105,7 +105,10 @@ def evaluate_super_resolution(
         InputError: when no picture could be scored, or for a size or an Inception or LPIPS file that cannot be used.
     """
     if size < 1 or size % resolver.factor:
-        raise InputError(f"a size of {size} is no multiple of the factor {resolver.factor}", remedy="Give one that is")
+        raise InputError(
+            f"a size of {size} is no multiple of the factor {resolver.factor}",
+            remedy=f"Give a multiple of {resolver.factor}",
+        )
     perceptual = None if lpips is None else Lpips(lpips, resolver.device)
     as_sets = None if inception is None else SetScores(Inception(inception, resolver.device), real)
     scores: list[PictureScore] = []
@@ -121,7 +124,7 @@ def evaluate_super_resolution(
             if sum(len(part["input"]) for part in shown) < sheets:
                 shown.append(_columns(members, pairs))
     if not scores:
-        raise InputError("no picture could be scored", remedy="See the errors above")
+        raise InputError("no picture could be scored", remedy="Correct the errors above")
     summary = summarise_pictures(scores) | (as_sets.compute() if as_sets is not None else {})
     summary |= {"failed": failed, "settings": _settings(resolver, size)}
     if output is not None:

@@ -363,7 +363,8 @@ def _unusable(kind: str, paths: list[Path]) -> InputError:
     """One error for the files of a kind in one folder; its path is the file, or the folder of several."""
     remedies = {
         "an archive": "Unpack it and give what it holds, or move it elsewhere",
-        "a link to nowhere": "Mend the link, or remove it",
+        "a link to nowhere": "Correct the link, or move it elsewhere",
+        "voxels without their header (.hdr)": "Put the header beside it, or move it elsewhere",
     }
     remedy = remedies.get(kind, f"Convert it to {READABLE}, or move it elsewhere")
     if len(paths) == 1:

@@ -55,12 +55,19 @@ class LabelSet:
             InputError: with those values.
         """
         strange = sorted({int(value) for value in np.unique(mask.data)} - self.values)
+        if len(strange) > _MANY:
+            raise InputError(
+                f"holds {len(strange)} label values that have no name, such as {listed(strange, 3)}",
+                path=mask.path,
+                remedy="Give a mask, not an image; name its values with --labels",
+            )
         if strange:
             names = shlex.quote(",".join([str(self), *(f"{value}=NAME" for value in strange)]))
+            option = self.source if self.source.startswith("--") else "--labels"
             raise InputError(
                 f"holds label values {listed(strange)}, which have no name",
                 path=mask.path,
-                remedy=f"Name every value that occurs, as in --labels {names} ; the name background leaves one out",
+                remedy=f"Name every value that occurs, as in {option} {names} ; the name background leaves one out",
             )
 
     def table(self, numbers: Mapping[str, int]) -> NDArray[np.uint16]:
@@ -72,6 +79,8 @@ class LabelSet:
 
 
 ACDC = LabelSet(ACDC_LABELS)
+
+_MANY = 30  # unnamed values of a file that is rather an image
 
 
 def plain_name(name: str) -> str:
@@ -133,12 +142,14 @@ def read_dataset_labels(path: Path) -> LabelSet | None:
     try:
         labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
         if not isinstance(labels, dict):
-            raise InputError("has labels that are no dictionary", path=path, remedy="Give --labels")
+            raise InputError("has labels that are no dictionary", path=path, remedy=f"Give --labels, {_EXAMPLE}")
         pairs = [_value_and_name(key, value) for key, value in labels.items()]
     except (KeyError, TypeError):
         return None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError("is no JSON that can be read", path=path, remedy="Mend it, or give --labels") from error
+        raise InputError(
+            "is no JSON that can be read", path=path, remedy=f"Correct it, or give --labels, {_EXAMPLE}"
+        ) from error
     except InputError as error:
         raise InputError(error.what, path=path, remedy=f"Give --labels, {_EXAMPLE}") from error
     return label_set({value: name for value, name in pairs if name != "ignore"}, str(path.name))

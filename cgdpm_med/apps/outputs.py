@@ -38,7 +38,7 @@ def check_outputs(write: str | Sequence[str]) -> tuple[str, ...]:
     names = (write,) if isinstance(write, str) else tuple(write)
     unknown = sorted(set(names) - set(OUTPUTS))
     if unknown:
-        raise InputError(f"there is no output {unknown[0]!r}", remedy=f"Outputs: {', '.join(OUTPUTS)}")
+        raise InputError(f"there is no output {unknown[0]!r}", remedy=f"Choose among {', '.join(OUTPUTS)}")
     return names
 
 

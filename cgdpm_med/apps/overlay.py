@@ -46,11 +46,17 @@ def draw_overlay(
 
     mask, image = segmentation.mask, segmentation.volume.data
     if reference is not None and reference.shape != mask.shape:
-        raise InputError(f"the reference has shape {reference.shape}, the mask {mask.shape}", remedy="Use one grid")
+        raise InputError(
+            f"the reference has shape {reference.shape}, the mask {mask.shape}",
+            remedy="Give a reference on the grid of the mask",
+        )
     labelled = mask > 0 if reference is None else (mask > 0) | (reference > 0)
     rows = default_slices(labelled) if slices is None else list(slices)
     if not rows or not all(0 <= z < mask.shape[2] for z in rows):
-        raise InputError(f"slices {rows} are not all within 0 to {mask.shape[2] - 1}", remedy="Choose others")
+        raise InputError(
+            f"slices {rows} are not all within 0 to {mask.shape[2] - 1}",
+            remedy=f"Choose slices from 0 to {mask.shape[2] - 1}",
+        )
 
     dx, dy = segmentation.grid.spacing[:2]
     window = _window(labelled, (dx, dy))

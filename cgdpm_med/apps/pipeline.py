@@ -197,9 +197,12 @@ def check_options(options: Options, cases: Sequence[Case]) -> None:
             what = (
                 f"{name} names a frame of a cine, but here Info.cfg says which frames are which, or the files' names do"
             )
-            raise InputError(what, remedy="Leave it out, or give the 4D file")
+            raise InputError(what, remedy=f"Leave out {name}, or give the 4D file alone")
     if options.ed is not None and options.ed == options.es:
-        raise InputError(f"ED and ES are the same frame, {options.ed}", remedy="Give two frames")
+        raise InputError(
+            f"ED and ES are the same frame, {options.ed}",
+            remedy="Give two different frames, or leave out --ed and --es",
+        )
     if (options.height is None) != (options.weight is None):
         raise InputError("body surface needs both height and weight", remedy="Give --height and --weight")
     if options.height is not None and len(studies) > 1:
@@ -422,12 +425,16 @@ class _Run:
         for name, number in (("ED", study.ed), ("ES", study.es)):
             if number is not None and not 1 <= number <= total:
                 what = f"has {total} frames, so {name} cannot be frame {number}"
-                raise InputError(what, path=case.image, remedy="Frames count from 1")
+                raise InputError(what, path=case.image, remedy=f"Give --{name.lower()} from 1 to {total}")
         maps, by_frame = CineMaps(volume, folder, case.name, self.options.write), {}
         objects: list[Path] = []
         for number, frame in enumerate(frames(volume), start=1):
             if frame.data.min() == frame.data.max():
-                raise InputError(f"is constant in frame {number}", path=case.image, remedy="Export the series again")
+                raise InputError(
+                    f"is constant in frame {number}",
+                    path=case.image,
+                    remedy="Export the series again, or leave that frame out",
+                )
             progress = partial(self._part_done, case.key, number - 1, total)
             result, said = self._ensemble(frame, f"{case.key}/frame{number:03d}", progress)
             study.add(number, result)

@@ -37,7 +37,7 @@ def kept_row(folder: Path, made_with: Mapping[str, Any], make: Callable[[], Mapp
             raise InputError(
                 f"was made with other settings ({', '.join(differing)})",
                 path=folder,
-                remedy="Delete this folder, or give another output folder",
+                remedy="Give another output folder, or move this one elsewhere",
             )
     else:
         write_text(file, json.dumps(wanted, indent=2))

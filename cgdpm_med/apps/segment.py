@@ -142,20 +142,23 @@ class Segmenter:
         try:
             parser.read_config(str(config))
         except Exception as error:  # a missing file, or whatever a YAML parser finds
-            raise _unusable(config, error) from error
+            raise unusable(config, error) from error
         parser["bundle_root"] = str(root)
+        if "segmenter" not in parser:
+            remedy = "Give a segmentation bundle, such as acdc_segmentation"
+            raise InputError("has no segmenter", path=config, remedy=remedy)
         for name, value in overrides.items():
             if name not in parser:
                 raise InputError(
                     f"the configuration has no key {name!r}",
                     path=config,
-                    remedy=f"Keys: {', '.join(key for key in parser.get() if not key.startswith('_'))}",
+                    remedy=f"Choose among {', '.join(key for key in parser.get() if not key.startswith('_'))}",
                 )
             parser[name] = value
         try:
             segmenter: Segmenter = parser.get_parsed_content("segmenter")
         except Exception as error:  # MONAI wraps whatever a configuration raises
-            raise input_error_behind(error) or _unusable(config, error) from error
+            raise input_error_behind(error) or unusable(config, error) from error
         if segmenter.channel_names is None:
             segmenter.channel_names = channel_names(root)
         return segmenter
@@ -190,7 +193,7 @@ class Segmenter:
 
         if not torch.isfinite(torch.as_tensor(data["probabilities"])).all():
             raise InputError(
-                "the network's answer is not finite", path=volume.path, remedy="Check the weights, or use float32"
+                "the network's answer is not finite", path=volume.path, remedy="Use precision float32, or other weights"
             )
 
         def array(name: str) -> NDArray[Any]:
@@ -213,7 +216,7 @@ def _with_background(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
     return probabilities if len(probabilities) > 1 else np.concatenate([1 - probabilities, probabilities])
 
 
-def _unusable(config: Path, error: BaseException) -> InputError:
+def unusable(config: Path, error: BaseException) -> InputError:
     """The innermost complaint about a configuration; MONAI's own run over many lines."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
@@ -255,8 +258,8 @@ def choose_device(name: str = "auto") -> torch.device:
         "mps": int(torch.backends.mps.is_available()),
     }.get(kind)
     if count is None or (index and not index.isdigit()):
-        raise InputError(f"there is no device called {name!r}", remedy="Devices: auto, cpu, cuda, cuda:1, mps")
+        raise InputError(f"there is no device called {name!r}", remedy="Use auto, cpu, cuda, cuda:1 or mps")
     if int(index or 0) >= count:
         found = f"{count} of them" if count else "none"
-        raise InputError(f"device {name!r} was asked for, but PyTorch finds {found} here", remedy="Use --device auto")
+        raise InputError(f"device {name!r} was asked for, but PyTorch finds {found} here", remedy="Use device auto")
     return torch.device(name)

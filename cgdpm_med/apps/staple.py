@@ -59,7 +59,7 @@ def staple(members: ArrayLike, *, max_iterations: int = MAX_ITERATIONS) -> Stapl
     if array.ndim not in (3, 4) or not array.size:
         raise InputError(f"members of shape {array.shape} cannot be fused", remedy="Give (K, X, Y, Z) with K >= 1")
     if array.min() < 0 or array.max() >= _UNDECIDED:
-        raise InputError(f"labels run from {array.min()} to {array.max()}", remedy="Labels must lie in 0 to 254")
+        raise InputError(f"labels run from {array.min()} to {array.max()}", remedy="Use labels from 0 to 254")
     array = np.ascontiguousarray(array, dtype=np.uint8)
     em = sitk.MultiLabelSTAPLEImageFilter()
     em.SetLabelForUndecidedPixels(_UNDECIDED)

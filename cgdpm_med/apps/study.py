@@ -23,6 +23,7 @@ from cgdpm_med.apps.segment import Segmentation
 from cgdpm_med.apps.single_images import single_image_columns
 from cgdpm_med.apps.stack_checks import assess_stack, compare_grids
 from cgdpm_med.volumes import InputError, slice_order
+from cgdpm_med.volumes.files import listed
 
 _LV = 3
 
@@ -92,7 +93,7 @@ class Study:
             InputError: for a frame given twice.
         """
         if frame in self._volumes:
-            raise InputError(f"frame {frame} of {self.key} was given twice")
+            raise InputError(f"frame {frame} of {self.key} was given twice", remedy="Add each frame once")
         self._volumes[frame] = frame_volumes(
             segmentation.mask,
             segmentation.members,
@@ -121,7 +122,7 @@ class Study:
             InputError: when no frame was given, or ED or ES named a frame that was not.
         """
         if not self._volumes:
-            raise InputError(f"{self.key} has no frames")
+            raise InputError(f"{self.key} has no frames", remedy="Add its frames first")
         volumes = dict(sorted(self._volumes.items()))
         if not self._labels.cardiac:
             return StudyResult(self.key, volumes, combine(self._checked), labels=self._labels)
@@ -155,7 +156,8 @@ class Study:
     def _ed_es(self, numbers: list[int]) -> tuple[int, int]:
         for name, frame in (("ED", self.ed), ("ES", self.es)):
             if frame is not None and frame not in numbers:
-                raise InputError(f"{name} is frame {frame}, which {self.key} does not have")
+                what = f"{name} is frame {frame}, which {self.key} does not have"
+                raise InputError(what, remedy=f"Choose among {listed(numbers)}")
         ed, es = find_ed_es(
             [float(self._volumes[number].fused[_LV]) for number in numbers],
             ed=None if self.ed is None else numbers.index(self.ed),

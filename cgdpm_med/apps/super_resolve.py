@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cgdpm_med.apps.bundles import bundle_path
-from cgdpm_med.apps.cases import Case, nifti_files
+from cgdpm_med.apps.cases import Case
 from cgdpm_med.apps.console import CaseBar, complain, input_error_behind
-from cgdpm_med.apps.segment import choose_device
+from cgdpm_med.apps.folders import is_volume, volume_files
+from cgdpm_med.apps.segment import choose_device, unusable
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.images import PICTURE_SUFFIXES, image_datalist, read_picture, write_picture
@@ -33,11 +34,12 @@ from cgdpm_med.networks.unet import ConditionalUNet
 from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.transforms import case_name
 from cgdpm_med.volumes import InputError, Spacing, check_spacing, read_volume, write_on_grid
+from cgdpm_med.volumes.formats import VOLUME_SUFFIXES
 from cgdpm_med.volumes.refine import refined_grid
 
 KEPT_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff")
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ADM_WINDOW = 256
+_OPTIONS = {"class_index": "--class-index", "guidance_weights": "--guidance-weights"}
 
 
 class SuperResolver:
@@ -98,17 +100,23 @@ class SuperResolver:
         root = Path(bundle) if Path(bundle).is_dir() else bundle_path(str(bundle))
         config = root / "configs" / "inference.yaml"
         parser = ConfigParser()
-        parser.read_config(str(config))
+        try:
+            parser.read_config(str(config))
+        except Exception as error:  # a missing file, or whatever a YAML parser finds
+            raise unusable(config, error) from error
         parser["bundle_root"] = str(root)
-        if missing := [name for name in ("resolver", *overrides) if name not in parser]:
-            remedy = "Give a super-resolution bundle, and keys of its configuration"
+        if "resolver" not in parser:
+            remedy = "Give a super-resolution bundle, such as imagenet_sr_64_256"
+            raise InputError("has no resolver", path=config, remedy=remedy)
+        if missing := [name for name in overrides if name not in parser]:
+            remedy = f"Leave out {_OPTIONS.get(missing[0], missing[0])}, or give a bundle that has it"
             raise InputError(f"the configuration has no key {missing[0]!r}", path=config, remedy=remedy)
         for name, value in overrides.items():
             parser[name] = value
         try:
             return parser.get_parsed_content("resolver")
         except Exception as error:  # MONAI wraps whatever a configuration raises
-            raise input_error_behind(error) or error from None
+            raise input_error_behind(error) or unusable(config, error) from error
 
     @classmethod
     def from_adm(
@@ -140,7 +148,9 @@ class SuperResolver:
         classes = network.num_classes
         if classes is not None and (class_index is None or not 0 <= class_index < classes):
             what = "needs the class of the images" if class_index is None else f"has no class {class_index}"
-            raise InputError(what, path=weights, remedy=f"Give a class index from 0 to {classes - 1}")
+            raise InputError(
+                what, path=weights, remedy=f"Give --class-index from 0 to {classes - 1} (class_index= in Python)"
+            )
         predictor = DiffusionPredictor(
             network if classes is None else ClassConditioned(network),
             schedule=NoiseSchedule(),
@@ -179,7 +189,10 @@ class SuperResolver:
         if classes is not None:
             condition = append_class(condition, torch.tensor(classes))
         elif any(isinstance(m, ClassConditioned) for m in self.predictor.denoiser.modules()):
-            raise InputError("the network needs the class of the images", remedy="Give class_index, such as 207")
+            raise InputError(
+                "the network needs the class of the images",
+                remedy="Give --class-index, such as 207 (class_index= in Python)",
+            )
         members = self.predictor.ensemble(
             condition.to(self.device), keys=keys, wrap=self._wrapped(len(images), progress)
         )
@@ -232,7 +245,8 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
         return images.mean(dim=1, keepdim=True)
     if images.shape[1] == 1:
         return images.expand(-1, channels, -1, -1)
-    raise InputError(f"the network takes {channels} channels, the image has {images.shape[1]}")
+    what = f"the network takes {channels} channels, the image has {images.shape[1]}"
+    raise InputError(what, remedy=f"Give images of {channels} channels, or grey ones")
 
 
 def spread(members: Tensor) -> Tensor:
@@ -297,7 +311,7 @@ def super_resolve_volume(
     progress: Callable[[float], None] | None = None,
     spacing: Spacing = "auto",
 ) -> Refined:
-    """Refine the x-y slices of a NIfTI volume on the grid of :func:`~cgdpm_med.volumes.refine.refined_grid`.
+    """Refine the x-y slices of a volume on the grid of :func:`~cgdpm_med.volumes.refine.refined_grid`.
 
     Intensities are scaled linearly from the volume's minimum and maximum to [-1, 1], and back. Written as float32:
     ``<case>.nii.gz``, the mean over members, and with several members also ``<case>_samples.nii.gz`` (the members along
@@ -311,7 +325,7 @@ def super_resolve_volume(
     volume = read_volume(path, spacing=spacing)
     if volume.data.ndim != 3:
         what = f"has {volume.data.ndim} dimensions, a single frame was expected"
-        raise InputError(what, path=path, remedy="Extract the frames first")
+        raise InputError(what, path=path, remedy="Save each frame as a 3D file of its own, and give those")
     low, high = float(volume.data.min()), float(volume.data.max())
     slices = torch.from_numpy(np.ascontiguousarray(np.moveaxis(volume.data, 2, 0)))[:, None]
     scaled = 2 * (slices - low) / (high - low) - 1
@@ -340,7 +354,7 @@ def _fresh(target: Path, source: Path) -> Path:
 
 
 def find_images(source: str | Path, *, exclude: str | Path | None = None) -> list[Case]:
-    """The pictures and NIfTI volumes at ``source``: a file, or a folder searched recursively.
+    """The pictures and volumes at ``source``: a file, or a folder searched recursively.
 
     Whatever lies below ``exclude`` is left out; results mirror the folders of the inputs. Of files in one folder that
     differ in their suffix alone, all but the first get an error, as their results would overwrite each other's.
@@ -357,12 +371,14 @@ def find_images(source: str | Path, *, exclude: str | Path | None = None) -> lis
         pictures = [Path(item["image"]) for item in image_datalist(source)]
     except InputError:
         pictures = []
-    files = sorted([*pictures, *nifti_files(source)])
+    files = sorted([*pictures, *volume_files(source)])
     if exclude is not None:
         files = [path for path in files if not path.resolve().is_relative_to(Path(exclude).resolve())]
     if not files:
-        known = ", ".join((*PICTURE_SUFFIXES, *NIFTI_SUFFIXES))
-        raise InputError("holds no picture and no volume", path=source, remedy=f"Known suffixes: {known}")
+        known = ", ".join((*PICTURE_SUFFIXES, *VOLUME_SUFFIXES))
+        raise InputError(
+            "holds no picture and no volume", path=source, remedy=f"Give pictures or volumes named {known}"
+        )
     cases: dict[str, Case] = {}
     namesakes = []
     for path in files:
@@ -377,11 +393,7 @@ def find_images(source: str | Path, *, exclude: str | Path | None = None) -> lis
 
 
 def _name(path: Path) -> str:
-    return case_name(path) if _is_volume(path) else path.stem
-
-
-def _is_volume(path: Path) -> bool:
-    return path.name.lower().endswith(NIFTI_SUFFIXES)
+    return case_name(path) if is_volume(path) else path.stem
 
 
 def super_resolve(
@@ -424,9 +436,14 @@ def _refine(resolver: SuperResolver, case: Case, folder: Path, bar: CaseBar, spa
     if case.error is not None:
         raise case.error
     progress = partial(bar.update, case.key)
-    if _is_volume(case.image):
+    if is_volume(case.image):
         return super_resolve_volume(resolver, case.image, folder, case.key, progress, spacing)
     return super_resolve_picture(resolver, case.image, folder, case.key, progress)
+
+
+def _of_option(error: ValueError) -> InputError:
+    """A number that the network or the sampling cannot take; these say what they can."""
+    return error if isinstance(error, InputError) else InputError(str(error), remedy="Correct that option")
 
 
 def load_resolver(
@@ -459,5 +476,8 @@ def load_resolver(
         if "guidance_scale" in changes or "guidance_weights" in changes:
             remedy = "Give --bundle, for ADM's weights imagenet_sr_64_256 or imagenet_sr_128_512"
             raise InputError("only a bundle says what its guidance network looks like", remedy=remedy)
-        return SuperResolver.from_adm(weights, class_index, device=chosen, **changes)
+        try:
+            return SuperResolver.from_adm(weights, class_index, device=chosen, **changes)
+        except ValueError as error:
+            raise _of_option(error) from error
     return SuperResolver.from_bundle(bundle, weights=str(weights), device=chosen, **changes)

@@ -112,8 +112,8 @@ def check_unseen(patients: Iterable[str], weights: Sequence[str | Path], section
 def _remedy(record: TrainingRecord, section: str) -> str:
     unseen = {name: set(load_split(record.path)[name]) - record.patients for name in SECTIONS}
     if unseen[section]:
-        return f"Use section {section} of this file: give it as --split"
-    return f"Give patients that took no part in the training, as section {section} of a --split of yours"
+        return f"Use section {section} of this file: give it as --split (split= in Python)"
+    return f"Give patients that trained nothing, as section {section} of a --split of yours (split= in Python)"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -45,7 +45,7 @@ def image_datalist(root: PathLike) -> list[Item]:
         raise InputError("no such folder", path=root, remedy="Give a folder that holds pictures")
     items = [{"image": str(path), "key": path.relative_to(root).as_posix()} for path in _pictures(root)]
     if not items:
-        raise InputError("holds no pictures", path=root, remedy=f"Known suffixes: {', '.join(PICTURE_SUFFIXES)}")
+        raise InputError("holds no pictures", path=root, remedy=f"Give pictures named {', '.join(PICTURE_SUFFIXES)}")
     return items
 
 
@@ -96,7 +96,8 @@ def readable_pictures(
         except InputError as error:
             return error
         if min(size) < min_side:
-            return InputError(f"{size[1]} x {size[0]} pixels, below {min_side} on a side", path=item[key])
+            what = f"{size[1]} x {size[0]} pixels, below {min_side} on a side"
+            return InputError(what, path=item[key], remedy="Leave it out, or train on smaller pictures")
         return None
 
     kept, skipped = [], []
@@ -112,7 +113,8 @@ def readable_pictures(
     if skipped:
         log.warning("%d of %d pictures were skipped", len(skipped), len(items))
     if not kept:
-        raise InputError(f"none of {len(items)} pictures can be used, the first because: {listed(skipped, 1)}")
+        what = f"none of {len(items)} pictures can be used, the first because: {skipped[0]}"
+        raise InputError(what, remedy="Give other pictures")
     return Readable(kept, skipped)
 
 
@@ -262,13 +264,13 @@ def _read_ground_truth(path: Path, items: Sequence[Item], class_map: ClassMap) -
         return [_index(word, class_map, path) for word in named]
     if len(lines) != len(items):
         what = f"holds {len(lines)} lines for {len(items)} pictures"
-        raise InputError(what, path=path, remedy="The folder must hold all pictures of the section, and no others")
+        raise InputError(what, path=path, remedy="Put all pictures of the section into the folder, and no others")
     words = [line[0] for line in lines]
     if words and words[0].isdecimal():
         kit = _devkit_wnids(path.with_name("meta.mat"))
         words = [kit.get(word, word) for word in words]
         if unknown := [word for word in words if word.isdecimal()]:
-            raise InputError(f"{listed(unknown, 3)} are no classes of meta.mat", path=path)
+            raise InputError(f"{listed(unknown, 3)} are no classes of meta.mat", path=path, remedy="Restore the files")
     return [_index(word, class_map, path) for word in words]
 
 

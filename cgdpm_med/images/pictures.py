@@ -84,7 +84,7 @@ def read_picture(path: PathLike) -> Picture:
     except BROKEN as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise read_failure(path, error) from error
-        remedy = "Copy or export the file again"
+        remedy = "Export it again as PNG, or a volume as NIfTI"
         raise InputError(f"is not a readable picture ({error})", path=path, remedy=remedy) from error
 
 

@@ -10,7 +10,6 @@ evenly spaced timesteps.
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +95,9 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # torch, pickle and struct each have their own
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{os.fspath(path)}: not a checkpoint of tensors ({reason}). {REMEDY}") from error
     if not isinstance(content, dict) or not content:

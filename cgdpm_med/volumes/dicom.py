@@ -63,8 +63,10 @@ def read_dicom(folder: PathLike, *, series: Collection[int] | None = None) -> Vo
     if len(findings) == 1:
         raise errors[0]
     what = f"holds {len(findings)} DICOM volumes" if findings else "holds no DICOM image"
-    remedy = f"Give the folder of one series, or choose among series {listed(_series_of(findings))}"
-    raise InputError(what, path=folder, remedy=remedy if findings else "Give the folder of one series")
+    numbers = _series_of(findings)
+    among = f", or choose with series= among {listed(numbers)}" if len(numbers) > 1 else ""
+    remedy = f"Give the folder of one of them{among}"
+    raise InputError(what, path=folder, remedy=remedy if findings else "Give the folder of a series")
 
 
 def _series_of(findings: Iterable[DicomFinding]) -> list[int]:

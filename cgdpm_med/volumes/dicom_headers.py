@@ -151,10 +151,14 @@ def read_headers(path: Path) -> list[DicomImage] | NotAnImage | None:
             syntax = text_of(header.file_meta, "TransferSyntaxUID")
             return [_image(path, syntax, frame, index, len(frames)) for index, frame in enumerate(frames)]
     except OSError as error:
-        raise InputError("cannot be read: permission or disk", path=path, remedy="Check the file") from error
+        raise InputError(
+            "cannot be read: permission or disk",
+            path=path,
+            remedy="Copy the file again, or ask for permission to read it",
+        ) from error
     except UNREADABLE as error:
         what = "is truncated, damaged or no DICOM image"
-        raise InputError(what, path=path, remedy="Export it again, or remove it if it is none") from error
+        raise InputError(what, path=path, remedy="Export it again, or move it elsewhere") from error
 
 
 def _read_dataset(file: BinaryIO) -> Any:

@@ -90,7 +90,8 @@ def _odd_contrast(level: Level, usual: Sequence[Level]) -> Judged:
     return Judged(level.group, level.group.error(what, _CHOOSE))
 
 
-_CHOOSE = "Choose the series of the stack with --series if that is right"
+_STACK = "Give a short-axis stack: choose its series with --series, or move these images elsewhere"
+_CHOOSE = "Choose the series of the stack with --series, or move the others elsewhere"
 
 # --- what UIDs and folders still tell ---------------------------------------------------------------------------------
 
@@ -169,7 +170,7 @@ def _judged(levels: Sequence[Level]) -> list[Judged]:
         return [_single(levels[0])]
     if len(places) == 1:
         group = joined(level.group for level in levels)
-        return [Judged(group, group.error("show the same slice", "Give a short-axis stack, or leave these series out"))]
+        return [Judged(group, group.error("show the same slice", _STACK))]
     shifted = _is_shifted(places)
     parts = lattices(_places(levels), shifted=shifted)
     found: list[Judged] = []
@@ -184,7 +185,7 @@ def _judged(levels: Sequence[Level]) -> list[Judged]:
 
 def _single(level: Level) -> Judged:
     what = "shows a single slice"
-    return Judged(level.group, level.group.error(what, "Give a short-axis stack, or leave this series out"))
+    return Judged(level.group, level.group.error(what, _STACK))
 
 
 def _off_lattice(level: Level) -> Judged:

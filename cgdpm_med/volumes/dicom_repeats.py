@@ -93,7 +93,7 @@ def _latest(group: ImageGroup, number: int, of_slice: list[DicomImage], usual: i
     if acquisitions is None:
         times = len(of_slice) // usual
         what = f"holds slice {number} {times} times, and nothing says which acquisition is the later"
-        raise group.error(what, "Move the files of one acquisition out of the folder, or choose with --series")
+        raise group.error(what, "Move the files of one acquisition elsewhere, or choose its series with --series")
     return acquisitions[-1], f"slice {number} was acquired {len(acquisitions)} times; the last acquisition is taken"
 
 

@@ -108,7 +108,7 @@ def views_of(key: SeriesKey, group: ImageGroup) -> list[ImageGroup]:
     return [ImageGroup(view) for part in contrasts for view in classes_of(part, _same_view)]
 
 
-_ALONE = "Choose the short-axis series with --series, or give it alone"
+_ALONE = "Give the short-axis images alone, or choose another series with --series"
 
 
 def _could_mix(a: DicomImage, b: DicomImage) -> bool:
@@ -141,13 +141,15 @@ def _complaint(group: ImageGroup) -> InputError | None:
         what = "is a multi-frame object that does not say where each of its frames lies"
         return group.error(what, "Export it as Enhanced MR or as single images, or convert it to NIfTI and give that")
     if not all(image.grey for image in images):
-        return group.error("holds colour or inverted images", _ALONE)
+        return group.error(
+            "holds colour or inverted images", "Export them as MONOCHROME2, or choose another series with --series"
+        )
     if any(image.position is None or image.directions is None for image in images):
         what = "does not say where its images lie (ImagePositionPatient, ImageOrientationPatient)"
-        return group.error(what, _ALONE)
+        return group.error(what, "Export it again with its headers, or choose another series with --series")
     if any(image.spacing is None for image in images):
         what = "does not say how large its pixels are (PixelSpacing)"
-        return group.error(what, "Export it again with its headers")
+        return group.error(what, "Export it again with its headers, or choose another series with --series")
     return _complaint_of_rasters(group)
 
 

@@ -31,7 +31,7 @@ CONFLICTS = frozenset({"pixdim", "the affine", "sform", "qform"})
 
 _UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}  # xyzt_units & 7; all else means or is taken as mm
 _TEMPLATES = (3, 4, 5)  # codes of Talairach, MNI and other templates: places in no patient
-_REPAIR = "Set sform_code or qform_code to 0 where it is wrong, or go without its directions: --spacing pixdim"
+_REPAIR = "Set the wrong sform_code or qform_code to 0, or give --spacing pixdim (spacing= in Python): no directions"
 _APART = 1.0  # degrees between the axes of sform and qform above which they are called in conflict
 
 
@@ -250,8 +250,8 @@ class _Lengths:
         return lengths, self._note("the affine", "pixdim")
 
     def _note(self, taken: str, other: str) -> dict[str, str]:
-        remedy = f"if that is wrong, give --spacing {other}, or numbers such as 1.5,1.5,8 (spacing= in Python)"
-        return {taken: f"{self._both()}: {taken} is taken; {remedy}"}
+        otherwise = f"if that is wrong, give --spacing {other}, or numbers such as 1.5,1.5,8 (spacing= in Python)"
+        return {taken: f"{self._both()}: {taken} is taken; {otherwise}"}
 
     def _both(self) -> str:
         return f"pixdim says {in_mm(self.pixdim)}, the affine {in_mm(self.form.lengths)}"

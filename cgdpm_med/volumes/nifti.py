@@ -105,10 +105,12 @@ def read_volume(path: PathLike, *, spacing: Spacing = "auto") -> Volume:
     with np.errstate(over="ignore"):
         data = array.astype(np.float32, copy=False)
     if array.dtype.itemsize > 4 and not np.isfinite(data).all():
-        raise InputError("holds values beyond the range of float32", path=path, remedy="Rescale the image")
+        raise InputError("holds values beyond the range of float32", path=path, remedy="Scale the voxels down")
     if data.min() == data.max():
         raise InputError(
-            f"is constant: every voxel is {float(data.flat[0]):g}", path=path, remedy="Export the image again"
+            f"is constant: every voxel is {float(data.flat[0]):g}",
+            path=path,
+            remedy="Export the image again, or leave it out",
         )
     return Volume(data, grid, path)
 
@@ -149,13 +151,18 @@ def read_labels(
         raise InputError(
             f"holds label values {listed(wrong)}, allowed are {listed(sorted(allowed))}",
             path=path,
-            remedy="Map the labels to the expected ones",
+            remedy=f"Map the labels to {listed(sorted(allowed))}",
         )
     if like is not None and (difference := like.difference(grid)) is not None:
-        raise InputError(
-            f"is not on its image's grid: {difference}", path=path, remedy="Resample the labels to the image"
-        )
+        raise InputError(f"is not on its image's grid: {difference}", path=path, remedy=_grid_remedy(like, grid))
     return Volume(labels.astype(np.min_scalar_type(max(allowed))), grid, path)
+
+
+def _grid_remedy(image: Grid, labels: Grid) -> str:
+    """Resampling would empty or shift the masks of a file whose header alone is wrong."""
+    if image.spatial_shape == labels.spatial_shape:
+        return "Write the labels with the header of their image, or if they lie elsewhere resample them"
+    return "Resample the labels to the image, with nearest neighbour"
 
 
 def frames(volume: Volume) -> Iterator[Volume]:
@@ -279,6 +286,9 @@ def _read_header(stream: io.BufferedIOBase, path: Path) -> nib.Nifti1Header:
             if block[:4] == struct.pack(f"{endianness}i", kind.sizeof_hdr) and len(block) >= kind.sizeof_hdr:
                 header = kind(block[: kind.sizeof_hdr], endianness, check=False)
     if header is None or bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
+        if header is not None and bytes(header["magic"])[:3] in (b"ni1", b"ni2"):
+            remedy = "Rename it to .hdr, and put the .img of that name beside it"
+            raise InputError("is the header of a NIfTI pair", path=path, remedy=remedy)
         what = "is truncated inside its header" if len(block) < 348 else "is not a single-file NIfTI image"
         _damaged(path, what)
     ndim = int(header["dim"][0])

@@ -163,7 +163,7 @@ def _dtype(fields: Mapping[str, str], encoding: str, path: Path) -> np.dtype[np.
     dtype = np.dtype(name)
     order = fields.get("endian", "").lower()
     if order not in ("little", "big") and dtype.itemsize > 1 and encoding != "text":
-        raise InputError("does not say the order of its bytes (endian)", path=path, remedy="Save it again")
+        raise InputError("does not say the order of its bytes (endian)", path=path, remedy="Save it again, with endian")
     return dtype.newbyteorder(">" if order == "big" else "<")
 
 
