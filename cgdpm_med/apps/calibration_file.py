@@ -22,6 +22,7 @@ from cgdpm_med.apps.segment import Segmentation
 from cgdpm_med.calibration import temper
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.diffusion.sampling import BEFORE_DIALS, Sampling
+from cgdpm_med.models.weights import weights_digest
 from cgdpm_med.volumes import InputError, atomic_write
 
 CALIBRATION = "calibration.json"
@@ -35,6 +36,7 @@ SETTINGS = (
 )
 """What must be as it was in the fit, besides the weights. Seed, device and precision need not."""
 
+OTHER_WEIGHTS = "other weights"
 _REFIT = "Fit it again with cgdpm-med calibrate"
 
 
@@ -46,7 +48,7 @@ class Calibration:
         temperature: of the fused probabilities, see :func:`~cgdpm_med.calibration.temper`.
         level: nominal coverage of the intervals.
         widening, margin: by measure, see :func:`~cgdpm_med.cardiac_function`.
-        weights: SHA-256 of every weights file by its name.
+        weights: digest of the tensors of every weights file by its name.
         settings: those of :data:`SETTINGS`.
         data: what it was fitted to: section, patients, volumes, seed.
         numbers: "before" and "after" on that data, and what is guaranteed elsewhere.
@@ -74,7 +76,7 @@ class Calibration:
     def misfit(self, hashes: Mapping[str, str], settings: Mapping[str, Any]) -> str | None:
         """What was otherwise in the fit, in words; None where nothing was."""
         if sorted(hashes.values()) != sorted(self.weights.values()):
-            return "other weights"
+            return OTHER_WEIGHTS
         wanted = plain(settings)
         differing = [name for name in SETTINGS if self.settings[name] != wanted[name]]
         return ", ".join(f"{name.replace('_', ' ')} {self.settings[name]}" for name in differing) or None
@@ -156,7 +158,9 @@ def find_calibration(
     if found is None or (path is None and not found.is_file()):
         return None, None
     calibration = read_calibration(found)
-    misfit = calibration.misfit({file.name: sha256_of(file) for file in weights}, settings)
+    misfit = calibration.misfit({file.name: weights_digest(file) for file in weights}, settings)
+    if misfit == OTHER_WEIGHTS:  # version 0.1 knew weights by their files' bytes
+        misfit = calibration.misfit({file.name: sha256_of(file) for file in weights}, settings)
     if misfit is None:
         return calibration, None
     error = InputError(f"was fitted to {misfit}", path=found, remedy=_REFIT)

@@ -13,6 +13,7 @@ import torch
 
 from cgdpm_med import __version__
 from cgdpm_med.apps.bundles import bundle_path, list_bundles
+from cgdpm_med.models.weights import weights_digest
 
 _DISTRIBUTIONS = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "SimpleITK", "itk", "highdicom")
 
@@ -76,5 +77,9 @@ def _describe_bundle(folder: Path) -> dict[str, Any]:
     return {
         "name": folder.name,
         "version": metadata.get("version", "unknown"),
-        "weights": {path.name: sha256_of(path) for path in weights},
+        "weights": {path.name: _digest(path) for path in weights},
     }
+
+
+def _digest(path: Path) -> str:
+    return weights_digest(path) if path.suffix == ".pt" else sha256_of(path)
