@@ -17,12 +17,11 @@ from typing import Any
 import torch
 
 from cgdpm_med.apps.cardiac import MEASURES
-from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.segment import Segmentation
 from cgdpm_med.calibration import temper
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.diffusion.sampling import BEFORE_DIALS, Sampling
-from cgdpm_med.models.weights import weights_digest
+from cgdpm_med.models.weights import sha256_of, weights_digest
 from cgdpm_med.volumes import InputError, atomic_write
 
 CALIBRATION = "calibration.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -49,15 +48,6 @@ def info_lines(info: dict[str, Any]) -> list[str]:
     return [f"{label:<{width}}  {value}" for label, value in rows]
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _installed_version(distribution: str) -> str | None:
     try:
         return version(distribution)
@@ -77,9 +67,5 @@ def _describe_bundle(folder: Path) -> dict[str, Any]:
     return {
         "name": folder.name,
         "version": metadata.get("version", "unknown"),
-        "weights": {path.name: _digest(path) for path in weights},
+        "weights": {path.name: weights_digest(path) for path in weights},
     }
-
-
-def _digest(path: Path) -> str:
-    return weights_digest(path) if path.suffix == ".pt" else sha256_of(path)

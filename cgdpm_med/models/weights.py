@@ -106,10 +106,12 @@ def digest_of(tensors: Tensors) -> str:
 
 
 def weights_digest(path: str | Path) -> str:
-    """:func:`digest_of` the tensors in a file; a file that has not changed is read once.
+    """:func:`digest_of` the tensors in a file; of weights of another kind, SHA-256 of the file.
+
+    A file that has not changed is read once.
 
     Raises:
-        InputError: for anything but a file of weights.
+        InputError: when there is no file.
     """
     path = Path(path)
     if not path.is_file():
@@ -120,4 +122,16 @@ def weights_digest(path: str | Path) -> str:
 
 @lru_cache(maxsize=64)
 def _digest_of_file(path: Path, size: int, changed: int) -> str:
-    return digest_of(read_content(path)[0])
+    try:
+        return digest_of(read_content(path)[0])
+    except InputError:
+        return sha256_of(path)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
