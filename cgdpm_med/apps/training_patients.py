@@ -95,9 +95,17 @@ def training_record(weights: str | Path) -> TrainingRecord | None:
     weights = Path(weights)
     record, content = weights.with_name(SPLIT_FILE), _read(weights.with_name(SPLIT_FILE))
     split = record if content else None
-    if weights.is_file() and (known := training_data_of(weights)) is not None:
+    if (known := _said(weights)) is not None:
         return TrainingRecord(frozenset(known.patients), weights, split)
     return None if not content else TrainingRecord(frozenset(content["trained_on"]), record, split)
+
+
+def _said(weights: Path) -> TrainingData | None:
+    """What the file itself says; nothing where it is of another kind."""
+    try:
+        return training_data_of(weights)
+    except InputError:
+        return None
 
 
 def _read(path: Path) -> dict[str, Any]:
