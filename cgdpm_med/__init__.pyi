@@ -61,7 +61,7 @@ from cgdpm_med.apps.super_resolve import (
     find_images as find_images,
     super_resolve as super_resolve,
 )
-from cgdpm_med.apps.training_patients import record_split as record_split
+from cgdpm_med.apps.training_patients import record_split as record_split, training_data as training_data
 from cgdpm_med.augment import SliceAugment as SliceAugment
 from cgdpm_med.calibration import (
     conformal_factor as conformal_factor,
@@ -82,7 +82,12 @@ from cgdpm_med.diffusion.baselines import (
 )
 from cgdpm_med.diffusion.degradation import AreaDegradation as AreaDegradation
 from cgdpm_med.diffusion.ensemble import KeyedNoise as KeyedNoise, sample_ensemble as sample_ensemble
-from cgdpm_med.diffusion.guidance import Replay as Replay, ScaledGuide as ScaledGuide, guided as guided
+from cgdpm_med.diffusion.guidance import (
+    Replay as Replay,
+    ScaledGuide as ScaledGuide,
+    guidance_weighting as guidance_weighting,
+    guided as guided,
+)
 from cgdpm_med.diffusion.losses import (
     DiffusionLoss as DiffusionLoss,
     GuidanceLoss as GuidanceLoss,
@@ -103,8 +108,6 @@ from cgdpm_med.engines import (
     TargetPrepareBatch as TargetPrepareBatch,
     TrainingState as TrainingState,
     WarmupCosine as WarmupCosine,
-    load_weights as load_weights,
-    save_weights as save_weights,
 )
 from cgdpm_med.generation_metrics import (
     FeatureStatistics as FeatureStatistics,
@@ -117,8 +120,6 @@ from cgdpm_med.generation_metrics import (
 from cgdpm_med.guidance_training import (
     ReplayLoader as ReplayLoader,
     examples_prepare_batch as examples_prepare_batch,
-    guidance_beside as guidance_beside,
-    guidance_weighting as guidance_weighting,
     guide_from_denoiser as guide_from_denoiser,
     load_guide as load_guide,
 )
@@ -166,6 +167,17 @@ from cgdpm_med.metrics import (
     ssim as ssim,
     summarise as summarise,
     surface_distances as surface_distances,
+)
+from cgdpm_med.models import (
+    ModelDescription as ModelDescription,
+    PictureInput as PictureInput,
+    VolumeInput as VolumeInput,
+    describe as describe,
+    guidance_beside as guidance_beside,
+    load_model as load_model,
+    load_weights as load_weights,
+    save_model as save_model,
+    save_weights as save_weights,
 )
 from cgdpm_med.networks.adm import load_adm_upsampler as load_adm_upsampler
 from cgdpm_med.networks.classes import ClassConditioned as ClassConditioned, append_class as append_class

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from cgdpm_med.diffusion.ensemble import key_seed
 from cgdpm_med.diffusion.targets import Target
+from cgdpm_med.models.description import ModelDescription
+from cgdpm_med.models.files import save_model
+from cgdpm_med.models.weights import save_weights
 from cgdpm_med.runtime.layers import optimise
 from cgdpm_med.runtime.precision import autocast_dtype, check_precision
 from cgdpm_med.slices import EpochSampler
@@ -260,12 +263,15 @@ class BestWeights:
         model: whose state_dict is written (the EMA model).
         path: of the best weights; the last go beside them as ``<name>_last``.
         metric: name in ``engine.state.metrics``; larger is better.
+        description: written into the files, which are model files then; without, they are plain state_dicts.
 
     Its own state (the best value) belongs into the checkpoint, so that a resumed run does not forget it.
     """
 
-    def __init__(self, model: torch.nn.Module, path: str | Path, metric: str) -> None:
-        self.model, self.path, self.metric = model, Path(path), metric
+    def __init__(
+        self, model: torch.nn.Module, path: str | Path, metric: str, description: ModelDescription | None = None
+    ) -> None:
+        self.model, self.path, self.metric, self.description = model, Path(path), metric, description
         self.best = float("-inf")
 
     def attach(self, engine: Engine) -> None:
@@ -275,62 +281,19 @@ class BestWeights:
     def update(self, engine: Engine) -> None:
         """Write the last weights, and the best when they are."""
         value = float(engine.state.metrics[self.metric])
-        save_weights(self.model, self.path.with_name(f"{self.path.stem}_last{self.path.suffix}"))
+        self._write(self.path.with_name(f"{self.path.stem}_last{self.path.suffix}"))
         if value > self.best:
             self.best = value
-            save_weights(self.model, self.path)
+            self._write(self.path)
+
+    def _write(self, path: Path) -> None:
+        if self.description is None:
+            save_weights(self.model, path)
+        else:
+            save_model(path, self.model, self.description)
 
     def state_dict(self) -> dict[str, float]:
         return {"best": self.best}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.best = float(state["best"])
-
-
-def save_weights(model: torch.nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a state_dict atomically, floating-point tensors in ``dtype`` if given (float16 halves the file)."""
-    state = {
-        name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
-    with atomic_write(path) as file:
-        torch.save(state, file)
-
-
-def load_weights(model: torch.nn.Module, path: str | Path) -> torch.nn.Module:
-    """Read a state_dict into ``model`` (weights_only, cast to the model's precision) and return it.
-
-    Raises:
-        InputError: when the file is missing, is no state_dict, or belongs to another network; the first differing
-            keys are named.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("there are no weights here", path=path, remedy="Train them, or give another file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f"is not a file of plain weights ({type(error).__name__})",
-            path=path,
-            remedy="Save a state_dict with torch.save; files that would run code are refused",
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(
-            "holds something else than a state_dict", path=path, remedy="Save model.state_dict() with torch.save"
-        )
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if wanted != found:
-        differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        details = ", ".join(
-            f"{name} (network {wanted.get(name, 'has none')}, file {found.get(name, 'has none')})"
-            for name in differing[:3]
-        )
-        raise InputError(
-            f"belongs to another network: {len(differing)} of {len(wanted)} tensors differ, first {details}",
-            path=path,
-            remedy="Use the configuration the weights were trained with",
-        )
-    model.load_state_dict(state)
-    return model

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cgdpm_med.diffusion.ensemble import key_seed
-from cgdpm_med.diffusion.guidance import Examples, Replay, ScaledGuide
+from cgdpm_med.diffusion.guidance import Examples, Replay, ScaledGuide, guidance_weighting
 from cgdpm_med.diffusion.schedule import NoiseSchedule
-from cgdpm_med.engines import load_weights
+from cgdpm_med.models.weights import load_weights
 from cgdpm_med.networks.classes import ClassConditioned
 from cgdpm_med.networks.unet import ConditionalUNet
 from cgdpm_med.volumes import InputError
@@ -30,24 +30,6 @@ def guide_from_denoiser(network: ConditionalUNet | ClassConditioned, schedule: N
     for parameter in unet.head.parameters():
         torch.nn.init.zeros_(parameter)
     return ScaledGuide(network, schedule, guidance_weighting(schedule))
-
-
-def guidance_weighting(schedule: NoiseSchedule) -> str:
-    """How f is scaled and its loss weighted for a denoiser of this prediction type; see :class:`ScaledGuide`.
-
-    The x_0 of a network that predicts x_0 or v is wrong by a bounded amount at every t. That of one that predicts eps
-    is arbitrarily wrong in pure noise.
-    """
-    return "bounded" if schedule.prediction_type == "epsilon" else "sample"
-
-
-def guidance_beside(weights: str | Path) -> Path:
-    """Where the guidance network of a denoiser lies: ``guidance.pt`` beside its weights, else in a folder ``guidance``.
-
-    MONAI Label offers every ``*.pt`` beside ``model.pt`` as a model of its own, so a bundle has it in the folder.
-    """
-    beside = Path(weights).with_name("guidance.pt")
-    return beside if beside.exists() else beside.parent / "guidance" / beside.name
 
 
 def load_guide(

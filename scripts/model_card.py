@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from cgdpm_med import InputError, acdc_datalist, bundle_path, dice_per_structure, load_split, read_labels, view_of
 from cgdpm_med.apps.cardiac import MEASURES
-from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.rows import markdown_table, spoken, write_text
 from cgdpm_med.data import ACDC_GROUPS, ACDC_LABELS
+from cgdpm_med.models.weights import weights_digest
 
 # average, RV, myocardium, LV in percent: table 4 of the paper, on a random split of its own
 PAPER = {
@@ -163,7 +163,9 @@ def protocol(evaluation: Evaluation, references: Mapping[str, Mapping[str, str]]
     """What was measured, on whom and how; every setting the files state."""
     patients = {references[case["case"]]["patient"] for case in evaluation.cases}
     made_with = ", ".join(f"{name} {value}" for name, value in evaluation.settings().items() if value is not None)
-    file = f"`{weights.name}`, sha256 {sha256_of(weights)[:16]}" if weights is not None and weights.is_file() else ""
+    file = (
+        f"`{weights.name}`, sha256 {weights_digest(weights)[:16]}" if weights is not None and weights.is_file() else ""
+    )
     failed = evaluation.summary.get("failed", {})
     return f"""## Protocol
 

@@ -3,10 +3,10 @@
 python scripts/recipes.py --dataset-dir DIR --output OUT --iterations 600 default mask_scale_0.3 baseline_unet
 
 A recipe is a YAML file of overrides: configs/recipes/<name>.yaml, the bundle's configs/<name>.yaml, or a path;
-"default" is the bundle as it stands. It is stacked on train.yaml, and on inference.yaml for scoring; a file
-<name>_inference.yaml beside it takes its place there. Keys below a section that one of the two lacks
-(loss#timesteps#power) reach the other alone. Without names the rows are default, every file of configs/recipes,
-and baseline_unet.
+"default" is the bundle as it stands. It is stacked on train.yaml, and on inference.yaml for scoring, where the network
+is what the model file says; a file <name>_inference.yaml beside it takes its place there. Keys below a section that
+one of the two lacks (loss#timesteps#power) reach the other alone. Without names the rows are default, every file of
+configs/recipes, and baseline_unet.
 
 Every row starts from random weights, or from --initial-weights (of one network, so recipes that change it are out).
 Writes recipes.csv and recipes.md after every row. The same command continues a run that was stopped: finished rows are
@@ -31,9 +31,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from torch.utils.flop_counter import FlopCounterMode
 
 from cgdpm_med import InputError, Segmenter, acdc_datalist, bundle_path, keep_freed_memory
-from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.rows import Row, kept_row, markdown_table, spoken, write_csv, write_text
 from cgdpm_med.apps.sweep import SCORES, score_setting
+from cgdpm_med.models.weights import weights_digest
 
 RECIPES = Path(__file__).resolve().parents[1] / "configs" / "recipes"
 DEFAULT = "default"
@@ -182,14 +182,13 @@ class Work:
             {"weights": str(self.folder / "model_last.pt")},  # the last: no weights are chosen by their score
         )
         segmenter: Segmenter = flow.parser.get_parsed_content("segmenter")
-        unet = flow.parser.get_parsed_content("unet")
-        neighbours, field = (flow.parser.get_parsed_content(name) for name in ("neighbours", "field"))
+        model = flow.parser.get_parsed_content("model")
         datalist = self.datalist()
         return {
             **score_setting(segmenter, datalist),
             **training,
-            "parameters": sum(p.numel() for p in unet.parameters()),
-            "gflops": gflops(segmenter, 2 * neighbours + 1, field),
+            "parameters": sum(p.numel() for p in model.network.parameters()),
+            "gflops": gflops(segmenter, len(model.input.channels), model.input.field),
             "volumes": len(datalist),
             "device": str(segmenter.device),
         }
@@ -210,7 +209,7 @@ class Work:
             "inference": self.recipe.inference,
             "configs": hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()[:16],
             "dataset": arguments.dataset_dir.name,
-            "initial_weights": sha256_of(arguments.initial_weights) if arguments.initial_weights else None,
+            "initial_weights": weights_digest(arguments.initial_weights) if arguments.initial_weights else None,
             **{name: getattr(arguments, name) for name in ("iterations", "epoch", "every", "members", "steps")},
             "seed": self.seed,
         }
@@ -317,7 +316,7 @@ def table(results: Mapping[str, Sequence[Row]], arguments: argparse.Namespace) -
     ]
     first = next(iter(results.values()))[0]
     weights = arguments.initial_weights
-    start = "" if weights is None else f" from given weights (sha256 {sha256_of(weights)[:16]})"
+    start = "" if weights is None else f" from given weights (sha256 {weights_digest(weights)[:16]})"
     return "\n".join(
         [
             markdown_table(heading, rows),

@@ -32,7 +32,6 @@ from cgdpm_med import (
     read_volume,
 )
 from cgdpm_med.apps.evaluate import ensemble_settings
-from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.rows import Row, kept_row, markdown_table, spoken, write_csv, write_text
 from cgdpm_med.apps.segment import choose_device
 from cgdpm_med.apps.shifts import SHIFTS, Shift
@@ -40,6 +39,7 @@ from cgdpm_med.apps.study import Study
 from cgdpm_med.data import ACDC_LABELS
 from cgdpm_med.diffusion.ensemble import key_seed
 from cgdpm_med.metrics import mean_pairwise_dice
+from cgdpm_med.models.weights import weights_digest
 from cgdpm_med.volumes import Volume, atomic_write
 
 PLAIN = "none"
@@ -58,7 +58,7 @@ def main() -> None:
     patients = dict(list(patients.items())[:: arguments.every])
     made_with = {
         **ensemble_settings(segmenter),
-        "weights": {file.name: sha256_of(file) for file in segmenter.weights},
+        "weights": {file.name: weights_digest(file) for file in segmenter.weights},
         "dataset": arguments.dataset_dir.name,
         "section": arguments.section,
         "every": arguments.every,

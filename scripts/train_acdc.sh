@@ -26,7 +26,6 @@ train=configs/train.yaml
 inference=configs/inference.yaml
 if [[ $# == 3 ]]; then
     train="$train','configs/gpu.yaml"
-    inference="$inference','configs/gpu_inference.yaml"
 fi
 stage() { # configuration files, output folder, further keys
     "$python" -m monai.bundle run --bundle_root . --dataset_dir "$acdc" --config_file "['$1']" --output_dir "$2" "${@:3}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from cgdpm_med.apps.calibration_file import Calibration
 from cgdpm_med.apps.cardiac import MEASURES
-from cgdpm_med.apps.info import sha256_of
+from cgdpm_med.models.weights import sha256_of
 
 MADE = {
     "members": 5,

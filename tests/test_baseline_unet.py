@@ -23,6 +23,7 @@ from cgdpm_med import (
     Mirrored,
     NoiseSchedule,
     read_volume,
+    save_model,
     write_phantom_dataset,
 )
 
@@ -81,7 +82,7 @@ def test_short_runs_on_packed_volumes_leave_weights_and_no_checkpoint(
 
 def inference(phantoms: Path, trained: Path, *more: str, **overrides: Any) -> ConfigWorkflow:
     weights = str(trained / "model_last.pt")
-    where = {"dataset_dir": str(phantoms), "weights": weights, "filters": FILTERS}
+    where = {"dataset_dir": str(phantoms), "weights": weights}
     return workflow("infer", "inference", "baseline_unet_inference", *more, **where, **overrides)
 
 
@@ -123,7 +124,7 @@ def test_the_loss_is_cross_entropy_and_dice(generator: torch.Generator) -> None:
 
 def test_probabilities_are_the_softmax_in_one_pass(phantoms: Path, trained: Path, generator: torch.Generator) -> None:
     parser = inference(phantoms, trained).parser
-    predictor, network = parser.get_parsed_content("network"), parser.get_parsed_content("unet").network
+    predictor, network = parser.get_parsed_content("network"), parser.get_parsed_content("model").network.network
     assert isinstance(predictor, DiffusionPredictor)
     image = torch.randn(2, 3, 16, 24, generator=generator)
     with torch.no_grad():
@@ -136,7 +137,7 @@ def test_flips_average_the_softmax_of_the_mirror_images(
     phantoms: Path, trained: Path, generator: torch.Generator
 ) -> None:
     parser = inference(phantoms, trained, flips=True).parser
-    predictor, network = parser.get_parsed_content("network"), parser.get_parsed_content("unet").network
+    predictor, network = parser.get_parsed_content("network"), parser.get_parsed_content("model").network.network
     image = torch.randn(1, 3, 16, 24, generator=generator)
     with torch.no_grad():
         network.eval()
@@ -187,14 +188,12 @@ def test_its_size_is_that_of_the_diffusion_model() -> None:
     def of(*names: str) -> nn.Module:
         files = [str(BUNDLE / "configs" / f"{name}.yaml") for name in names]
         flow = ConfigWorkflow(files, str(BUNDLE / "configs" / "metadata.json"), logging_file=False)
-        network: nn.Module = flow.parser.get_parsed_content("unet" if "inference" in names else "network_def")
+        network: nn.Module = flow.parser.get_parsed_content("network_def")
         return network
 
-    diffusion, plain, deployed = of("train"), of("train", "baseline_unet"), of("inference", "baseline_unet_inference")
+    diffusion, plain = of("train"), of("train", "baseline_unet")
     assert isinstance(diffusion, ConditionalUNet)
     assert 0.8 < parameters(plain) / parameters(diffusion) < 1.25
-    shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (plain, deployed)]
-    assert shapes[0] == shapes[1]
 
 
 def test_the_protocol_scores_its_softmax(phantoms: Path, trained: Path, tmp_path: Path) -> None:
@@ -221,15 +220,19 @@ def test_the_protocol_scores_its_softmax(phantoms: Path, trained: Path, tmp_path
         assert float(row[f"dice_{name}"]) == pytest.approx(expected, abs=6e-6)
 
 
-@pytest.mark.parametrize("more", [[], ["gpu_inference"], ["baseline_unet_inference"]], ids=["own", "gpu", "unet"])
-def test_every_region_has_sides_that_its_network_takes(more: list[str]) -> None:
+@pytest.mark.parametrize("more", [(), ("gpu",), ("baseline_unet",)], ids=["own", "gpu", "unet"])
+def test_every_region_has_sides_that_its_network_takes(more: tuple[str, ...], tmp_path: Path) -> None:
     """A heart of any size: the side of its region is a multiple of what the network halves."""
-    names = [BUNDLE / "configs" / f"{name}.yaml" for name in ("inference", *more)]
-    flow = ConfigWorkflow([str(name) for name in names], str(BUNDLE / "configs" / "metadata.json"), logging_file=False)
-    network = flow.parser.get_parsed_content("unet").eval()
-    inferer = flow.parser.get_parsed_content("inferer")
+    metadata = str(BUNDLE / "configs" / "metadata.json")
+    files = [str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", *more)]
+    parser = ConfigWorkflow(files, metadata, logging_file=False, dataset_dir=str(tmp_path), train_data=[]).parser
+    network, description = (parser.get_parsed_content(name) for name in ("network_def", "description"))
+    save_model(tmp_path / "model.pt", network, description)
+    inference = ConfigWorkflow(str(BUNDLE / "configs" / "inference.yaml"), metadata, logging_file=False)
+    inference.parser.update({"weights": str(tmp_path / "model.pt")})
+    inferer = inference.parser.get_parsed_content("inferer")
     assert inferer.smallest % inferer.multiple == 0
     side = inferer.smallest + inferer.multiple
     with torch.inference_mode():
-        out = network(torch.zeros(1, 4, side, side), torch.zeros(1), torch.zeros(1, 3, side, side))
+        out = network.eval()(torch.zeros(1, 4, side, side), torch.zeros(1), torch.zeros(1, 3, side, side))
     assert out.shape == (1, 4, side, side)

@@ -44,9 +44,9 @@ from cgdpm_med.apps.calibration_file import (
 )
 from cgdpm_med.apps.cardiac import MEASURES
 from cgdpm_med.apps.evaluate import ensemble_settings
-from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.segment import Segmenter
 from cgdpm_med.calibration import fit_temperature, temper
+from cgdpm_med.models.weights import sha256_of
 from cgdpm_med.phantom import write_phantom_dataset
 from cgdpm_med.volumes import Volume
 

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import REPO
 from stubs import Thresholder
 
 import cgdpm_med
@@ -53,6 +54,19 @@ def test_info_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert info["packages"]["torch"] == torch.__version__
     digest = hashlib.sha256(b"weights").hexdigest()
     assert info["bundles"] == [{"name": "some_task", "version": "4.5.6", "weights": {"model.pt": digest}}]
+
+
+def test_info_of_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = str(REPO / "bundles" / "acdc_segmentation" / "models" / "model.pt")
+    assert run(monkeypatch, "info", model, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["kind"], said["input"]["spacing"], len(said["training"]["patients"])) == ("denoiser", 1.25, 70)
+    assert run(monkeypatch, "info", model) == 0
+    lines = capsys.readouterr().out
+    for piece in ("spacing 1.25", "label 2", "Myo", "70 patients", "cosine", said["digest"]):
+        assert piece in lines
+    assert run(monkeypatch, "info", str(tmp_path / "absent.pt")) != 0
+    assert "no weights here" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("one_bundle")

@@ -22,6 +22,7 @@ ROOMS = (
     "progress_bar",
     "runtime",
     "volumes",
+    "models",
     "transforms",
     "data",
     "images",

@@ -17,11 +17,16 @@ from conftest import REPO
 from cgdpm_med import (
     ConditionalUNet,
     InputError,
+    MaskTarget,
+    NoiseSchedule,
     Options,
     Segmenter,
+    VolumeInput,
     collect_cohort,
+    describe,
     evaluate_folders,
     read_volume,
+    save_model,
     segment,
 )
 from cgdpm_med.apps.dicom_seg import check_codes
@@ -33,26 +38,28 @@ THREE = {"0": "background", "1": "lung", "2": "tumour"}
 SPACING = (2.0, 1.5, 8.0)
 
 
-def bundle_of(folder: Path, channels: int, names: dict[str, str] | None, **keys: Any) -> Path:
-    """The shipped configuration with a network of so many classes, small and with random weights."""
+def bundle_of(folder: Path, channels: int, names: dict[str, str] | None, num_classes: int | None = None) -> Path:
+    """The shipped configuration beside the file of a small network of so many classes, with random weights."""
     (folder / "configs").mkdir(parents=True)
-    (folder / "models").mkdir()
     shipped = (REPO / "bundles" / "acdc_segmentation" / "configs" / "inference.yaml").read_text(encoding="utf-8")
-    changed = {"channels": "[8, 8, 16, 16]", "field": 64, "members": 2, "steps": 1, "num_classes": channels, **keys}
-    for name, value in changed.items():
+    for name, value in {"members": 2, "steps": 1}.items():
         shipped = re.sub(rf"(?m)^{name}: \S.*$", f"{name}: {value}", shipped)
     (folder / "configs" / "inference.yaml").write_text(shipped, encoding="utf-8")
-    if names is not None:
-        pred = {"type": "probabilities", "num_channels": channels, "channel_def": names}
-        metadata = {"network_data_format": {"outputs": {"pred": pred}}}
-        (folder / "configs" / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
     torch.manual_seed(0)
     levels = {"channels": (8, 8, 16, 16), "num_res_blocks": 1, "attention_levels": (False, False, False, True)}
     network = ConditionalUNet(2, channels, 3, channels, fusion="encoder", patch_size=2, **levels)  # type: ignore[arg-type]
     for parameter in network.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.5)
-    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    classes = num_classes or max(channels, 2)
+    described = describe(
+        network,
+        MaskTarget(classes, one_hot=classes == channels == 2),
+        NoiseSchedule(schedule="cosine", prediction_type="sample"),
+        VolumeInput(spacing=1.25, field=64, neighbours=1),
+        labels_of(names or {}, classes).names,
+    )
+    save_model(folder / "models" / "model.pt", network, described)
     return folder
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import REPO
 
 import cgdpm_med.apps.evaluate as evaluate
@@ -40,7 +42,7 @@ def cohort(tmp_path: Path) -> Path:
 def trained(folder: Path, cohort: Path, split: Any = None, started_from: Sequence[Path] = ()) -> Path:
     """Weights of a run on the section train."""
     record_split(folder, cohort, acdc_datalist(cohort, "train", split=split), split, started_from)
-    (folder / "model.pt").write_bytes(b"weights")
+    torch.save({"w": torch.zeros(1)}, folder / "model.pt")  # which does not say itself who trained it
     return folder / "model.pt"
 
 
@@ -114,7 +116,7 @@ def test_a_test_patient_goes_into_the_list_test(tmp_path: Path) -> None:
 
 
 def test_weights_without_a_record_leave_a_note(tmp_path: Path) -> None:
-    (tmp_path / "model.pt").write_bytes(b"of version 0.1")
+    torch.save({"w": torch.zeros(1)}, tmp_path / "model.pt")  # of version 0.1
     note = check_unseen(OWN, [tmp_path / "model.pt"], "validation")
     assert note is not None
     assert "not known" in note
@@ -132,14 +134,16 @@ def test_the_shipped_weights_know_the_committed_split(tmp_path: Path) -> None:
     assert check_unseen([*committed["validation"], *committed["test"]], files, "validation") is None
     with pytest.raises(InputError, match="patient002 trained"):
         check_unseen(["patient001", "patient002"], files, "validation")
-    # other weights in the same folder are not those that the record speaks of
-    (tmp_path / "split.json").write_bytes((SHIPPED / "split.json").read_bytes())
-    (tmp_path / "model.pt").write_bytes(b"retrained")
-    assert training_record(tmp_path / "model.pt") is None
+    # wherever they lie, and whatever lies beside them
+    (tmp_path / "split.json").write_text(json.dumps({**split_of([], OWN), "trained_on": OWN}))
+    moved = shutil.copyfile(SHIPPED / "model.pt", tmp_path / "model.pt")
+    assert check_unseen(committed["validation"], [moved], "validation") is None
+    with pytest.raises(InputError, match="patient002 trained"):
+        check_unseen(["patient001", "patient002"], [moved], "validation")
 
 
 def test_a_damaged_record_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "model.pt").write_bytes(b"weights")
+    torch.save({"w": torch.zeros(1)}, tmp_path / "model.pt")
     (tmp_path / "split.json").write_text(json.dumps({**split_of([], []), "trained_on": "everyone"}))
     with pytest.raises(InputError, match="trained on"):
         training_record(tmp_path / "model.pt")

@@ -14,7 +14,8 @@ from malicious import Payload, write_malicious
 from small_networks import small_network
 from torch import nn
 
-from cgdpm_med.engines import BestWeights, load_weights, save_weights
+from cgdpm_med.engines import BestWeights
+from cgdpm_med.models.weights import load_weights, save_weights
 from cgdpm_med.volumes import InputError
 
 

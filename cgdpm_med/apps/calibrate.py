@@ -17,7 +17,6 @@ from cgdpm_med.apps.cardiac import MEASURES, frame_volumes
 from cgdpm_med.apps.console import CaseBar
 from cgdpm_med.apps.evaluate import ensemble_settings
 from cgdpm_med.apps.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
-from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device
 from cgdpm_med.apps.training_patients import check_unseen
 from cgdpm_med.calibration import (
@@ -31,6 +30,7 @@ from cgdpm_med.calibration import (
 )
 from cgdpm_med.data import Section, Split, acdc_datalist, acdc_patient_folders, load_split, section_of
 from cgdpm_med.metrics import brier, calibration_error, calibration_table, foreground_region
+from cgdpm_med.models.weights import weights_digest
 from cgdpm_med.volumes import InputError, Spacing, Volume, read_labels, read_volume
 
 LEVEL = 0.9
@@ -114,7 +114,7 @@ def calibrate(
     made_with = ensemble_settings(segmenter)
     calibration = fit_calibration(
         frames,
-        weights={file.name: sha256_of(file) for file in segmenter.weights},
+        weights={file.name: weights_digest(file) for file in segmenter.weights},
         settings={**made_with, "staple": False, "keep_largest": False},
         data={"section": section, "seed": segmenter.predictor.sampling.seed, "device": str(segmenter.device)},
     )

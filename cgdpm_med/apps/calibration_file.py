@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from cgdpm_med.apps.cardiac import MEASURES
-from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.segment import Segmentation
 from cgdpm_med.calibration import temper
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.diffusion.sampling import BEFORE_DIALS, Sampling
+from cgdpm_med.models.weights import sha256_of, weights_digest
 from cgdpm_med.volumes import InputError, atomic_write
 
 CALIBRATION = "calibration.json"
@@ -35,6 +35,7 @@ SETTINGS = (
 )
 """What must be as it was in the fit, besides the weights. Seed, device and precision need not."""
 
+OTHER_WEIGHTS = "other weights"
 _REFIT = "Fit it again with cgdpm-med calibrate"
 _ASKED = {
     "members": "--members",
@@ -52,7 +53,7 @@ class Calibration:
         temperature: of the fused probabilities, see :func:`~cgdpm_med.calibration.temper`.
         level: nominal coverage of the intervals.
         widening, margin: by measure, see :func:`~cgdpm_med.cardiac_function`.
-        weights: SHA-256 of every weights file by its name.
+        weights: digest of the tensors of every weights file by its name.
         settings: those of :data:`SETTINGS`.
         data: what it was fitted to: section, patients, volumes, seed.
         numbers: "before" and "after" on that data, and what is guaranteed elsewhere.
@@ -80,7 +81,7 @@ class Calibration:
     def misfit(self, hashes: Mapping[str, str], settings: Mapping[str, Any]) -> str | None:
         """What was otherwise in the fit, in words; None where nothing was."""
         if sorted(hashes.values()) != sorted(self.weights.values()):
-            return "other weights"
+            return OTHER_WEIGHTS
         differing = self.differing(settings)
         return ", ".join(f"{name.replace('_', ' ')} {self.settings[name]}" for name in differing) or None
 
@@ -173,7 +174,9 @@ def find_calibration(
     if found is None or (path is None and not found.is_file()):
         return None, None
     calibration = read_calibration(found)
-    misfit = calibration.misfit({file.name: sha256_of(file) for file in weights}, settings)
+    misfit = calibration.misfit({file.name: weights_digest(file) for file in weights}, settings)
+    if misfit == OTHER_WEIGHTS:  # version 0.1 knew weights by their files' bytes
+        misfit = calibration.misfit({file.name: sha256_of(file) for file in weights}, settings)
     if misfit is None:
         return calibration, None
     remedy = calibration.remedy(settings)

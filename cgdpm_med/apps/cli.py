@@ -176,15 +176,19 @@ def _global_options(
 
 
 @app.command()
-def info(as_json: AsJson = False) -> None:
-    """Versions, device, bundles and the hashes of their weights."""
-    from cgdpm_med.apps.info import collect_info, info_lines
+def info(
+    model: Annotated[Path | None, typer.Argument(help="A model file, to say what it is.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Versions, device, bundles and the digests of their weights; or what a model file says of itself."""
+    from cgdpm_med.apps.info import collect_info, info_lines, model_lines
+    from cgdpm_med.models.files import describe_file
 
-    collected = collect_info()
+    collected = collect_info() if model is None else describe_file(model)
     if as_json:
         _print_json(collected)
     else:
-        typer.echo("\n".join(info_lines(collected)))
+        typer.echo("\n".join(info_lines(collected) if model is None else model_lines(collected)))
 
 
 @app.command()

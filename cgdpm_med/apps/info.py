@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ import torch
 
 from cgdpm_med import __version__
 from cgdpm_med.apps.bundles import bundle_path, list_bundles
+from cgdpm_med.models.weights import weights_digest
 
 _DISTRIBUTIONS = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "SimpleITK", "itk", "highdicom")
 
@@ -48,13 +48,29 @@ def info_lines(info: dict[str, Any]) -> list[str]:
     return [f"{label:<{width}}  {value}" for label, value in rows]
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def model_lines(said: dict[str, Any]) -> list[str]:
+    """What :func:`~cgdpm_med.models.files.describe_file` returned as aligned lines of text."""
+    training, labels = said["training"], said["labels"]
+    rows = [("kind", said["kind"] if said["denoiser"] is None else f"guidance of the denoiser {said['denoiser'][:16]}")]
+    rows += [(part, _one_line(said[part])) for part in ("network", "target", "schedule")]
+    rows.append(("parameters", str(said["parameters"])))
+    rows.append(("input", ", ".join(f"{name} {_one_line(value)}" for name, value in said["input"].items())))
+    rows += [(f"label {n}", f"{label['name']} {label['colour']}".strip()) for n, label in enumerate(labels, start=1)]
+    patients = (
+        "not known" if training is None else f"{len(training['patients'])} patients, split {training['split'][:16]}"
+    )
+    rows.append(("trained on", patients))
+    rows += [(f"written with {name}", number) for name, number in said["versions"].items()]
+    rows.append(("digest", said["digest"]))
+    width = max(len(label) for label, _ in rows)
+    return [f"{label:<{width}}  {value}" for label, value in rows]
+
+
+def _one_line(value: Any) -> str:
+    if isinstance(value, dict) and "class" in value:
+        given = {name: item for name, item in value["arguments"].items() if item is not None}
+        return f"{value['class']}({', '.join(f'{name}={_one_line(item)}' for name, item in given.items())})"
+    return str(value)
 
 
 def _installed_version(distribution: str) -> str | None:
@@ -76,5 +92,5 @@ def _describe_bundle(folder: Path) -> dict[str, Any]:
     return {
         "name": folder.name,
         "version": metadata.get("version", "unknown"),
-        "weights": {path.name: sha256_of(path) for path in weights},
+        "weights": {path.name: weights_digest(path) for path in weights},
     }

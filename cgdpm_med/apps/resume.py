@@ -14,9 +14,9 @@ import nibabel as nib
 import numpy as np
 
 from cgdpm_med.apps.cases import Case
-from cgdpm_med.apps.info import sha256_of
 from cgdpm_med.apps.records import read_record
 from cgdpm_med.diffusion.sampling import BEFORE_DIALS
+from cgdpm_med.models.weights import sha256_of
 from cgdpm_med.volumes import InputError
 
 

@@ -1,20 +1,22 @@
-"""Which patients a network was trained on: written beside its weights, and kept out of what judges it.
+"""Which patients a network was trained on: written into its model file, and kept out of what judges it.
 
 A run's ``split.json`` is a split as :func:`~cgdpm_med.data.load_split` reads it, the sections that the training used,
-with two further entries: ``trained_on``, every patient that any of its weights have seen; and ``weights``, SHA-256 of
-the files it speaks of by name, where it does not speak of all that lie beside it.
+with ``trained_on``, every patient that any of its weights have seen: for the next run, and for weights that do not say
+so themselves.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med.apps.info import sha256_of
-from cgdpm_med.data import SECTIONS, Split, acdc_patient_folders, load_split, section_of
+from cgdpm_med.data import Split, acdc_patient_folders, load_split, section_of
+from cgdpm_med.models.description import TrainingData
+from cgdpm_med.models.files import training_data_of
 from cgdpm_med.volumes import InputError, atomic_write
 
 SPLIT_FILE = "split.json"
@@ -23,10 +25,11 @@ _NAMED = 5  # patients that an error lists
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """The patients that weights have seen, and the file that says so, which is a split, too."""
+    """The patients that weights have seen, the file that says so, and the split that it was, where that is known."""
 
     patients: frozenset[str]
     path: Path
+    split: Path | None = None
 
 
 def record_split(
@@ -45,31 +48,64 @@ def record_split(
         started_from: weights that the run goes on from; what is known of their training patients is taken over.
     """
     path = Path(folder) / SPLIT_FILE
+    seen = training_data(datalist, split, started_from, folder).patients
     sections = {name: list(members) for name, members in load_split(split).items()}
     named = {name for members in sections.values() for name in members}
     for name, section in section_of((each.resolve().name for each in acdc_patient_folders(root)), split).items():
         if name not in named:
             sections[section].append(name)
-    seen = {item["patient"] for item in datalist}
-    seen |= set(_read(path).get("trained_on", ()))
-    for weights in started_from:
-        if (record := training_record(weights)) is not None:
-            seen |= record.patients
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(json.dumps({**sections, "trained_on": sorted(seen)}, indent=2).encode())
     return path
 
 
+def training_data(
+    datalist: Iterable[Mapping[str, str]],
+    split: str | Path | Split | None = None,
+    started_from: Sequence[str | Path] = (),
+    folder: str | Path | None = None,
+) -> TrainingData:
+    """What a model file says of its training.
+
+    Args:
+        datalist, split, started_from: see :func:`record_split`.
+        folder: of the run, whose earlier training patients count, too.
+    """
+    seen = {item["patient"] for item in datalist}
+    if folder is not None:
+        seen |= set(_read(Path(folder) / SPLIT_FILE).get("trained_on", ()))
+    for weights in started_from:
+        if (record := training_record(weights)) is not None:
+            seen |= record.patients
+    return TrainingData(tuple(seen), split_digest(split))
+
+
+def split_digest(split: str | Path | Split | None = None) -> str:
+    """SHA-256 of the sections of a split, whatever order they are written in."""
+    sections = {name: sorted(members) for name, members in load_split(split).items()}
+    return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
+
+
 def training_record(weights: str | Path) -> TrainingRecord | None:
-    """What lies beside a weights file about its training patients, or None where nothing does, as in version 0.1."""
+    """What a weights file says of its training patients, or a record beside it; None where nothing does.
+
+    Weights of version 0.1 do not say it themselves.
+    """
     weights = Path(weights)
-    for folder in (weights.parent, weights.parent.parent):  # a bundle's guidance network lies in a folder of its own
-        content = _read(folder / SPLIT_FILE)
-        known = content.get("weights")
-        if content and (folder == weights.parent if known is None else known.get(weights.name) == sha256_of(weights)):
-            return TrainingRecord(frozenset(content["trained_on"]), folder / SPLIT_FILE)
-    return None
+    record, content = weights.with_name(SPLIT_FILE), _read(weights.with_name(SPLIT_FILE))
+    split = record if content else None
+    if (known := _said(weights)) is not None:
+        return TrainingRecord(frozenset(known.patients), weights, split)
+    return None if not content else TrainingRecord(frozenset(content["trained_on"]), record, split)
+
+
+def _said(weights: Path) -> TrainingData | None:
+    """What the file itself says; nothing where it is of another kind."""
+    try:
+        return training_data_of(weights)
+    except InputError:
+        return None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -84,7 +120,7 @@ def _read(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if "trained_on" not in content:  # a split that somebody gave, not a record
         return {}
-    if not isinstance(content["trained_on"], list) or not isinstance(content.get("weights", {}), dict):
+    if not isinstance(content["trained_on"], list):
         remedy = "Restore the file that the training wrote"
         raise InputError("does not say which patients were trained on", path=path, remedy=remedy)
     return content
@@ -103,15 +139,17 @@ def check_unseen(patients: Iterable[str], weights: Sequence[str | Path], section
     patients, records = set(patients), [training_record(file) for file in weights]
     for record in records:
         if record is not None and (seen := sorted(patients & record.patients)):
-            raise InputError(f"{_listed(seen)} trained the network", path=record.path, remedy=_remedy(record, section))
+            place = record.split or record.path
+            raise InputError(f"{_listed(seen)} trained the network", path=place, remedy=_remedy(record, section))
     if not records or None in records:
-        return "it is not known which patients the network was trained on: there is no record beside the weights"
+        return (
+            "it is not known which patients the network was trained on: its file does not say, nor a record beside it"
+        )
     return None
 
 
 def _remedy(record: TrainingRecord, section: str) -> str:
-    unseen = {name: set(load_split(record.path)[name]) - record.patients for name in SECTIONS}
-    if unseen[section]:
+    if record.split is not None and set(load_split(record.split)[section]) - record.patients:
         return f"Use section {section} of this file: give it as --split (split= in Python)"
     return f"Give patients that trained nothing, as section {section} of a --split of yours (split= in Python)"
 

@@ -113,6 +113,15 @@ class ScaledGuide(Denoiser):
         return output * GUIDANCE_WEIGHTINGS[self.weighting](self.schedule.at("alpha_bar", t, x_t)).rsqrt()
 
 
+def guidance_weighting(schedule: NoiseSchedule) -> str:
+    """How f is scaled and its loss weighted for a denoiser of this prediction type; see :class:`ScaledGuide`.
+
+    The x_0 of a network that predicts x_0 or v is wrong by a bounded amount at every t. That of one that predicts eps
+    is arbitrarily wrong in pure noise.
+    """
+    return "bounded" if schedule.prediction_type == "epsilon" else "sample"
+
+
 class Examples(NamedTuple):
     """Training examples: x_t (N, C, *S), t int64 (N,), target of f (N, C, *S), condition image y (N, Cc, *S')."""
 

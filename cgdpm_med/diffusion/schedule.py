@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from cgdpm_med.networks.arguments import KeepsArguments
+
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 # x_0 from eps at T-1 multiplies the network's error by 1 / sqrt(alpha_bar): 157 for linear betas, 20,290 for the cosine
 ILL_POSED_GAIN = 1000.0
@@ -50,7 +52,7 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-class NoiseSchedule:
+class NoiseSchedule(KeepsArguments):
     """The noise added at each timestep, and every conversion that follows from it.
 
     Tables, float64 on the CPU, shape (T,): ``beta``, ``alpha``, ``alpha_bar``, ``alpha_bar_prev``, ``sqrt_alpha_bar``,

@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .arguments import KeepsArguments
 
-class Denoiser(nn.Module):
+
+class Denoiser(KeepsArguments, nn.Module):
     """``encode(y) -> features`` once per condition image, and ``forward(x_t, t, features) -> output`` at every step.
 
     A subclass that wraps a network keeps it as ``self.network`` and inherits ``encode``. Features serve all members of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cgdpm_med import __version__
-from cgdpm_med.apps.info import sha256_of
+from cgdpm_med.models.weights import weights_digest
 
 
 @dataclass(frozen=True)
@@ -34,4 +34,4 @@ def provenance(settings: Mapping[str, Any], *weights: str | Path) -> Provenance:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return Provenance(versions, settings, {Path(path).name: sha256_of(Path(path)) for path in weights})
+    return Provenance(versions, settings, {Path(path).name: weights_digest(path) for path in weights})

@@ -1,0 +1,213 @@
+"""What a model file says of its tensors: how to make the network again, and what it was trained to see and to say."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cgdpm_med import __version__
+from cgdpm_med.volumes import InputError
+
+KINDS = ("denoiser", "guidance")
+VIEWS = ("short-axis",)
+_COLOUR = re.compile(r"#[0-9a-f]{6}")
+_REMEDY = "Use a file as the training wrote it"
+
+
+@dataclass(frozen=True)
+class Label:
+    """One structure of a mask: its name, and its colour as ``#rrggbb`` ("" leaves it open).
+
+    MONAI's configurations read ``#`` in their own way, so it may be left out.
+    """
+
+    name: str
+    colour: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.colour) == 6:
+            object.__setattr__(self, "colour", f"#{self.colour}")
+        if not self.name or (self.colour and not _COLOUR.fullmatch(self.colour)):
+            raise ValueError(f"a label has a name and a colour such as #4aa3ff, not {self.name!r} and {self.colour!r}")
+
+
+@dataclass(frozen=True)
+class VolumeInput:
+    """How a volume is brought before the network.
+
+    Attributes:
+        spacing: mm in plane, between columns and between rows.
+        field: pixels around the centre, along both axes.
+        neighbours: slices on each side of the one in question, as further channels.
+        percentiles: of a volume's intensities, brought to -1 and 1.
+        view: of the slices.
+    """
+
+    spacing: float
+    field: int
+    neighbours: int = 0
+    percentiles: tuple[float, float] = (1, 99)
+    view: str = "short-axis"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "percentiles", tuple(self.percentiles))
+        low, high = self.percentiles
+        if not (0 < self.spacing < math.inf and self.field > 0 and self.neighbours >= 0 and 0 <= low < high <= 100):
+            raise ValueError(f"no input can be so: {asdict(self)}")
+        if self.view not in VIEWS:
+            raise ValueError(f"the view is one of {', '.join(VIEWS)}, not {self.view!r}")
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What each channel shows."""
+        sides = [[f"{n} {side}" for n in range(1, self.neighbours + 1)] for side in ("before", "after")]
+        return (*(f"slice {name}" for name in reversed(sides[0])), "slice", *(f"slice {name}" for name in sides[1]))
+
+
+@dataclass(frozen=True)
+class PictureInput:
+    """How a picture is brought before the network: in fields of ``window`` x ``window`` fine pixels."""
+
+    window: int
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"a window has at least one pixel, not {self.window}")
+
+
+INPUTS: Mapping[str, type[VolumeInput] | type[PictureInput]] = {"volume": VolumeInput, "picture": PictureInput}
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What the tensors have seen: keys of the training patients, and the digest of the split they came from."""
+
+    patients: tuple[str, ...] = ()
+    split: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patients", tuple(sorted(self.patients)))
+        if not all(isinstance(name, str) for name in self.patients):
+            raise ValueError("patients are named by words")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a network's numbers depend on."""
+    found = {"cgdpm_med": __version__}
+    for name in ("torch", "monai"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """All that a model file says beside its tensors, as plain values; :meth:`as_dict` is what is written.
+
+    Attributes:
+        kind: "denoiser", or "guidance" for the second network.
+        network, target, schedule: as :func:`~cgdpm_med.models.rebuild.described` writes objects.
+        input: what the network sees.
+        labels: of the classes 1, 2, …; none where no mask is made.
+        training: None where it is not known.
+        denoiser: of a guidance network, the digest of the tensors it guides.
+        versions: that the file was written with.
+    """
+
+    kind: str
+    network: Mapping[str, Any]
+    target: Mapping[str, Any]
+    schedule: Mapping[str, Any]
+    input: VolumeInput | PictureInput
+    labels: tuple[Label, ...] = ()
+    training: TrainingData | None = None
+    denoiser: str | None = None
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"the kind is one of {', '.join(KINDS)}, not {self.kind!r}")
+        if (self.kind == "guidance") != (self.denoiser is not None):
+            raise ValueError("a guidance network, and no other, names the denoiser it guides")
+
+    @property
+    def channel_names(self) -> dict[str, str]:
+        """Names of the classes by number, the background included; {} without labels."""
+        names = {str(number): label.name for number, label in enumerate(self.labels, start=1)}
+        return {"0": "background", **names} if names else {}
+
+    def differences(self, other: ModelDescription) -> list[str]:
+        """Names of what the two say differently of target, schedule, input and labels."""
+        names = ("target", "schedule", "input", "labels")
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """In plain values that JSON and ``torch.load(weights_only=True)`` take."""
+        kind = next(name for name, chosen in INPUTS.items() if isinstance(self.input, chosen))
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {**content, "input": {"kind": kind, **content["input"]}}
+
+    @classmethod
+    def from_dict(cls, content: Any, path: str | Path | None = None) -> ModelDescription:
+        """The inverse of :meth:`as_dict`.
+
+        Raises:
+            InputError: for anything missing, unknown or impossible, naming ``path``.
+        """
+        try:
+            given = _known(cls, content)
+            kind = given["input"]["kind"]
+            if kind not in INPUTS:
+                raise ValueError(f"the input is one of {', '.join(INPUTS)}, not {kind!r}")
+            rest = {name: value for name, value in given["input"].items() if name != "kind"}
+            given["input"] = INPUTS[kind](**_known(INPUTS[kind], rest))
+            given["labels"] = tuple(Label(**_known(Label, label)) for label in given.get("labels", ()))
+            if given.get("training") is not None:
+                given["training"] = TrainingData(**_known(TrainingData, given["training"]))
+            return cls(**given)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"has a description that cannot be used: {reason}", path=path, remedy=_REMEDY) from error
+
+
+def read_description(path: str | Path) -> ModelDescription:
+    """A description in a JSON file, such as stands beside weights of version 0.1 for them.
+
+    Raises:
+        InputError: for anything else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"is no description of a model ({error})", path=path, remedy="Give another file") from error
+    return ModelDescription.from_dict(content, path)
+
+
+def as_guidance(description: ModelDescription, denoiser: str) -> ModelDescription:
+    """That of the guidance network of a denoiser's architecture."""
+    return replace(description, kind="guidance", denoiser=denoiser)
+
+
+def _known(chosen: Any, content: Any) -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{chosen.__name__} is no table of names")
+    names = [item.name for item in fields(chosen)]
+    if unknown := [name for name in content if name not in names]:
+        raise ValueError(f"{unknown[0]} is unknown; this version reads {', '.join(names)}")
+    return dict(content)
+
+
+def labels_from(items: Sequence[Any]) -> tuple[Label, ...]:
+    """Labels as a configuration writes them: names, or tables with name and colour."""
+    return tuple(
+        item if isinstance(item, Label) else Label(**item) if isinstance(item, Mapping) else Label(str(item))
+        for item in items
+    )

@@ -1,0 +1,301 @@
+"""The model file: tensors, and beside them all that is needed to use them.
+
+A file is ``{"model": state_dict, "description": plain values}``: ignite's and MONAI's loaders take the entry "model",
+as do MONAI Label and the clients of MONAI FL, and pass over the other. Files of version 0.1, a state_dict alone, are
+read with a description from elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cgdpm_med.diffusion.guidance import ScaledGuide, guidance_weighting
+from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.diffusion.targets import MaskTarget, Target
+from cgdpm_med.models.description import (
+    ModelDescription,
+    PictureInput,
+    TrainingData,
+    VolumeInput,
+    labels_from,
+    read_description,
+)
+from cgdpm_med.models.rebuild import Allowed, described, rebuilt
+from cgdpm_med.models.weights import (
+    DESCRIPTION,
+    TENSORS,
+    Tensors,
+    digest_of,
+    place_tensors,
+    read_content,
+    tensors_of,
+    weights_digest,
+)
+from cgdpm_med.volumes import InputError, atomic_write
+
+
+class OldModelWarning(UserWarning):
+    """A file of version 0.1 was read, which does not say what it is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What a model file holds, made again.
+
+    Attributes:
+        network: with the weights, in evaluation mode, on the CPU.
+        target, schedule: of its training.
+        description: as the file has it.
+        path: of the file.
+        allow: classes besides the known ones that its files may name.
+    """
+
+    network: nn.Module
+    target: Target
+    schedule: NoiseSchedule
+    description: ModelDescription
+    path: Path
+    allow: Allowed = ()
+
+    @property
+    def input(self) -> Any:
+        """A :class:`VolumeInput` or :class:`PictureInput`."""
+        return self.description.input
+
+    @property
+    def channel_names(self) -> dict[str, str]:
+        """Names of the classes by number."""
+        return self.description.channel_names
+
+    @property
+    def multiple(self) -> int:
+        """Sides of the field are multiples of this: as often as the network halves them."""
+        divisor = _of_innermost(self.network, "divisor")
+        return int(divisor if divisor is not None else math.prod(_of_innermost(self.network, "strides") or [1]))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the tensors; see :func:`~cgdpm_med.models.weights.digest_of`."""
+        return weights_digest(self.path)
+
+    def guide(self, path: str | Path) -> ScaledGuide:
+        """The guidance network of this denoiser from its file.
+
+        Raises:
+            InputError: when the file is missing, is no guidance network, or that of another denoiser.
+        """
+        remedy = "Train stage 2 on this denoiser, or set guidance_scale to 0"
+        try:
+            tensors, content = read_content(path)
+            if content is not None:
+                description = ModelDescription.from_dict(content, path)
+                if description.kind != "guidance":
+                    raise InputError("is a denoiser, not a guidance network", path=path)
+                if description.denoiser != self.digest:
+                    raise InputError("was trained to guide another denoiser", path=path)
+            network = _made(content["network"] if content else self.description.network, path, self.allow)
+            place_tensors(network, tensors, path)
+        except InputError as error:
+            what = f"{error.what} (guidance network for the denoiser {self.path})"
+            raise InputError(what, path=path, remedy=remedy) from error
+        return ScaledGuide(network.eval(), self.schedule, guidance_weighting(self.schedule))
+
+
+def describe(
+    network: nn.Module,
+    target: Target,
+    schedule: NoiseSchedule,
+    input: VolumeInput | PictureInput,
+    labels: Sequence[Any] = (),
+    training: TrainingData | None = None,
+    guides: str | Path | None = None,
+) -> ModelDescription:
+    """The description of a network that is about to be trained.
+
+    Args:
+        network: whose state_dict the file will hold.
+        labels: of the classes 1, 2, …: names, or tables with name and colour.
+        guides: where ``network`` is a guidance network, the file of its denoiser.
+
+    Raises:
+        InputError: for parts that do not fit together, a network that its description would not make again, or a
+            denoiser that was trained otherwise.
+    """
+    try:
+        made = ModelDescription(
+            kind="denoiser" if guides is None else "guidance",
+            network=described(network),
+            target=described(target),
+            schedule=described(schedule),
+            input=input,
+            labels=labels_from(labels),
+            training=training,
+            denoiser=None if guides is None else weights_digest(guides),
+        )
+    except (ValueError, TypeError) as error:
+        raise error if isinstance(error, InputError) else InputError(str(error), remedy="Correct it") from error
+    check(made, network, target, schedule)
+    _check_rebuilds(made, network)
+    if guides is not None and (content := read_content(guides)[1]) is not None:
+        _check_denoiser(made, ModelDescription.from_dict(content, guides), guides, [type(target)])
+    return made
+
+
+def _check_rebuilds(description: ModelDescription, network: nn.Module) -> None:
+    again = _made(description.network, "", [type(module) for module in network.modules()])
+    shapes = [{name: tensor.shape for name, tensor in net.state_dict().items()} for net in (network, again)]
+    if shapes[0] != shapes[1]:
+        what = f"a {type(network).__name__} was changed after it was made, so that its arguments do not tell all of it"
+        raise InputError(what, remedy="Give everything to its constructor")
+
+
+def _check_denoiser(made: ModelDescription, denoiser: ModelDescription, path: str | Path, allow: Allowed) -> None:
+    if denoiser.kind != "denoiser":
+        remedy = "Give the denoiser's own file"
+        raise InputError("is a guidance network, and guides a denoiser itself", path=path, remedy=remedy)
+    if differing := made.differences(completed(denoiser, path, allow)):
+        what = f"was trained with another {' and '.join(differing)} than this configuration has"
+        raise InputError(what, path=path, remedy="Use the configuration of the denoiser's training")
+
+
+def completed(description: ModelDescription, path: str | Path, allow: Allowed = ()) -> ModelDescription:
+    """The same with every argument that it leaves to its default, which is how :func:`describe` writes it."""
+
+    def whole(content: Any) -> Any:
+        return described(rebuilt(content, path, allow))
+
+    with torch.random.fork_rng(devices=[]):
+        return replace(
+            description,
+            network=whole(description.network),
+            target=whole(description.target),
+            schedule=whole(description.schedule),
+        )
+
+
+def check(
+    description: ModelDescription,
+    network: nn.Module,
+    target: Target,
+    schedule: NoiseSchedule,
+    path: str | Path | None = None,
+) -> None:
+    """Raise InputError unless the parts of a description fit together."""
+    remedy = "Use a file as the training wrote it, or correct the configuration"
+    channels = _of_innermost(network, "out_channels")
+    if channels is not None and channels != target.channels:
+        what = f"has a target of {target.channels} channels, its network makes {channels}"
+        raise InputError(what, path=path, remedy=remedy)
+    try:
+        target.check(schedule)
+    except ValueError as error:
+        raise InputError(f"has a schedule that does not fit its target: {error}", path=path, remedy=remedy) from error
+    if isinstance(target, MaskTarget) and len(description.labels) != target.num_classes - 1:
+        what = f"names {len(description.labels)} labels for {target.num_classes} classes with the background"
+        raise InputError(what, path=path, remedy=remedy)
+    seen = _of_innermost(network, "cond_channels")
+    if isinstance(description.input, VolumeInput) and seen not in (None, len(description.input.channels)):
+        what = f"has {description.input.neighbours} neighbours on each side, its network sees {seen} slices"
+        raise InputError(what, path=path, remedy=remedy)
+
+
+def _of_innermost(network: Any, name: str) -> Any:
+    while not hasattr(network, name) and hasattr(network, "network"):
+        network = network.network
+    return getattr(network, name, None)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def save_model(path: str | Path, network: nn.Module | Tensors, description: ModelDescription) -> None:
+    """Write a model file, whole or not at all.
+
+    Args:
+        network: or its state_dict.
+    """
+    tensors = tensors_of(network) if isinstance(network, nn.Module) else dict(network)
+    with atomic_write(path) as file:
+        torch.save({TENSORS: tensors, DESCRIPTION: description.as_dict()}, file)
+
+
+def load_model(
+    path: str | Path, *, allow: Allowed = (), description: ModelDescription | str | Path | None = None
+) -> Model:
+    """Read a model file and make its network, target and schedule again.
+
+    Args:
+        allow: classes of your own that the file may name, or their dotted paths, which are imported.
+        description: for a file of version 0.1, or the JSON file that holds it; not looked at otherwise.
+
+    Raises:
+        InputError: for a file that is missing, damaged or a guidance network, or whose parts do not fit together.
+
+    Warns:
+        OldModelWarning: where ``description`` was needed.
+    """
+    path = Path(path)
+    tensors, content = read_content(path)
+    said = _old(path, description) if content is None else ModelDescription.from_dict(content, path)
+    if said.kind != "denoiser":
+        remedy = "Give the denoiser's file, and this one as guidance_weights"
+        raise InputError("is a guidance network, not a denoiser", path=path, remedy=remedy)
+    network = _made(said.network, path, allow)
+    target, schedule = rebuilt(said.target, path, allow), rebuilt(said.schedule, path, allow)
+    check(said, network, target, schedule, path)
+    place_tensors(network, tensors, path)
+    return Model(network.eval(), target, schedule, said, path, allow)
+
+
+def describe_file(path: str | Path) -> dict[str, Any]:
+    """What a model file says, and the digest of its tensors, as plain values; nothing is made.
+
+    Raises:
+        InputError: for a file of anything else, or of version 0.1.
+    """
+    tensors, content = read_content(path)
+    said = _old(Path(path), None) if content is None else ModelDescription.from_dict(content, path)
+    count = sum(tensor.numel() for tensor in tensors.values())
+    return {**said.as_dict(), "parameters": count, "digest": digest_of(tensors)}
+
+
+def training_data_of(path: str | Path) -> TrainingData | None:
+    """What a file says of its training; None for files of version 0.1, or where it is not known."""
+    content = read_content(path)[1]
+    return None if content is None else ModelDescription.from_dict(content, path).training
+
+
+def guidance_beside(weights: str | Path) -> Path:
+    """Where the guidance network of a denoiser lies: ``guidance.pt`` beside its weights, else in a folder ``guidance``.
+
+    MONAI Label offers every ``*.pt`` beside ``model.pt`` as a model of its own, so a bundle has it in the folder.
+    """
+    beside = Path(weights).with_name("guidance.pt")
+    return beside if beside.exists() else beside.parent / "guidance" / beside.name
+
+
+def _old(path: Path, description: ModelDescription | str | Path | None) -> ModelDescription:
+    if description is None:
+        remedy = "Give its description, or write it again with scripts/describe_weights.py"
+        raise InputError("is of version 0.1 and does not say what it is", path=path, remedy=remedy)
+    text = f"{path.name} is of version 0.1 and does not say how it was trained: the bundle's defaults are taken"
+    warnings.warn(text, OldModelWarning, stacklevel=3)
+    return description if isinstance(description, ModelDescription) else read_description(description)
+
+
+def _made(content: Mapping[str, Any], path: str | Path, allow: Allowed = ()) -> nn.Module:
+    """The network, without touching the global random state."""
+    with torch.random.fork_rng(devices=[]):
+        network = rebuilt(content, path, allow)
+    if not isinstance(network, nn.Module):
+        raise InputError("describes a network that is none", path=path, remedy="Use a file as the training wrote it")
+    return network
