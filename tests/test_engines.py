@@ -276,7 +276,9 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -
     assert any(not torch.equal(halfway["network"][name], b[f"/network/{name}"]) for name in halfway["network"])
     assert 0 <= a["/best/best"] <= 1
     for weights in ("model.pt", "model_last.pt"):
-        of_whole, of_killed = (torch.load(tmp_path / run / weights, weights_only=True) for run in ("whole", "killed"))
+        of_whole, of_killed = (
+            torch.load(tmp_path / run / weights, weights_only=True)["model"] for run in ("whole", "killed")
+        )
         assert all(torch.equal(of_whole[name], of_killed[name]) for name in of_whole)
 
 

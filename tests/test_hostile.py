@@ -21,7 +21,7 @@ from stubs import Thresholder
 from test_cli import run
 from test_volume_errors import BAD_FILES
 
-from cgdpm_med import DiffusionPredictor
+from cgdpm_med import DiffusionPredictor, Sampling
 from cgdpm_med.apps.segment import Segmenter
 from cgdpm_med.volumes import HeaderWarning, grid
 
@@ -383,7 +383,7 @@ def test_an_answer_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.Monkey
     class Net(DiffusionPredictor):
         def __init__(self) -> None:
             torch.nn.Module.__init__(self)
-            self.members = 1
+            self.sampling = Sampling(members=1)
 
     image = save(tmp_path / "v.nii.gz", nifti())
     stub, network = Thresholder(), Net()

@@ -44,7 +44,8 @@ def test_the_app_gets_the_masks_of_the_command(scan: Path, tmp_path: Path) -> No
     assert formats["outputs"]["pred"]["channel_def"]["3"] == "left-ventricular cavity"
 
     network = config.get_parsed_content("network_def", instantiate=True)
-    network.load_state_dict(torch.load(BUNDLE / "models" / "model.pt", map_location="cpu"), strict=True)
+    checkpoint = torch.load(BUNDLE / "models" / "model.pt", map_location="cpu", weights_only=True)
+    network.load_state_dict(checkpoint.get("model", checkpoint), strict=True)  # as its inference tasks do
     item: dict[str, Any] = {
         "image": str(scan),
         "image_path": str(scan),

@@ -25,7 +25,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
-from cgdpm_med import InputError, Options, Segmentation, Segmenter, find_cases, read_volume, segment_cases
+from cgdpm_med import InputError, Options, Sampling, Segmentation, Segmenter, find_cases, read_volume, segment_cases
 from cgdpm_med.metrics import dice_per_structure
 from cgdpm_med.phantom import PhantomSpec, make_phantom
 from cgdpm_med.volumes import ShortAxisView
@@ -43,7 +43,7 @@ SETTINGS = settings(max_examples=40, deadline=None)
 class Directed(torch.nn.Module):
     """Stands where the networks do: two members, classes by brightness and by where brightness rises."""
 
-    members, seed, steps, method, precision, start, guide = 2, 0, 1, "ddim", "float32", None, None
+    sampling, precision, guide = Sampling(members=2, steps=1), "float32", None
 
     def infer(self, image: MetaTensor, _: object, progress: Callable[[int], None] | None = None) -> MetaTensor:
         x = torch.as_tensor(image).as_subclass(torch.Tensor)[0, 0]
