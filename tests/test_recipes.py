@@ -24,7 +24,9 @@ from cgdpm_med import (
     Segmenter,
     write_phantom_dataset,
 )
-from cgdpm_med.apps.rows import kept_row, markdown_table, write_csv
+from cgdpm_med.apps.csv_files import write_csv
+from cgdpm_med.apps.markdown import markdown_table
+from cgdpm_med.apps.rows import kept_row
 
 CONFIGS = REPO / "bundles" / "acdc_segmentation" / "configs"
 SHIPPED = sorted(
