@@ -10,8 +10,6 @@ goes on from its last epoch.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,6 +21,7 @@ from monai.bundle import ConfigWorkflow
 from torch import Tensor
 
 from cgdpm_med import InputError, SuperResolver, bundle_path, contact_sheet, image_datalist, write_picture
+from cgdpm_med.apps.csv_files import csv_text
 from cgdpm_med.apps.evaluate_pictures import bicubic, evaluate_super_resolution, read_reference
 from cgdpm_med.diffusion.degradation import AreaDegradation
 from cgdpm_med.volumes import atomic_write
@@ -204,15 +203,15 @@ def references(arguments: argparse.Namespace, size: int) -> Tensor:
 
 def write_table(results: Mapping[str, Sequence[Result]], folder: Path) -> None:
     """ablation.csv with a row for each method and seed, ablation.md with the means beside the paper's numbers."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["row", "run", *MEASURES, "parameters", "pictures", "paper_psnr", "paper_ssim"])
+    columns = ["row", "run", *MEASURES, "parameters", "pictures", "paper_psnr", "paper_ssim"]
+    rows = []
     for row, runs in results.items():
+        published = [str(value) for value in ROWS[row][1:]]  # with the paper's own digits
         for index, run in enumerate(runs):
-            values = [f"{run['output'][measure]:.5f}" for measure in MEASURES]
-            writer.writerow([row, index, *values, run["parameters"], run["pictures"], *ROWS[row][1:]])
+            values = [run["output"][measure] for measure in MEASURES]
+            rows.append([row, index, *values, run["parameters"], run["pictures"], *published])
     with atomic_write(folder / "ablation.csv") as file:
-        file.write(text.getvalue().encode())
+        file.write(csv_text(columns, rows).encode())
     with atomic_write(folder / "ablation.md") as file:
         file.write(table(results).encode())
 
@@ -230,7 +229,7 @@ def table(results: Mapping[str, Sequence[Result]]) -> str:
     ]
     for row, runs in results.items():
         name, psnr, ssim = ROWS[row]
-        ours = [spoken(runs, measure, digits) for measure, digits in MEASURES.items()]
+        ours = [mean_and_deviation(runs, measure, digits) for measure, digits in MEASURES.items()]
         lines.append(f"| {name} | {psnr:.2f} | {ssim:.2f} | {' | '.join(ours)} | {runs[0]['parameters'] / 1e6:.2f} M |")
     most = max(len(runs) for runs in results.values())
     lines += [
@@ -246,7 +245,7 @@ def table(results: Mapping[str, Sequence[Result]]) -> str:
     return "\n".join(lines)
 
 
-def spoken(runs: Sequence[Result], measure: str, digits: int) -> str:
+def mean_and_deviation(runs: Sequence[Result], measure: str, digits: int) -> str:
     """Mean over seeds, with their standard deviation where there are several."""
     values = [run["output"][measure] for run in runs]
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""

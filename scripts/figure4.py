@@ -16,8 +16,6 @@ equally noisy for every T (what the paper's nearly constant mean suggests); "con
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -34,6 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from cgdpm_med.apps.csv_files import write_csv
 from cgdpm_med.data import acdc_patients
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskTarget
@@ -61,8 +60,8 @@ def main() -> None:
     ends = [*end_statistics(x_0, torch.Generator().manual_seed(arguments.seed))]
     divergence = [*divergence_of(a, b)]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    write_csv(arguments.output / "figure4a.csv", ends)
-    write_csv(arguments.output / "figure4b.csv", divergence)
+    write_csv(arguments.output / "figure4a.csv", ends, number_format=".6g")
+    write_csv(arguments.output / "figure4b.csv", divergence, number_format=".6g")
     plot(arguments.output / "figure4.png", ends, divergence, f"{arguments.data.partition(':')[0]}, {len(x_0)} cases")
     print(f"wrote figure4.png, figure4a.csv and figure4b.csv to {arguments.output}")
 
@@ -156,15 +155,6 @@ def divergence_of(a: Tensor, b: Tensor, T: int = 1000) -> Iterator[dict[str, Any
 
 
 # ------------------------------------------------------------------------------------------------------ the output
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    with atomic_write(path) as stream:
-        stream.write(text.getvalue().encode())
 
 
 def plot(path: Path, ends: Sequence[dict[str, Any]], divergence: Sequence[dict[str, Any]], title: str) -> None:

@@ -13,8 +13,6 @@ independently drawn truth, E (s_0 - x_0)^2 = 1 + E x_0^2, which is what rewards 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
+from cgdpm_med.apps.csv_files import write_csv
 from cgdpm_med.diffusion.guidance import Replay, ScaledGuide, guided
 from cgdpm_med.diffusion.losses import GuidanceLoss
 from cgdpm_med.diffusion.sampling import sample
@@ -53,7 +52,7 @@ def main() -> None:
                 samples[name, coupling, w] = draw(guided(two_modes(mode), guide, SCHEDULE, scale=w), arguments.seed)
     rows = [measure(x_0, *key) for key, x_0 in samples.items()]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    write_csv(arguments.output / "guidance_two_modes.csv", rows)
+    write_csv(arguments.output / "guidance_two_modes.csv", rows, number_format=".4f")
     plot(arguments.output / "guidance_two_modes.png", samples, rows)
     for row in rows:
         print("  ".join(f"{value:.3f}" if isinstance(value, float) else f"{value:8}" for value in row.values()))
@@ -120,15 +119,6 @@ def measure(x_0: Tensor, denoiser: str, coupling: str, w: float) -> dict[str, An
         "distance_to_nearest_answer": float((x_0.abs() - 1).square().mean().sqrt()),
         "expected_squared_error": 1 + float(x_0.square().mean()),
     }
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    with atomic_write(path) as stream:
-        stream.write(text.getvalue().encode())
 
 
 def plot(path: Path, samples: dict[tuple[str, str, float], Tensor], rows: Sequence[dict[str, Any]]) -> None:

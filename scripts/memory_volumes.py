@@ -11,8 +11,6 @@ Linux only; twice 100 volumes with two members of two steps take about six minut
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import multiprocessing
 import os
 import resource
@@ -37,6 +35,7 @@ from cgdpm_med import (
     make_phantom,
     segment_cases,
 )
+from cgdpm_med.apps.csv_files import csv_text
 from cgdpm_med.volumes import atomic_write
 
 SHAPES = {"one size": ((64, 56, 3),), "changing sizes": ((64, 56, 3), (60, 68, 3), (56, 60, 4))}
@@ -127,13 +126,10 @@ def verdict(name: str, rows: Sequence[Row]) -> str:
 
 
 def write_csv(path: Path, series: Mapping[str, Sequence[Row]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["series", "volume", "resident_mb", "peak_mb"])
-    for name, rows in series.items():
-        writer.writerows((name, n, f"{now:.1f}", f"{most:.1f}") for n, now, most in rows)
+    rows = ((name, *row) for name, of_series in series.items() for row in of_series)
+    text = csv_text(["series", "volume", "resident_mb", "peak_mb"], rows, number_format=".1f")
     with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.encode())
 
 
 def plot(path: Path, series: Mapping[str, Sequence[Row]]) -> None:

@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 
 from cgdpm_med import InputError, acdc_datalist, bundle_path, dice_per_structure, load_split, read_labels, view_of
 from cgdpm_med.apps.cardiac import MEASURES
-from cgdpm_med.apps.rows import markdown_table, spoken, write_text
+from cgdpm_med.apps.markdown import markdown_table
+from cgdpm_med.apps.numbers import format_number
+from cgdpm_med.apps.rows import write_text
 from cgdpm_med.data import ACDC_GROUPS, ACDC_LABELS
 from cgdpm_med.models.weights import weights_digest
 
@@ -192,23 +194,31 @@ def comparison(evaluation: Evaluation, baseline: Evaluation | None) -> str:
 
 
 def _dice_cells(part: Mapping[str, Any]) -> list[str]:
-    return [spoken(scores["dice"], 2, 100) for scores in (part["average"], *map(part["structures"].get, STRUCTURES))]
+    return [
+        format_number(scores["dice"], 2, 100) for scores in (part["average"], *map(part["structures"].get, STRUCTURES))
+    ]
 
 
 def structures(evaluation: Evaluation) -> str:
     rows = [
         [
             name,
-            f"{spoken(s['dice'], 2, 100)} ± {spoken(s['dice_std'], 2, 100)}",
-            spoken(s["hd95"]),
-            spoken(s["assd"]),
+            f"{format_number(s['dice'], 2, 100)} ± {format_number(s['dice_std'], 2, 100)}",
+            format_number(s["hd95"]),
+            format_number(s["assd"]),
             *(str(s[count]) for count in ("missed", "invented", "both_empty")),
         ]
         for name, s in ((name, evaluation.summary["structures"][name]) for name in STRUCTURES)
     ]
     average = evaluation.summary["average"]
     rows.append(
-        ["average", spoken(average["dice"], 2, 100), spoken(average["hd95"]), spoken(average["assd"]), *[""] * 3]
+        [
+            "average",
+            format_number(average["dice"], 2, 100),
+            format_number(average["hd95"]),
+            format_number(average["assd"]),
+            *[""] * 3,
+        ]
     )
     return markdown_table(["", "Dice %", "HD95 mm", "ASSD mm", "missed", "invented", "absent in both"], rows) + "\n"
 
@@ -220,10 +230,13 @@ def groups(evaluation: Evaluation) -> str:
         *summary["by_phase"].items(),
         *((g, summary["by_group"][g]) for g in ACDC_GROUPS if g in summary["by_group"]),
     ]
-    rows = [[name, str(part["volumes"]), *_dice_cells(part), spoken(part["average"]["hd95"])] for name, part in parts]
+    rows = [
+        [name, str(part["volumes"]), *_dice_cells(part), format_number(part["average"]["hd95"])] for name, part in parts
+    ]
     for row in rows:
         row += [
-            spoken(_mean_dice(evaluation, row[0], phase), 2, 100) if row[0] in ACDC_GROUPS else "" for phase in PHASES
+            format_number(_mean_dice(evaluation, row[0], phase), 2, 100) if row[0] in ACDC_GROUPS else ""
+            for phase in PHASES
         ]
     heading = ["", "volumes", "Dice %", *STRUCTURES, "HD95 mm", *(f"{phase} Dice %" for phase in PHASES)]
     return markdown_table(heading, rows) + "\n"
@@ -245,13 +258,13 @@ def function(evaluation: Evaluation) -> str:
     rows = [
         [
             f"{measure.title}, {measure.unit}",
-            f"{spoken(s['error_mean'])} ± {spoken(s['error_sd'])}",
-            spoken(s["error_absolute"]),
-            spoken(s["correlation"], 3),
-            spoken(s["coverage"], 0, 100),
-            spoken(s["width"], 1),
-            spoken(calibrated[name]["coverage"] if name in calibrated else None, 0, 100),
-            spoken(calibrated[name]["width"] if name in calibrated else None, 1),
+            f"{format_number(s['error_mean'])} ± {format_number(s['error_sd'])}",
+            format_number(s["error_absolute"]),
+            format_number(s["correlation"], 3),
+            format_number(s["coverage"], 0, 100),
+            format_number(s["width"], 1),
+            format_number(calibrated[name]["coverage"] if name in calibrated else None, 0, 100),
+            format_number(calibrated[name]["width"] if name in calibrated else None, 1),
         ]
         for name, measure in MEASURES.items()
         for s in (scores["measures"][name],)
@@ -272,11 +285,14 @@ def doubt(evaluation: Evaluation, baseline: Evaluation | None) -> str:
     }
     correlations = {name: (values.get("predicted_true_dice") or {}).get("pearson") for name, values in columns.items()}
     rows = [
-        ["expected calibration error", *(spoken(values.get("ece"), 4) for values in columns.values())],
-        ["Brier score", *(spoken(values.get("brier"), 4) for values in columns.values())],
-        ["AUROC of the entropy for wrong voxels", *(spoken(values.get("auroc"), 3) for values in columns.values())],
-        ["correlation of predicted and true Dice", *(spoken(value, 2) for value in correlations.values())],
-        ["GED", *(spoken(values.get("ged"), 3) for values in columns.values())],
+        ["expected calibration error", *(format_number(values.get("ece"), 4) for values in columns.values())],
+        ["Brier score", *(format_number(values.get("brier"), 4) for values in columns.values())],
+        [
+            "AUROC of the entropy for wrong voxels",
+            *(format_number(values.get("auroc"), 3) for values in columns.values()),
+        ],
+        ["correlation of predicted and true Dice", *(format_number(value, 2) for value in correlations.values())],
+        ["GED", *(format_number(values.get("ged"), 3) for values in columns.values())],
     ]
     lines = [markdown_table(["", *columns], rows), "", calibrated_how(evaluation.summary)]
     if quality := evaluation.summary.get("quality"):
@@ -301,9 +317,9 @@ def worst_cases(evaluation: Evaluation, references: Mapping[str, Mapping[str, st
     """The volumes of least average Dice, each with its weakest structure and where it is weak."""
     lines = []
     for case in sorted(evaluation.cases, key=lambda case: case["average"])[:number]:
-        dice = ", ".join(f"{name} {spoken(case[f'dice_{name}'], 1, 100)}" for name in STRUCTURES)
+        dice = ", ".join(f"{name} {format_number(case[f'dice_{name}'], 1, 100)}" for name in STRUCTURES)
         weakest = min(STRUCTURES, key=lambda name: case[f"dice_{name}"])
-        average = spoken(case["average"], 1, 100)
+        average = format_number(case["average"], 1, 100)
         text = f"- **{case['case']}** ({case['group']}, {case['phase']}): average Dice {average} % ({dice})."
         lines.append(f"{text} {where_weak(evaluation, references[case['case']], case['case'], weakest)}")
     return "\n".join(lines) + "\n"
@@ -321,7 +337,7 @@ def where_weak(evaluation: Evaluation, item: Mapping[str, str], key: str, struct
     predicted, known = (view.apply(volume.data) for volume in (mask, reference))
     numbers = view.slice_numbers(reference.grid.spatial_shape)
     by_third = ", ".join(
-        f"{name} {spoken(dice, 1, 100)}"
+        f"{name} {format_number(dice, 1, 100)}"
         for name, dice in zip(THIRDS, dice_by_third(predicted, known, label), strict=True)
     )
     text = f"{structure} is the weakest: Dice in the slices of the heart, by thirds, {by_third};"

@@ -31,7 +31,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from torch.utils.flop_counter import FlopCounterMode
 
 from cgdpm_med import InputError, Segmenter, acdc_datalist, bundle_path, keep_freed_memory
-from cgdpm_med.apps.rows import Row, kept_row, markdown_table, spoken, write_csv, write_text
+from cgdpm_med.apps.csv_files import write_csv
+from cgdpm_med.apps.markdown import markdown_table
+from cgdpm_med.apps.numbers import MISSING, format_number
+from cgdpm_med.apps.rows import Row, kept_row, write_text
 from cgdpm_med.apps.sweep import SCORES, score_setting
 from cgdpm_med.models.weights import weights_digest
 
@@ -334,9 +337,9 @@ def mean(runs: Sequence[Row], column: str, digits: int) -> str:
     """Mean over seeds, with their standard deviation where there are several."""
     values = [run[column] for run in runs if run[column] is not None]
     if not values:
-        return spoken(None)
+        return MISSING
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(set(values)) > 1 else ""
-    return f"{spoken(statistics.fmean(values), digits)}{deviation}"
+    return f"{format_number(statistics.fmean(values), digits)}{deviation}"
 
 
 if __name__ == "__main__":

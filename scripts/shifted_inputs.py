@@ -31,8 +31,11 @@ from cgdpm_med import (
     read_labels,
     read_volume,
 )
+from cgdpm_med.apps.csv_files import write_csv
 from cgdpm_med.apps.evaluate import ensemble_settings
-from cgdpm_med.apps.rows import Row, kept_row, markdown_table, spoken, write_csv, write_text
+from cgdpm_med.apps.markdown import markdown_table
+from cgdpm_med.apps.numbers import format_number
+from cgdpm_med.apps.rows import Row, kept_row, write_text
 from cgdpm_med.apps.segment import choose_device
 from cgdpm_med.apps.shifts import SHIFTS, Shift
 from cgdpm_med.apps.study import Study
@@ -196,12 +199,12 @@ def table(rows: Mapping[str, Row], whose: str) -> str:
     cells = [
         [
             name,
-            spoken(row["dice"], 2, 100),
+            format_number(row["dice"], 2, 100),
             "" if name == PLAIN else f"{100 * (row['dice'] - plain['dice']):+.2f}",
-            *(spoken(row[structure], 2, 100) for structure in ("rv", "myo", "lv", "lowest")),
-            spoken(row["entropy"], 4),
-            spoken(row["predicted_dice"], 2, 100),
-            spoken(row["review"], 0, 100),
+            *(format_number(row[structure], 2, 100) for structure in ("rv", "myo", "lv", "lowest")),
+            format_number(row["entropy"], 4),
+            format_number(row["predicted_dice"], 2, 100),
+            format_number(row["review"], 0, 100),
             str(row["collapsed"]),
             str(row["unnoticed"]),
             noticed(row, plain),

@@ -68,7 +68,7 @@ def test_a_cohort_is_compared_with_its_truth_and_resumed(
     assert result["structures"]["RV"]["dice"] == 1.0
     page = (tmp_path / "out" / "statistics.md").read_text()
     assert "- data: 2 volumes of the ACDC section validation" in page
-    assert f"| LV end-diastolic volume | {-lost['01']:.1f} ± - ml | - | 0 % | 0.0 |" in page
+    assert f"| LV end-diastolic volume | {-lost['01']:.1f} ± – ml | – | 0 % | 0.0 |" in page
     assert "| expected calibration error |" in page
 
 

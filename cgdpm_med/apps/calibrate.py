@@ -17,6 +17,7 @@ from cgdpm_med.apps.cardiac import MEASURES, frame_volumes
 from cgdpm_med.apps.console import CaseBar
 from cgdpm_med.apps.evaluate import ensemble_settings
 from cgdpm_med.apps.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
+from cgdpm_med.apps.numbers import format_number
 from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device
 from cgdpm_med.apps.training_patients import check_unseen
 from cgdpm_med.calibration import (
@@ -300,10 +301,12 @@ def format_calibration(result: Mapping[str, Any]) -> str:
         lines.append(f"{label:28}{before[name]:>9.4f}{after[name]:>9.4f}")
     lines += ["", f"{'':28}{'coverage':>18}{'interval length':>20}{'factor':>9}{'margin':>9}"]
     for name, measure in MEASURES.items():
-        old, new = before["function"][name], after["function"][name]
+        scores = before["function"][name], after["function"][name]
+        covered = [format_number(score["coverage"], 0, 100, "%") for score in scores]
+        lengths = [format_number(score["width"], 1) for score in scores]
         lines.append(
-            f"{f'{measure.title}, {measure.unit}':34}{_percent(old['coverage']):>5} ->{_percent(new['coverage']):>5}"
-            f"{_length(old['width']):>10} ->{_length(new['width']):>7}"
+            f"{f'{measure.title}, {measure.unit}':34}{covered[0]:>5} ->{covered[1]:>5}"
+            f"{lengths[0]:>10} ->{lengths[1]:>7}"
             f"{result['widening'][name]:>9.2f}{result['margin'][name]:>9.1f}"
         )
     on_average, single = guarantee["coverage_on_average_over_fits"], guarantee["coverage_of_this_fit_exceeds"]
@@ -314,11 +317,3 @@ def format_calibration(result: Mapping[str, Any]) -> str:
         f"{single:.0%}, at {guarantee['with_probability']:.0%} confidence.",
     ]
     return "\n".join(lines)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f} %"
-
-
-def _length(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"

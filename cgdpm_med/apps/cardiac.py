@@ -7,8 +7,6 @@ not needed after that, so a cine of any length costs a few numbers a frame. Labe
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cgdpm_med.apps.csv_files import csv_text
 from cgdpm_med.volumes import InputError, atomic_write
 
 MYOCARDIAL_DENSITY = 1.05
@@ -366,14 +365,13 @@ def cohort_csv(
     """
     extra = extra or {}
     further = list(dict.fromkeys(column for row in extra.values() for column in row))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "members", "level", "calibrated", "body_surface_m2", *_columns(), *further])
+    columns = ["case", "members", "level", "calibrated", "body_surface_m2", *_columns(), *further]
+    rows = []
     for key, function in functions.items():
         known = [""] * 4 if function is None else _known(function)
-        more = [extra.get(key, {}).get(column, "") for column in further]
-        writer.writerow([key, *known, *_fields(function), *more])
-    return text.getvalue()
+        more = [extra.get(key, {}).get(column) for column in further]
+        rows.append([key, *known, *_fields(function), *more])
+    return csv_text(columns, rows, number_format=".3f")
 
 
 def write_cohort_csv(
@@ -397,19 +395,16 @@ def _columns() -> list[str]:
 
 def _known(function: CardiacFunction) -> list[Any]:
     calibrated = "yes" if function.calibrated else "no"
-    return [function.members, function.level, calibrated, _text(function.body_surface)]
+    return [function.members, str(function.level), calibrated, function.body_surface]
 
 
-def _fields(function: CardiacFunction | None) -> list[str]:
+def _fields(function: CardiacFunction | None) -> list[float | None]:
     if function is None:
-        return [""] * len(_columns())
-    indexed, fields = function.indexed(), []
+        return [None] * len(_columns())
+    fields: list[float | None] = []
+    indexed = function.indexed()
     for name, measure in MEASURES.items():
         estimate = function.measures[name]
-        fields += [_text(estimate.value), _text(estimate.lower), _text(estimate.upper)]
-        fields += [_text(indexed[name].value if name in indexed else None)] if measure.indexed else []
+        fields += [estimate.value, estimate.lower, estimate.upper]
+        fields += [indexed[name].value if name in indexed else None] if measure.indexed else []
     return fields
-
-
-def _text(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

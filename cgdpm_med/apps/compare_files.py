@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cgdpm_med.apps.csv_files import write_csv
 from cgdpm_med.apps.drawn_slices import few_drawn_lines
 from cgdpm_med.apps.evaluate_files import write_left_out
+from cgdpm_med.apps.markdown import markdown_table
+from cgdpm_med.apps.numbers import MISSING, format_number
 from cgdpm_med.apps.paired_statistics import smallest_p
-from cgdpm_med.apps.rows import counted, markdown_table, spoken, write_csv, write_text
+from cgdpm_med.apps.rows import counted, write_text
 from cgdpm_med.volumes.files import listed
 
 _UNITS = {"dice": ("Dice %", 100.0), "hd95": ("HD95 mm", 1.0), "assd": ("ASSD mm", 1.0)}
@@ -58,18 +61,18 @@ def comparison_cells(comparison: Mapping[str, Any]) -> tuple[list[str], list[lis
 
 def _cells(row: Mapping[str, Any], two: bool) -> list[str]:
     metric, factor = _UNITS[row["metric"]]
-    means = [spoken(row[name], 2, factor) for name in ("mean_first", "mean_second")]
-    low, high = (spoken(row[name], 2, factor) for name in ("low", "high"))
-    difference = "–" if row["difference"] is None else f"{factor * row['difference']:+.2f}"
-    interval = "–" if row["low"] is None else f"{low} to {high}"
+    means = [format_number(row[name], 2, factor) for name in ("mean_first", "mean_second")]
+    low, high = (format_number(row[name], 2, factor) for name in ("low", "high"))
+    difference = MISSING if row["difference"] is None else f"{factor * row['difference']:+.2f}"
+    interval = MISSING if row["low"] is None else f"{low} to {high}"
     methods = [] if two else [f"{row['first']}, {row['second']}"]
-    tests = [spoken_p(row["p"]), spoken_p(row["p_holm"])]
+    tests = [format_p(row["p"]), format_p(row["p_holm"])]
     return [row["structure"], *methods, metric, *means, difference, interval, *tests, str(row["patients"])]
 
 
-def spoken_p(p: float | None) -> str:
+def format_p(p: float | None) -> str:
     """Three decimals; smaller ones as a bound."""
-    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+    return MISSING if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def comparison_notes(comparison: Mapping[str, Any]) -> list[str]:
@@ -123,10 +126,9 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
 def comparison_markdown(comparison: Mapping[str, Any]) -> str:
     """The table in Markdown, with what it is and what was left out."""
     heading, rows = comparison_cells(comparison)
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [heading, *rows]]
     failed = [f"failed: {reason}" for reason in comparison["failed"].values()]
     remarks = "\n".join(f"- {line}" for line in [*comparison_notes(comparison), *failed])
-    parts = [markdown_table(escaped[0], escaped[1:]), comparison_caption(comparison), remarks]
+    parts = [markdown_table(heading, rows), comparison_caption(comparison), remarks]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cgdpm_med.apps.cardiac import MEASURES
+from cgdpm_med.apps.csv_files import csv_text, write_csv
 from cgdpm_med.apps.drawn_slices import few_drawn_lines
 from cgdpm_med.apps.evaluate_case import CaseResult, ensemble_names
+from cgdpm_med.apps.numbers import format_number
 from cgdpm_med.apps.rows import write_text
 from cgdpm_med.data import ACDC_LABELS
 from cgdpm_med.volumes.files import listed
+
+METRICS = ("dice", "hd95", "assd")
 
 
 def write_results(
@@ -29,7 +31,7 @@ def write_results(
     """
     folder.mkdir(parents=True, exist_ok=True)
     shown = {number: name for number, name in names.items() if name in summary["structures"]}
-    write_text(folder / "cases.csv", _csv(_case_rows(results, shown)))
+    write_csv(folder / "cases.csv", _case_rows(results, shown))
     write_left_out(summary, folder)
     write_text(folder / "summary.json", json.dumps(summary, indent=2))
 
@@ -38,26 +40,28 @@ def write_left_out(summary: Mapping[str, Any], folder: Path) -> None:
     """``left_out.csv`` of a summary; one of an earlier run goes where nothing is left out."""
     rows = left_out_rows(summary)
     if rows:
-        write_text(folder / "left_out.csv", _csv([("what", "name", "reason"), *rows]))
+        write_text(folder / "left_out.csv", csv_text(("what", "name", "reason"), rows))
     else:
         (folder / "left_out.csv").unlink(missing_ok=True)
 
 
-def _case_rows(results: Sequence[CaseResult], names: Mapping[int, str]) -> Iterator[list[str]]:
-    metrics = ("dice", "hd95", "assd")
+def _case_rows(results: Sequence[CaseResult], names: Mapping[int, str]) -> list[dict[str, Any]]:
     of_ensembles = ensemble_names(results)
-    columns = [f"{metric}_{name}" for metric in metrics for name in names.values()]
-    yield ["case", "phase", "group", *columns, *of_ensembles]
-    for r in results:
-        values = [getattr(r.score, metric)[number] for metric in metrics for number in names]
-        values += [r.ensemble.get(name) for name in of_ensembles]
-        yield [r.score.key, r.score.phase, r.score.group, *("" if v is None else f"{v:.5f}" for v in values)]
+    return [
+        {
+            "case": result.score.key,
+            "phase": result.score.phase,
+            "group": result.score.group,
+            **{f"{metric}_{name}": v for metric in METRICS for name, v in _by_name(result, metric, names).items()},
+            **{name: result.ensemble.get(name) for name in of_ensembles},
+        }
+        for result in results
+    ]
 
 
-def _csv(rows: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
+def _by_name(result: CaseResult, metric: str, names: Mapping[int, str]) -> dict[str, float | None]:
+    scores = getattr(result.score, metric)
+    return {name: scores[number] for number, name in names.items()}
 
 
 # --- what was left out ------------------------------------------------------------------------------------------------
@@ -108,7 +112,9 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         lines.append(_distance_row(name, s, width) + f"{s['missed']:>8}{s['invented']:>10}")
     lines.append(_distance_row("average", summary["average"], width))
     lines.append(f"volumes {summary['volumes']}, failed {len(summary['failed'])}")
-    lines += [f"{phase}: average Dice {_number(part['average']['dice'], 100)}" for phase, part in _parts(summary)]
+    lines += [
+        f"{phase}: average Dice {format_number(part['average']['dice'], 2, 100)}" for phase, part in _parts(summary)
+    ]
     ensemble = {name: value for name, value in summary["ensemble"].items() if isinstance(value, float)}
     lines.append(", ".join(f"{name} {value:.4f}" for name, value in ensemble.items()))
     lines += format_function(summary.get("function"))
@@ -127,8 +133,8 @@ def format_function(function: Mapping[str, Any] | None) -> list[str]:
     ]
     for name, measure in MEASURES.items():
         s = function["measures"][name]
-        line = f"{f'{measure.title}, {measure.unit}':34}{_number(s['error_mean']):>8}{_number(s['error_sd']):>8}"
-        line += f"{_number(s['correlation']):>7}"
+        error, deviation, correlation = (format_number(s[k]) for k in ("error_mean", "error_sd", "correlation"))
+        line = f"{f'{measure.title}, {measure.unit}':34}{error:>8}{deviation:>8}{correlation:>7}"
         for kind, scores in (("", s), ("calibrated ", (function["calibrated"] or {}).get(name))):
             if scores is not None and scores["coverage"] is not None:
                 line += f"   {kind}cover {100 * scores['coverage']:.0f} %, length {scores['width']:.1f}"
@@ -141,8 +147,6 @@ def _parts(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _distance_row(name: str, values: Mapping[str, float | None], width: int) -> str:
-    return f"{name:{width}}{_number(values['dice'], 100):>8}{_number(values['hd95']):>9}{_number(values['assd']):>9}"
-
-
-def _number(value: float | None, factor: float = 1.0) -> str:
-    return "-" if value is None else f"{factor * value:.2f}"
+    dice = format_number(values["dice"], 2, 100)
+    hd95, assd = (format_number(values[metric]) for metric in ("hd95", "assd"))
+    return f"{name:{width}}{dice:>8}{hd95:>9}{assd:>9}"

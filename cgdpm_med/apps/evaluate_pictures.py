@@ -7,8 +7,6 @@ the model: what does not beat it has learned nothing.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +21,9 @@ from torch import Tensor
 
 from cgdpm_med.apps.console import CaseBar, complain
 from cgdpm_med.apps.contact_sheet import contact_sheet
+from cgdpm_med.apps.csv_files import write_csv
 from cgdpm_med.apps.evaluate import settings
+from cgdpm_med.apps.numbers import format_number
 from cgdpm_med.apps.super_resolve import SuperResolver, spread
 from cgdpm_med.diffusion.degradation import AreaDegradation
 from cgdpm_med.generation_metrics import FeatureStatistics, Inception, InceptionScore, Lpips, frechet_distance
@@ -271,17 +271,14 @@ def _settings(resolver: SuperResolver, size: int) -> dict[str, Any]:
 
 def write_scores(scores: Sequence[PictureScore], summary: Mapping[str, Any], folder: Path) -> None:
     """``pictures.csv``, a row per picture with an empty field for a missing value, and ``summary.json``."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    columns = [f"{measure}_{name}" for name in scores[0].qualities for measure in Quality._fields]
-    writer.writerow(["picture", *columns, "spread", "lpips"])
-    for s in scores:
-        values = [*(v for quality in s.qualities.values() for v in quality), s.spread, s.lpips]
-        writer.writerow([s.key, *("" if v is None else f"{v:.6g}" for v in values)])
-    with atomic_write(folder / "pictures.csv") as file:
-        file.write(text.getvalue().encode())
+    write_csv(folder / "pictures.csv", [_csv_row(score) for score in scores], number_format=".6g")
     with atomic_write(folder / "summary.json") as file:
         file.write(json.dumps(summary, indent=2).encode())
+
+
+def _csv_row(score: PictureScore) -> dict[str, Any]:
+    measured = {f"{m}_{name}": v for name, quality in score.qualities.items() for m, v in quality._asdict().items()}
+    return {"picture": score.key, **measured, "spread": score.spread, "lpips": score.lpips}
 
 
 def _columns(members: Tensor, pairs: Pairs) -> dict[str, Tensor]:
@@ -309,14 +306,10 @@ def format_picture_summary(summary: Mapping[str, Any]) -> str:
     """The table as text: what was scored in rows, then the scores of the set, failures and the settings."""
     lines = [f"{'':10}{'PSNR dB':>9}{'SSIM':>8}{'consistency 1e-5':>18}"]
     for name, q in summary["means"].items():
-        numbers = (_number(q["psnr"], 2), _number(q["ssim"], 3), _number(q["consistency"], 2))
+        numbers = (format_number(q["psnr"], 2), format_number(q["ssim"], 3), format_number(q["consistency"], 2))
         lines.append(f"{name:10}{numbers[0]:>9}{numbers[1]:>8}{numbers[2]:>18}")
     lines.append(f"pictures {summary['pictures']}, failed {len(summary['failed'])}, exact {summary['exact']}")
     further = {name: summary.get(name) for name in ("spread", "lpips", "fid", "inception_score")}
     lines.append(", ".join(f"{name} {value:.4g}" for name, value in further.items() if value is not None))
     lines.append(", ".join(f"{name} {value}" for name, value in summary["settings"].items()))
     return "\n".join(line for line in lines if line)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,30 +50,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode())
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A column for every key of the first row; an empty field for None, five decimals for other numbers than whole."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows({name: _field(value) for name, value in row.items()} for row in rows)
-    write_text(path, text.getvalue())
-
-
-def _field(value: Any) -> Any:
-    return f"{value:.5f}" if isinstance(value, float) else value
-
-
-def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines of a Markdown table, the last without a line break."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def spoken(value: float | None, digits: int = 2, factor: float = 1.0) -> str:
-    """A number for a table, a dash for None and for NaN."""
-    return "–" if value is None or value != value else f"{factor * value:.{digits}f}"
 
 
 def counted(number: int, what: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cgdpm_med.apps.cardiac import MEASURES
-
-_MISSING = "-"
+from cgdpm_med.apps.markdown import markdown_table
+from cgdpm_med.apps.numbers import format_number
 
 
 def statistics_page(title: str, facts: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -33,11 +33,12 @@ def _masks(summary: Mapping[str, Any]) -> str:
     rows = [(name, *_distances(s), s["missed"] + s["invented"]) for name, s in summary["structures"].items()]
     rows.append(("average", *_distances(summary["average"]), ""))
     counted = f"{summary['volumes']} volumes, {len(summary['failed'])} failed."
-    return _table(("", "Dice %", "HD95 mm", "ASSD mm", "missed or invented"), rows) + f"\n\n{counted}"
+    table = markdown_table(("", "Dice %", "HD95 mm", "ASSD mm", "missed or invented"), rows, numbers=True)
+    return f"{table}\n\n{counted}"
 
 
 def _distances(s: Mapping[str, Any]) -> tuple[str, str, str]:
-    return _number(s["dice"], 2, 100), _number(s["hd95"], 2), _number(s["assd"], 2)
+    return format_number(s["dice"], 2, 100), format_number(s["hd95"], 2), format_number(s["assd"], 2)
 
 
 def function_table(function: Mapping[str, Any]) -> str:
@@ -51,17 +52,18 @@ def function_table(function: Mapping[str, Any]) -> str:
         head += ["calibrated covers", "its mean length"]
     rows = []
     for name, measure in MEASURES.items():
-        scores = [function["measures"][name]]
-        scores += [] if function["calibrated"] is None else [function["calibrated"][name]]
-        error = f"{_number(scores[0]['error_mean'], 1)} ± {_number(scores[0]['error_sd'], 1)} {measure.unit}"
-        intervals = [text for s in scores for text in (_percent(s["coverage"]), _number(s["width"], 1))]
-        rows.append((measure.title, error, _number(scores[0]["correlation"], 3), *intervals))
-    return _table(head, rows)
+        found = function["measures"][name]
+        mean, deviation = (format_number(found[moment], 1) for moment in ("error_mean", "error_sd"))
+        row = [measure.title, f"{mean} ± {deviation} {measure.unit}", format_number(found["correlation"], 3)]
+        for scores in (found, *([] if function["calibrated"] is None else [function["calibrated"][name]])):
+            row += [format_number(scores["coverage"], 0, 100, "%"), format_number(scores["width"], 1)]
+        rows.append(row)
+    return markdown_table(head, rows, numbers=True)
 
 
 def _probabilities(ensemble: Mapping[str, Any]) -> str:
     rows = [
-        (label, _number(ensemble.get(name), 4), _number(ensemble.get(f"{name}_calibrated"), 4))
+        (label, format_number(ensemble.get(name), 4), format_number(ensemble.get(f"{name}_calibrated"), 4))
         for name, label in (
             ("ece", "expected calibration error"),
             ("brier", "Brier score"),
@@ -69,13 +71,13 @@ def _probabilities(ensemble: Mapping[str, Any]) -> str:
         )
         if name in ensemble
     ]
-    tables = [_table(("inside the heart's box", "ensemble", "calibrated"), rows)] if rows else []
+    tables = [markdown_table(("inside the heart's box", "ensemble", "calibrated"), rows, numbers=True)] if rows else []
     lines = []
     if (correlation := ensemble.get("predicted_true_dice")) is not None:
-        pearson, spearman = (_number(correlation[kind], 3) for kind in ("pearson", "spearman"))
+        pearson, spearman = (format_number(correlation[kind], 3) for kind in ("pearson", "spearman"))
         lines.append(f"Predicted and true Dice of the volumes: Pearson {pearson}, Spearman {spearman}.")
     if "worst_decile_auroc" in ensemble:
-        auroc = _number(ensemble["worst_decile_auroc"], 3)
+        auroc = format_number(ensemble["worst_decile_auroc"], 3)
         lines.append(f"Predicted Dice finds the worst tenth of the volumes with AUROC {auroc}.")
     return "\n\n".join([*tables, *lines])
 
@@ -83,17 +85,4 @@ def _probabilities(ensemble: Mapping[str, Any]) -> str:
 def _checks(quality: Mapping[str, Any]) -> str:
     text = f"{quality['review']} of {quality['studies']} studies go to review."
     rows = [(check, count) for check, count in quality["reasons"].items()]
-    return f"{text}\n\n{_table(('reason', 'studies'), rows)}" if rows else text
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
-    return _MISSING if value is None else f"{factor * value:.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return _MISSING if value is None else f"{100 * value:.0f} %"
+    return f"{text}\n\n{markdown_table(('reason', 'studies'), rows, numbers=True)}" if rows else text

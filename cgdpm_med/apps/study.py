@@ -15,10 +15,10 @@ from cgdpm_med.apps.cardiac import (
     frame_volumes,
     write_cohort_csv,
 )
+from cgdpm_med.apps.csv_files import write_csv
 from cgdpm_med.apps.heart_checks import assess_heart, compare_phases
 from cgdpm_med.apps.labels import ACDC, Labels
 from cgdpm_med.apps.quality import Finding, Quality, QualityLimits, assess_frame, assess_function, combine
-from cgdpm_med.apps.rows import write_csv
 from cgdpm_med.apps.segment import Segmentation
 from cgdpm_med.apps.single_images import single_image_columns
 from cgdpm_med.apps.stack_checks import assess_stack, compare_grids

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from cgdpm_med.apps.csv_files import write_csv
 from cgdpm_med.apps.evaluate_case import evaluate_segmentation, summarise_results
 from cgdpm_med.apps.segment import Segmentation, Segmenter
 from cgdpm_med.metrics import dice_per_structure
-from cgdpm_med.volumes import Volume, atomic_write, read_labels, read_volume
+from cgdpm_med.volumes import Volume, read_labels, read_volume
 
 SCORES = ("dice", "rv", "myo", "lv", "member_dice", "pairwise_dice", "ged", "ece", "brier", "auroc", "seconds")
 
@@ -70,12 +70,8 @@ def sweep(
         named = tuple((name, _plain(value)) for name, value in setting.items())
         scores = found.get(named) or score_setting(Segmenter.from_bundle(bundle, **setting), datalist)
         rows.append({**setting, **scores})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({n: f"{v:.4f}" if n in SCORES else _plain(v) for n, v in row.items()} for row in rows)
-        with atomic_write(table) as file:
-            file.write(text.getvalue().encode())
+        plain = [{n: float(v) if n in SCORES else _plain(v) for n, v in row.items()} for row in rows]
+        write_csv(table, plain, number_format=".4f")
         report(rows[-1])
     return rows
 

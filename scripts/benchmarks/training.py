@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import io
 import time
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cgdpm_med import ConditionalUNet, DiffusionLoss, DiffusionUpdate, NoiseSchedule
+from cgdpm_med.apps.csv_files import csv_text
 from cgdpm_med.volumes import atomic_write
 
 from .contestants import CLASSES, shipped_unet
@@ -198,10 +197,6 @@ def curve_distance(a: list[float], b: list[float]) -> float:
 
 
 def write_curves(curves: dict[str, list[float]], path: Path) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", *curves])
-    rows = zip(*curves.values(), strict=True)
-    writer.writerows([step, *(f"{value:.5f}" for value in row)] for step, row in enumerate(rows, start=1))
+    rows = ((step, *row) for step, row in enumerate(zip(*curves.values(), strict=True), start=1))
     with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(csv_text(["step", *curves], rows).encode())
