@@ -20,11 +20,13 @@ import torch
 from monai.bundle import ConfigWorkflow
 from torch import Tensor
 
-from cgdpm_med import InputError, SuperResolver, bundle_path, contact_sheet, image_datalist, write_picture
-from cgdpm_med.apps.csv_files import csv_text
+from cgdpm_med import InputError, SuperResolver, bundle_path, image_datalist
+from cgdpm_med.apps.contact_sheet import contact_sheet
 from cgdpm_med.apps.evaluate_pictures import bicubic, evaluate_super_resolution, read_reference
 from cgdpm_med.diffusion.degradation import AreaDegradation
-from cgdpm_med.volumes import atomic_write
+from cgdpm_med.files import atomic_write
+from cgdpm_med.images import write_picture
+from cgdpm_med.tables.csv_files import csv_text
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # row -> heading, and the paper's PSNR and SSIM (faces, 16 -> 128)

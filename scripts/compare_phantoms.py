@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cgdpm_med import compare_methods, read_labels, write_on_grid, write_phantom_dataset
-from cgdpm_med.apps.compare_files import format_comparison
+from cgdpm_med import compare_methods, read_labels, write_phantom_dataset
+from cgdpm_med.evaluation.compare_files import format_comparison
+from cgdpm_med.volumes import write_on_grid
 
 SHIFTED = {"first": 0.3, "second": 0.6}  # fraction of the slices
 

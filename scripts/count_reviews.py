@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cgdpm_med.apps.quality import Finding
-from cgdpm_med.apps.segment import Segmentation
-from cgdpm_med.apps.study import Study
-from cgdpm_med.data import acdc_datalist
-from cgdpm_med.volumes import InputError, Volume, read_labels, read_volume
+from cgdpm_med.data.acdc import acdc_datalist
+from cgdpm_med.files import InputError
+from cgdpm_med.inference.quality import Finding
+from cgdpm_med.inference.segmenter import Segmentation
+from cgdpm_med.studies.study import Study
+from cgdpm_med.volumes import Volume, read_labels, read_volume
 
 OLDER = {
     "predicted Dice",

@@ -17,12 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med import ModelDescription, guidance_beside, save_model
-from cgdpm_med.apps.training_patients import SPLIT_FILE, split_digest
+from cgdpm_med import guidance_beside, save_model
+from cgdpm_med.evaluation.training_patients import SPLIT_FILE, split_digest
+from cgdpm_med.files import InputError, atomic_write
+from cgdpm_med.models import ModelDescription
 from cgdpm_med.models.description import TrainingData, as_guidance, read_description
 from cgdpm_med.models.files import completed, load_model
 from cgdpm_med.models.weights import digest_of, read_content, weights_digest
-from cgdpm_med.volumes import InputError, atomic_write
 
 
 def main() -> None:

@@ -32,12 +32,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cgdpm_med.apps.csv_files import write_csv
-from cgdpm_med.data import acdc_patients
+from cgdpm_med.data.acdc import acdc_patients
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskTarget
+from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.phantom import PhantomSpec, make_phantom
-from cgdpm_med.volumes import InputError, atomic_write, read_labels
+from cgdpm_med.tables.csv_files import write_csv
+from cgdpm_med.volumes import read_labels
 
 LENGTHS = (100, 500, 1000, 2000, 5000, 10000, 20000, 50000)
 SCHEDULES = ("linear_beta", "constant_beta_range")

@@ -24,12 +24,12 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
-from cgdpm_med.apps.csv_files import write_csv
 from cgdpm_med.diffusion.guidance import Replay, ScaledGuide, guided
 from cgdpm_med.diffusion.losses import GuidanceLoss
 from cgdpm_med.diffusion.sampling import sample
 from cgdpm_med.diffusion.schedule import NoiseSchedule
-from cgdpm_med.volumes import atomic_write
+from cgdpm_med.files import atomic_write
+from cgdpm_med.tables.csv_files import write_csv
 
 SCHEDULE = NoiseSchedule(prediction_type="sample")
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)

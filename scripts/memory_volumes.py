@@ -25,18 +25,11 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 
-from cgdpm_med import (
-    InputError,
-    Options,
-    PhantomSpec,
-    Segmenter,
-    find_cases,
-    keep_freed_memory,
-    make_phantom,
-    segment_cases,
-)
-from cgdpm_med.apps.csv_files import csv_text
-from cgdpm_med.volumes import atomic_write
+from cgdpm_med import InputError, Options, Segmenter, find_cases, keep_freed_memory
+from cgdpm_med.apps.pipeline import segment_cases
+from cgdpm_med.files import atomic_write
+from cgdpm_med.phantom import PhantomSpec, make_phantom
+from cgdpm_med.tables.csv_files import csv_text
 
 SHAPES = {"one size": ((64, 56, 3),), "changing sizes": ((64, 56, 3), (60, 68, 3), (56, 60, 4))}
 FIELDS = {"one size": 96, "changing sizes": 160}

@@ -25,13 +25,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med import InputError, acdc_datalist, bundle_path, dice_per_structure, load_split, read_labels, view_of
-from cgdpm_med.apps.cardiac import MEASURES
-from cgdpm_med.apps.markdown import markdown_table
-from cgdpm_med.apps.numbers import format_number
-from cgdpm_med.apps.rows import write_text
-from cgdpm_med.data import ACDC_GROUPS, ACDC_LABELS
+from cgdpm_med import InputError, acdc_datalist, bundle_path, read_labels
+from cgdpm_med.data.acdc import ACDC_GROUPS, ACDC_LABELS, load_split
+from cgdpm_med.heart.function import MEASURES
+from cgdpm_med.metrics.masks import dice_per_structure
 from cgdpm_med.models.weights import weights_digest
+from cgdpm_med.tables.markdown import markdown_table
+from cgdpm_med.tables.numbers import format_number
+from cgdpm_med.tables.rows import write_text
+from cgdpm_med.volumes import view_of
 
 # average, RV, myocardium, LV in percent: table 4 of the paper, on a random split of its own
 PAPER = {

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgdpm_med import acdc_datalist, read_labels, read_volume
-from cgdpm_med.apps.console import CaseBar
-from cgdpm_med.data import SECTIONS, read_acdc_patient
-from cgdpm_med.volumes import Grid, atomic_write, write_on_grid
+from cgdpm_med.console import CaseBar
+from cgdpm_med.data.acdc import SECTIONS, read_acdc_patient
+from cgdpm_med.files import atomic_write
+from cgdpm_med.volumes import Grid, write_on_grid
 from cgdpm_med.volumes.grid import with_shape
 
 PERCENTILES = (1, 99)  # of train.yaml and inference.yaml

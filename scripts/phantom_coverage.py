@@ -19,19 +19,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med.apps.calibrate import fit_intervals
-from cgdpm_med.apps.cardiac import CardiacFunction
-from cgdpm_med.apps.cases import find_cases
-from cgdpm_med.apps.evaluate_files import format_function
-from cgdpm_med.apps.function_scores import FrameTruth, KnownStudy, compare_function, compare_records, true_volumes
 from cgdpm_med.apps.pipeline import Options, segment_all
-from cgdpm_med.apps.records import read_study
-from cgdpm_med.apps.segment import Segmenter, choose_device
-from cgdpm_med.apps.statistics_page import function_table, statistics_page
-from cgdpm_med.apps.study import StudyResult
-from cgdpm_med.data import acdc_patients
+from cgdpm_med.data.acdc import acdc_patients
+from cgdpm_med.evaluation.calibrate import fit_intervals
+from cgdpm_med.evaluation.files import format_function
+from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy, compare_function, compare_records, true_volumes
+from cgdpm_med.evaluation.statistics_page import function_table, statistics_page
+from cgdpm_med.files import atomic_write
+from cgdpm_med.heart.function import CardiacFunction
+from cgdpm_med.inference.segmenter import Segmenter, choose_device
 from cgdpm_med.phantom import write_phantom_dataset
-from cgdpm_med.volumes import HeaderWarning, atomic_write, read_labels
+from cgdpm_med.report.records import read_study
+from cgdpm_med.studies.cases import find_cases
+from cgdpm_med.studies.study import StudyResult
+from cgdpm_med.volumes import HeaderWarning, read_labels
 
 FIRST, IN_A_SEED = 901, 50
 """Numbers of the phantoms, and how many each seed gives: ten of every group."""

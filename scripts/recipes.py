@@ -31,12 +31,12 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from torch.utils.flop_counter import FlopCounterMode
 
 from cgdpm_med import InputError, Segmenter, acdc_datalist, bundle_path, keep_freed_memory
-from cgdpm_med.apps.csv_files import write_csv
-from cgdpm_med.apps.markdown import markdown_table
-from cgdpm_med.apps.numbers import MISSING, format_number
-from cgdpm_med.apps.rows import Row, kept_row, write_text
-from cgdpm_med.apps.sweep import SCORES, score_setting
+from cgdpm_med.evaluation.sweep import SCORES, score_setting
 from cgdpm_med.models.weights import weights_digest
+from cgdpm_med.tables.csv_files import write_csv
+from cgdpm_med.tables.markdown import markdown_table
+from cgdpm_med.tables.numbers import MISSING, format_number
+from cgdpm_med.tables.rows import Row, kept_row, write_text
 
 RECIPES = Path(__file__).resolve().parents[1] / "configs" / "recipes"
 DEFAULT = "default"

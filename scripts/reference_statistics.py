@@ -1,4 +1,4 @@
-"""What reference masks look like to the quality checks: where the limits of cgdpm_med.apps.quality come from.
+"""What reference masks look like to the quality checks: where the limits of cgdpm_med.inference.quality come from.
 
 python scripts/reference_statistics.py ACDC_FOLDER
 """
@@ -11,11 +11,11 @@ from dataclasses import asdict
 
 import numpy as np
 
-from cgdpm_med.apps.cardiac import FrameVolumes, cardiac_function, frame_volumes
-from cgdpm_med.apps.heart_checks import heart_sizes
-from cgdpm_med.apps.quality import fragment_fraction, missing_slices, open_cavity_fraction
-from cgdpm_med.apps.stack_checks import slice_likeness
-from cgdpm_med.data import ACDC_LABELS, acdc_datalist
+from cgdpm_med.data.acdc import ACDC_LABELS, acdc_datalist
+from cgdpm_med.heart.checks import heart_sizes
+from cgdpm_med.heart.function import FrameVolumes, cardiac_function, frame_volumes
+from cgdpm_med.heart.stack_checks import slice_likeness
+from cgdpm_med.inference.quality import fragment_fraction, missing_slices, open_cavity_fraction
 from cgdpm_med.volumes import Volume, read_labels, read_volume
 
 Found = defaultdict[str, list[float]]

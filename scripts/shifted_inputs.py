@@ -3,7 +3,7 @@
 python scripts/shifted_inputs.py --dataset-dir DIR --output OUT                  # validation patients
 python scripts/shifted_inputs.py --dataset-dir DIR --output OUT --section test
 
-Every shift of cgdpm_med.apps.shifts is applied to the images and to their reference masks, the shifted images are
+Every shift of cgdpm_med.evaluation.shifts is applied to the images and to their reference masks, the shifted images are
 segmented as cgdpm-med segment does, and scored against the shifted references. Writes shifted_inputs.csv (a row for
 each shift), volumes.csv (a row for each shift and volume) and shifted_inputs.md after every shift, and at the end
 shifted_inputs.png. The same command continues a run that was stopped.
@@ -22,28 +22,21 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from cgdpm_med import (
-    Segmenter,
-    acdc_datalist,
-    dice_per_structure,
-    foreground_region,
-    keep_freed_memory,
-    read_labels,
-    read_volume,
-)
-from cgdpm_med.apps.csv_files import write_csv
-from cgdpm_med.apps.evaluate import ensemble_settings
-from cgdpm_med.apps.markdown import markdown_table
-from cgdpm_med.apps.numbers import format_number
-from cgdpm_med.apps.rows import Row, kept_row, write_text
-from cgdpm_med.apps.segment import choose_device
-from cgdpm_med.apps.shifts import SHIFTS, Shift
-from cgdpm_med.apps.study import Study
-from cgdpm_med.data import ACDC_LABELS
+from cgdpm_med import Segmenter, acdc_datalist, keep_freed_memory, read_labels, read_volume
+from cgdpm_med.data.acdc import ACDC_LABELS
 from cgdpm_med.diffusion.ensemble import key_seed
-from cgdpm_med.metrics import mean_pairwise_dice
+from cgdpm_med.evaluation.segmenter import ensemble_settings
+from cgdpm_med.evaluation.shifts import SHIFTS, Shift
+from cgdpm_med.files import atomic_write
+from cgdpm_med.inference.segmenter import choose_device
+from cgdpm_med.metrics.masks import dice_per_structure, foreground_region, mean_pairwise_dice
 from cgdpm_med.models.weights import weights_digest
-from cgdpm_med.volumes import Volume, atomic_write
+from cgdpm_med.studies.study import Study
+from cgdpm_med.tables.csv_files import write_csv
+from cgdpm_med.tables.markdown import markdown_table
+from cgdpm_med.tables.numbers import format_number
+from cgdpm_med.tables.rows import Row, kept_row, write_text
+from cgdpm_med.volumes import Volume
 
 PLAIN = "none"
 MARGIN = 15.0  # mm in plane around the reference; a slice above and below

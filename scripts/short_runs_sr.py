@@ -31,9 +31,9 @@ import torch
 from PIL import Image
 
 from cgdpm_med import InputError, bundle_path
-from cgdpm_med.apps.csv_files import write_csv
-from cgdpm_med.apps.markdown import markdown_table
-from cgdpm_med.apps.rows import Row, kept_row, write_text
+from cgdpm_med.tables.csv_files import write_csv
+from cgdpm_med.tables.markdown import markdown_table
+from cgdpm_med.tables.rows import Row, kept_row, write_text
 
 BUNDLES = ("face_sr_16_128", "face_sr_64_512", "imagenet_sr_64_256", "imagenet_sr_128_512")
 STAGES = ("train", "train_guidance", "inference", "evaluate")

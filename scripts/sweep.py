@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from cgdpm_med import acdc_datalist, keep_freed_memory
-from cgdpm_med.apps.sweep import sweep
+from cgdpm_med.evaluation.sweep import sweep
 
 INTERVALS = [[0, 1000], [0, 500], [500, 1000], [200, 800]]  # all, late steps, early ones, the middle
 STARTS = [999, 900, 800, 700, 600, 500, 400]

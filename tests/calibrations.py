@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med.apps.calibration_file import Calibration
-from cgdpm_med.apps.cardiac import MEASURES
+from cgdpm_med.evaluation.calibration_file import Calibration
+from cgdpm_med.heart.function import MEASURES
 from cgdpm_med.models.weights import sha256_of
 
 MADE = {

@@ -22,16 +22,8 @@ from monai.bundle import ConfigWorkflow
 from numpy.typing import NDArray
 from PIL import Image
 
-from cgdpm_med import (
-    Options,
-    PhantomSpec,
-    Segmenter,
-    SuperResolver,
-    evaluate_acdc,
-    make_phantom,
-    segment,
-    write_phantom_dataset,
-)
+from cgdpm_med import Options, Segmenter, SuperResolver, evaluate_acdc, segment, write_phantom_dataset
+from cgdpm_med.phantom import PhantomSpec, make_phantom
 
 REPO = Path(__file__).resolve().parents[1]
 RECORD = REPO / "tests" / "data" / "recorded.json"

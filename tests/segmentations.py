@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.apps.segment import Segmentation
+from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.volumes import Volume
 
 

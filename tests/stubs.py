@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from cgdpm_med import Sampling, Segmentation, Volume, read_labels
-from cgdpm_med.apps.labels import ACDC
+from cgdpm_med import Sampling, Volume, read_labels
+from cgdpm_med.inference.labels import ACDC
+from cgdpm_med.inference.segmenter import Segmentation
 
 if TYPE_CHECKING:
     Standing: TypeAlias = Any  # taken wherever a Segmenter is asked for

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cgdpm_med.apps.cardiac import FrameVolumes
-from cgdpm_med.apps.function_scores import FrameTruth, KnownStudy
+from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy
+from cgdpm_med.heart.function import FrameVolumes
 
 
 def volumes(lv: float, members: tuple[float, ...] = (), rv: float = 100.0) -> FrameVolumes:

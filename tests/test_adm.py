@@ -16,11 +16,11 @@ from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.sampling import sample, trajectory
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ImageTarget
-from cgdpm_med.inferers import WindowedDenoiser
+from cgdpm_med.inference.inferers import WindowedDenoiser
+from cgdpm_med.inference.predictor import DiffusionPredictor
 from cgdpm_med.networks.adm import adm_upsampler, load_adm_upsampler, read_topology
 from cgdpm_med.networks.classes import ClassConditioned, append_class
 from cgdpm_med.networks.unet import ConditionalUNet
-from cgdpm_med.predictor import DiffusionPredictor
 
 
 @pytest.fixture(scope="module")

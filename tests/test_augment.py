@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cgdpm_med.augment import AugmentParameters, SliceAugment, change_intensity, warp
+from cgdpm_med.data.augment import AugmentParameters, SliceAugment, change_intensity, warp
 
 
 def identity(batch: int = 1, **changes: Tensor) -> AugmentParameters:

@@ -19,8 +19,8 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 
 from cgdpm_med import InputError, Segmenter, acdc_datalist, read_volume, write_phantom_dataset
-from cgdpm_med.apps.labels import ACDC, labels_of
-from cgdpm_med.apps.training_patients import training_record
+from cgdpm_med.evaluation.training_patients import training_record
+from cgdpm_med.inference.labels import ACDC, labels_of
 from cgdpm_med.models.files import Model, load_model
 
 BUNDLE = REPO / "bundles" / "acdc_segmentation"

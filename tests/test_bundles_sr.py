@@ -20,16 +20,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_n
 from PIL import Image
 from tiny_adm import NUM_HEADS, write_tiny_adm
 
-from cgdpm_med import (
-    ClassConditioned,
-    InputError,
-    NoiseLevelConditioned,
-    Regression,
-    SuperResolver,
-    read_picture,
-    super_resolve,
-)
+from cgdpm_med import ClassConditioned, InputError, NoiseLevelConditioned, Regression, SuperResolver, super_resolve
 from cgdpm_med.apps.super_resolve import load_resolver
+from cgdpm_med.images import read_picture
 
 FACES = ("face_sr_16_128", "face_sr_64_512")
 BUNDLES = (*FACES, "imagenet_sr_64_256", "imagenet_sr_128_512")

@@ -21,31 +21,28 @@ from studies import study
 from cgdpm_med import (
     InputError,
     Options,
-    Segmentation,
     acdc_datalist,
     bundle_path,
     evaluate_folders,
-    evaluate_segmenter,
-    expected_calibration_error,
     find_cases,
-    foreground_region,
     format_summary,
-    load_split,
     read_labels,
     read_volume,
     segment_all,
 )
-from cgdpm_med.apps.calibrate import MARGINS, calibrate, calibration_items, fit_intervals, format_calibration
-from cgdpm_med.apps.calibration_file import (
+from cgdpm_med.data.acdc import load_split
+from cgdpm_med.evaluation.calibrate import MARGINS, calibrate, calibration_items, fit_intervals, format_calibration
+from cgdpm_med.evaluation.calibration_file import (
     CALIBRATION,
     find_calibration,
     read_calibration,
     write_calibration,
 )
-from cgdpm_med.apps.cardiac import MEASURES
-from cgdpm_med.apps.evaluate import ensemble_settings
-from cgdpm_med.apps.segment import Segmenter
-from cgdpm_med.calibration import fit_temperature, temper
+from cgdpm_med.evaluation.segmenter import ensemble_settings, evaluate_segmenter
+from cgdpm_med.heart.function import MEASURES
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter
+from cgdpm_med.metrics.calibration import fit_temperature, temper
+from cgdpm_med.metrics.masks import expected_calibration_error, foreground_region
 from cgdpm_med.models.weights import sha256_of
 from cgdpm_med.phantom import write_phantom_dataset
 from cgdpm_med.volumes import Volume

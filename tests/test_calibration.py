@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cgdpm_med import InputError
-from cgdpm_med.calibration import (
+from cgdpm_med.metrics.calibration import (
     SMALLEST_PROBABILITY,
     TEMPERATURES,
     conformal_factor,
@@ -76,7 +76,7 @@ def test_likelihood_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatc
     rng = np.random.default_rng(2)
     p, labels = rng.dirichlet(np.ones(4), 101).T, rng.integers(0, 4, 101)
     whole = negative_log_likelihood(p, labels, 1.7), fit_temperature(p, labels), temper(p, 1.7)
-    monkeypatch.setattr("cgdpm_med.calibration._CHUNK", 7)
+    monkeypatch.setattr("cgdpm_med.metrics.calibration._CHUNK", 7)
     assert negative_log_likelihood(p, labels, 1.7) == pytest.approx(whole[0], rel=1e-12)
     assert fit_temperature(p, labels) == pytest.approx(whole[1], rel=1e-5)
     np.testing.assert_array_equal(temper(p, 1.7), whole[2])

@@ -12,7 +12,7 @@ import pytest
 from calibrations import MADE, example
 
 from cgdpm_med import InputError
-from cgdpm_med.apps.calibration_file import CALIBRATION, SETTINGS, find_calibration, write_calibration
+from cgdpm_med.evaluation.calibration_file import CALIBRATION, SETTINGS, find_calibration, write_calibration
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cgdpm_med import phantom
-from cgdpm_med.apps.cardiac import (
+from cgdpm_med.files import InputError
+from cgdpm_med.heart.function import (
     MEASURES,
     MYOCARDIAL_DENSITY,
     Estimate,
@@ -25,7 +26,6 @@ from cgdpm_med.apps.cardiac import (
     volume_curve,
     write_cohort_csv,
 )
-from cgdpm_med.volumes import InputError
 
 
 def heart(rv: float, myo: float, lv: float) -> list[float]:

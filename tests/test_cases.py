@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cgdpm_med import InputError, Subject, find_cases, pair_masks
-from cgdpm_med.apps.cases import group_studies
+from cgdpm_med import InputError, find_cases
+from cgdpm_med.studies.cases import Subject, group_studies, pair_masks
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -15,10 +15,12 @@ from conftest import REPO
 from stubs import Thresholder
 
 import cgdpm_med
-from cgdpm_med.apps import bundles, cli
+from cgdpm_med.apps import cli
 from cgdpm_med.apps import demo as demo_app
-from cgdpm_med.apps.segment import Segmenter
-from cgdpm_med.volumes import HeaderWarning, InputError
+from cgdpm_med.files import InputError
+from cgdpm_med.inference import bundles
+from cgdpm_med.inference.segmenter import Segmenter
+from cgdpm_med.volumes import HeaderWarning
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -12,11 +12,11 @@ from conftest import REPO, load_script
 from monai.bundle import ConfigParser
 from stubs import Oracle, Stub, segmentation_of
 
-from cgdpm_med import Segmentation, read_labels, read_volume
-from cgdpm_med.apps.cardiac import FrameVolumes
-from cgdpm_med.apps.function_scores import FrameTruth, KnownStudy
-from cgdpm_med.apps.segment import Segmenter
-from cgdpm_med.apps.statistics_page import statistics_page
+from cgdpm_med import read_labels, read_volume
+from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy
+from cgdpm_med.evaluation.statistics_page import statistics_page
+from cgdpm_med.heart.function import FrameVolumes
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter
 from cgdpm_med.phantom import write_phantom_dataset
 from cgdpm_med.volumes import Volume
 

@@ -18,9 +18,14 @@ from numpy.typing import NDArray
 
 from cgdpm_med import InputError, compare_methods, parse_labels
 from cgdpm_med.apps import cli
-from cgdpm_med.apps.compare import patient_of, without_frame
-from cgdpm_med.apps.compare_files import comparison_latex, comparison_markdown, comparison_notes, format_comparison
-from cgdpm_med.apps.paired_statistics import (
+from cgdpm_med.evaluation.compare import patient_of, without_frame
+from cgdpm_med.evaluation.compare_files import (
+    comparison_latex,
+    comparison_markdown,
+    comparison_notes,
+    format_comparison,
+)
+from cgdpm_med.evaluation.paired_statistics import (
     RESAMPLES,
     bootstrap_interval,
     holm,

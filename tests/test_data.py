@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import shared_path
 
-from cgdpm_med.data import (
+from cgdpm_med.data.acdc import (
     ACDC_GROUPS,
     SECTIONS,
     acdc_datalist,
@@ -23,7 +23,7 @@ from cgdpm_med.data import (
     section_of,
     split_by_rank,
 )
-from cgdpm_med.volumes import InputError
+from cgdpm_med.files import InputError
 
 
 def write_patient(root: Path, name: str, info: str = "ED: 1\nES: 9\nGroup: HCM\n", suffix: str = ".nii.gz") -> Path:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from stubs import Oracle, Thresholder, segmentation_of
 
-from cgdpm_med import PhantomSpec, Segmentation, make_phantom, read_volume, run_demo, write_phantom_patient
+from cgdpm_med import read_volume
 from cgdpm_med.apps import demo
-from cgdpm_med.apps.segment import Segmenter
+from cgdpm_med.apps.demo import run_demo
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter
+from cgdpm_med.phantom import PhantomSpec, make_phantom, write_phantom_patient
 
 TINY = PhantomSpec.small(seed=5)
 

@@ -16,11 +16,12 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
-from cgdpm_med.apps.cases import find_cases
-from cgdpm_med.volumes import VOXEL_LIMIT, InputError, read_volume, write_on_grid
-from cgdpm_med.volumes.dicom import DicomWarning, find_dicom, read_dicom
-from cgdpm_med.volumes.dicom_files import is_dicom_file
-from cgdpm_med.volumes.dicom_pixels import compression
+from cgdpm_med.files import InputError
+from cgdpm_med.studies.cases import find_cases
+from cgdpm_med.volumes import VOXEL_LIMIT, read_volume, write_on_grid
+from cgdpm_med.volumes.dicom.files import is_dicom_file
+from cgdpm_med.volumes.dicom.finding import DicomWarning, find_dicom, read_dicom
+from cgdpm_med.volumes.dicom.pixels import compression
 
 TO_RAS = np.array([-1.0, -1.0, 1.0])
 
@@ -366,7 +367,7 @@ def test_too_many_voxels_are_refused_before_they_are_read(tmp_path: Path, monkey
     (found,) = find_dicom(Scan().write(tmp_path))
     assert found.stack is not None
     monkeypatch.setattr("cgdpm_med.volumes.grid.VOXEL_LIMIT", 400)
-    monkeypatch.setattr("cgdpm_med.volumes.dicom_stack.read_pixels", lambda image: pytest.fail("was read"))
+    monkeypatch.setattr("cgdpm_med.volumes.dicom.stack.read_pixels", lambda image: pytest.fail("was read"))
     with pytest.raises(InputError, match="has 420 voxels"):
         found.stack.read()
     assert VOXEL_LIMIT > 400

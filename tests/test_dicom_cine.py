@@ -22,8 +22,8 @@ from pydicom import dcmread
 
 from cgdpm_med import Segmenter, Volume
 from cgdpm_med.volumes import frames
-from cgdpm_med.volumes.dicom import DicomWarning, find_dicom, read_dicom
-from cgdpm_med.volumes.dicom_stack import DicomStack
+from cgdpm_med.volumes.dicom.finding import DicomWarning, find_dicom, read_dicom
+from cgdpm_med.volumes.dicom.stack import DicomStack
 
 ED, ES = 19, 6  # phases, from 0, in which the experts drew
 

@@ -14,9 +14,9 @@ pytest.importorskip("pydicom", reason="pydicom is not installed: pip install cgd
 from dicom_scans import Scan, save
 
 from cgdpm_med import InputError
-from cgdpm_med.volumes.dicom import DicomWarning, find_dicom, read_dicom
-from cgdpm_med.volumes.dicom_clocks import CLOCKS, doubt
-from cgdpm_med.volumes.dicom_stack import DicomStack
+from cgdpm_med.volumes.dicom.clocks import CLOCKS, doubt
+from cgdpm_med.volumes.dicom.finding import DicomWarning, find_dicom, read_dicom
+from cgdpm_med.volumes.dicom.stack import DicomStack
 
 SLICES, PHASES = 5, 6
 RANDOM = np.random.default_rng(7)
@@ -96,7 +96,7 @@ ORDERED: dict[str, Tags] = {
 
 
 @pytest.mark.parametrize("name", ORDERED)
-@pytest.mark.filterwarnings("ignore::cgdpm_med.volumes.dicom.DicomWarning")
+@pytest.mark.filterwarnings("ignore::cgdpm_med.volumes.dicom.finding.DicomWarning")
 def test_phases_in_order(tmp_path: Path, name: str) -> None:
     scan = write(tmp_path, ORDERED[name])
     np.testing.assert_array_equal(stack_below(tmp_path).read().data, scan.voxels)

@@ -18,10 +18,10 @@ from pydicom.uid import generate_uid
 from test_cli import run
 
 from cgdpm_med import InputError
-from cgdpm_med.apps.cases import find_cases
-from cgdpm_med.volumes.dicom import DicomFinding, DicomWarning, find_dicom, read_dicom
-from cgdpm_med.volumes.dicom_contrast import Contrast, by_contrast, purpose_of
-from cgdpm_med.volumes.dicom_lattice import lattices
+from cgdpm_med.studies.cases import find_cases
+from cgdpm_med.volumes.dicom.contrast import Contrast, by_contrast, purpose_of
+from cgdpm_med.volumes.dicom.finding import DicomFinding, DicomWarning, find_dicom, read_dicom
+from cgdpm_med.volumes.dicom.lattice import lattices
 
 Change = Callable[[Dataset, int, int], None]
 

@@ -16,7 +16,7 @@ from pydicom.uid import EnhancedMRImageStorage, generate_uid
 
 from cgdpm_med import InputError
 from cgdpm_med.apps.dicom_seg import write_dicom_seg
-from cgdpm_med.volumes.dicom import find_dicom, read_dicom
+from cgdpm_med.volumes.dicom.finding import find_dicom, read_dicom
 
 
 def shuffled(scan: Scan) -> list[pydicom.Dataset]:

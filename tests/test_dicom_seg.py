@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cgdpm_med.volumes.dicom_groups import directions_of, position_of
+from cgdpm_med.volumes.dicom.groups import directions_of, position_of
 
 pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'cgdpm-med[dicom]'")
 
@@ -22,15 +22,15 @@ from dicom_scans import PATIENT, Scan
 from stubs import Stub, segmentation_of
 from test_cli import run
 
-from cgdpm_med import InputError, Options, Segmentation, Volume, segment_all
+from cgdpm_med import InputError, Options, Volume, segment_all
 from cgdpm_med.apps import dicom_seg
-from cgdpm_med.apps.cases import find_cases
 from cgdpm_med.apps.dicom_seg import check_dicom_seg, write_dicom_seg
-from cgdpm_med.apps.labels import COLOURS
 from cgdpm_med.apps.pipeline import check_options
-from cgdpm_med.apps.segment import Segmenter
-from cgdpm_med.volumes.dicom import find_dicom, read_dicom
-from cgdpm_med.volumes.dicom_stack import DicomStack
+from cgdpm_med.inference.labels import COLOURS
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter
+from cgdpm_med.studies.cases import find_cases
+from cgdpm_med.volumes.dicom.finding import find_dicom, read_dicom
+from cgdpm_med.volumes.dicom.stack import DicomStack
 
 PLAIN: dict[str, Any] = {"pages": False, "write": ("mask",)}
 

@@ -23,11 +23,15 @@ from monai.engines import SupervisedTrainer
 from small_networks import small_network
 from torch import Tensor, nn
 
-from cgdpm_med.data import load_split
+from cgdpm_med.data.acdc import load_split
+from cgdpm_med.data.slices import EpochSampler
 from cgdpm_med.diffusion.losses import DiffusionLoss
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ImageTarget, MaskTarget
-from cgdpm_med.engines import (
+from cgdpm_med.files import InputError
+from cgdpm_med.phantom import write_phantom_dataset
+from cgdpm_med.runtime.layers import optimise
+from cgdpm_med.training.engines import (
     BestWeights,
     DiffusionUpdate,
     TargetPrepareBatch,
@@ -36,10 +40,6 @@ from cgdpm_med.engines import (
     random_state,
     set_random_state,
 )
-from cgdpm_med.phantom import write_phantom_dataset
-from cgdpm_med.runtime.layers import optimise
-from cgdpm_med.slices import EpochSampler
-from cgdpm_med.volumes import InputError
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 

@@ -18,13 +18,13 @@ from conftest import REPO, load_script
 from PIL import Image
 from torch import Tensor, nn
 
-from cgdpm_med import SuperResolver, contact_sheet, evaluate_super_resolution, format_picture_summary, image_datalist
-from cgdpm_med.apps.contact_sheet import GAP, HEADING
+from cgdpm_med import SuperResolver, evaluate_super_resolution, format_picture_summary, image_datalist
+from cgdpm_med.apps.contact_sheet import GAP, HEADING, contact_sheet
 from cgdpm_med.diffusion.ensemble import KeyedNoise
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ImageTarget
-from cgdpm_med.predictor import DiffusionPredictor
-from cgdpm_med.volumes import InputError
+from cgdpm_med.files import InputError
+from cgdpm_med.inference.predictor import DiffusionPredictor
 
 SIZE, FACTOR = 16, 2
 

@@ -16,12 +16,13 @@ from scans import PLAIN
 from stubs import Stub, Thresholder, segmentation_of
 from typer.testing import CliRunner
 
-from cgdpm_med import InputError, Segmentation, Volume, find_cases, pair_masks, read_volume, segment_all
-from cgdpm_med.apps.cases import CINES, search
+from cgdpm_med import InputError, Volume, find_cases, read_volume, segment_all
 from cgdpm_med.apps.cli import app
-from cgdpm_med.apps.folders import LABEL_MAPS, OTHER_VIEWS, PICTURES, RESULTS, FolderWarning, is_label_map, is_volume
-from cgdpm_med.apps.phases import cine_of, phase_pairs
+from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.phantom import write_phantom_dataset
+from cgdpm_med.studies.cases import CINES, pair_masks, search
+from cgdpm_med.studies.folders import LABEL_MAPS, OTHER_VIEWS, PICTURES, RESULTS, FolderWarning, is_label_map, is_volume
+from cgdpm_med.studies.phases import cine_of, phase_pairs
 
 AFFINE = np.diag([-1.5, -1.5, 8.0, 1.0])
 IMAGE = np.random.default_rng(0).integers(0, 1000, (8, 6, 4)).astype(np.int16)

@@ -16,7 +16,8 @@ import SimpleITK as sitk
 from nifti_files import LABELS, OBLIQUE, nifti, only_error, save
 from numpy.typing import NDArray
 
-from cgdpm_med import InputError, read_labels, read_volume, write_on_grid
+from cgdpm_med import InputError, read_labels, read_volume
+from cgdpm_med.volumes import write_on_grid
 from cgdpm_med.volumes.formats import volume_stem
 from cgdpm_med.volumes.orientation import directions_known
 from cgdpm_med.volumes.reading import files_of

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from studies import study
 
-from cgdpm_med.apps.cardiac import cardiac_function
-from cgdpm_med.apps.function_scores import known_studies, score_function, true_volumes
+from cgdpm_med.evaluation.function_scores import known_studies, score_function, true_volumes
+from cgdpm_med.heart.function import cardiac_function
 
 
 def test_errors_and_coverage_by_hand() -> None:

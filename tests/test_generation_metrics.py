@@ -11,7 +11,8 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
-from cgdpm_med.generation_metrics import (
+from cgdpm_med.files import InputError
+from cgdpm_med.metrics.generation import (
     FeatureStatistics,
     Inception,
     InceptionOutput,
@@ -20,7 +21,6 @@ from cgdpm_med.generation_metrics import (
     frechet_distance,
     generation_scores,
 )
-from cgdpm_med.volumes import InputError
 
 
 def statistics(features: Tensor, batch: int = 7) -> FeatureStatistics:

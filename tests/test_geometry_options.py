@@ -14,8 +14,8 @@ from stubs import Thresholder
 from test_cli import run
 from test_segment_geometry import SEGMENTER, smooth_noise
 
-from cgdpm_med.apps.outputs import read_ensemble
-from cgdpm_med.apps.segment import Segmenter
+from cgdpm_med.inference.segmenter import Segmenter
+from cgdpm_med.studies.outputs import read_ensemble
 from cgdpm_med.volumes import read_labels
 
 pytestmark = pytest.mark.usefixtures("quiet_headers")

@@ -23,11 +23,11 @@ from cgdpm_med import (
     guidance_weighting,
     guide_from_denoiser,
     load_guide,
-    sample,
-    save_weights,
 )
 from cgdpm_med.diffusion.guidance import ScaledGuide, guided
 from cgdpm_med.diffusion.samplers import shift_prediction
+from cgdpm_med.diffusion.sampling import sample
+from cgdpm_med.models import save_weights
 
 SCHEDULE = NoiseSchedule(100, "cosine", "sample")
 

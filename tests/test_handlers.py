@@ -17,8 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import PALETTE, ImageTarget, MaskTarget
-from cgdpm_med.handlers import Progress, SampleGrid, sample_grid
-from cgdpm_med.predictor import DiffusionPredictor
+from cgdpm_med.inference.predictor import DiffusionPredictor
+from cgdpm_med.training.handlers import Progress, SampleGrid, sample_grid
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 

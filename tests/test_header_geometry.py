@@ -12,11 +12,11 @@ from conftest import shared_path
 from nifti_files import ACDC_SFORM, LABELS, OBLIQUE, RAMP, nifti, only_error, raw_header, save
 from test_segment_geometry import SEGMENTER
 
-from cgdpm_med import Segmentation
+from cgdpm_med.files import InputError
+from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.phantom import PhantomSpec, make_phantom
 from cgdpm_med.volumes import (
     Grid,
-    InputError,
     directions_known,
     parse_spacing,
     read_labels,

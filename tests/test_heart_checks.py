@@ -13,8 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from segmentations import segmentation_of
 
-from cgdpm_med.apps.cardiac import FrameVolumes, frame_volumes
-from cgdpm_med.apps.heart_checks import (
+from cgdpm_med.heart.checks import (
     assess_heart,
     compare_phases,
     heart_sizes,
@@ -22,12 +21,13 @@ from cgdpm_med.apps.heart_checks import (
     slice_areas,
     wall_thickness,
 )
-from cgdpm_med.apps.quality import Finding, QualityLimits
-from cgdpm_med.apps.records import study_record
-from cgdpm_med.apps.report import Provenance, case_report
-from cgdpm_med.apps.stack_checks import assess_stack
-from cgdpm_med.apps.study import Study, StudyResult, write_cohort
+from cgdpm_med.heart.function import FrameVolumes, frame_volumes
+from cgdpm_med.heart.stack_checks import assess_stack
+from cgdpm_med.inference.quality import Finding, QualityLimits
 from cgdpm_med.phantom import GROUPS, Phantom, PhantomSpec, make_phantom, write_phantom_patient
+from cgdpm_med.report import Provenance, case_report
+from cgdpm_med.report.records import study_record
+from cgdpm_med.studies.study import Study, StudyResult, write_cohort
 from cgdpm_med.volumes import Volume, read_volume
 
 SPACING = (2.0, 2.0, 10.0)

@@ -22,7 +22,7 @@ from test_cli import run
 from test_volume_errors import BAD_FILES
 
 from cgdpm_med import DiffusionPredictor, Sampling
-from cgdpm_med.apps.segment import Segmenter
+from cgdpm_med.inference.segmenter import Segmenter
 from cgdpm_med.volumes import HeaderWarning, grid
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from cgdpm_med.files import InputError
 from cgdpm_med.images import class_indices, image_datalist, imagenet_datalist, read_class_map
-from cgdpm_med.volumes import InputError
 
 
 def touch(*paths: Path) -> None:

@@ -17,6 +17,8 @@ from monai.transforms import Compose
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
+from cgdpm_med.data.transforms import Degraded
+from cgdpm_med.files import InputError
 from cgdpm_med.images import (
     AppendClassd,
     CentreSquared,
@@ -29,9 +31,7 @@ from cgdpm_med.images import (
     readable_pictures,
     write_picture,
 )
-from cgdpm_med.metrics import consistency
-from cgdpm_med.transforms import Degraded
-from cgdpm_med.volumes import InputError
+from cgdpm_med.metrics.masks import consistency
 
 
 @pytest.fixture

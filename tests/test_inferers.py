@@ -17,14 +17,14 @@ from monai.transforms import Compose, Invertd, ResizeWithPadOrCropd
 from small_networks import small_mask_denoiser, small_network
 from torch import Tensor
 
+from cgdpm_med.data.slices import slice_stack
+from cgdpm_med.data.transforms import LoadVolumed
 from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.sampling import Guided, sample
 from cgdpm_med.diffusion.schedule import NoiseSchedule
-from cgdpm_med.inferers import SliceEnsembleInferer, WindowedDenoiser
-from cgdpm_med.predictor import DiffusionPredictor
-from cgdpm_med.slices import slice_stack
-from cgdpm_med.transforms import LoadVolumed
+from cgdpm_med.inference.inferers import SliceEnsembleInferer, WindowedDenoiser
+from cgdpm_med.inference.predictor import DiffusionPredictor
 
 SCHEDULE = NoiseSchedule(1000, "cosine", "sample")
 

@@ -12,7 +12,7 @@ from label_files import heart, renamed, write_labels
 from numpy.typing import NDArray
 
 from cgdpm_med import evaluate_folders, parse_labels
-from cgdpm_med.apps.label_hint import confusion, find_exchange, overlaps
+from cgdpm_med.evaluation.label_hint import confusion, find_exchange, overlaps
 
 
 def exchange_of(prediction: NDArray[np.uint8], reference: NDArray[np.uint16], structures: int = 3) -> dict[int, int]:

@@ -18,28 +18,25 @@ import cgdpm_med
 
 PACKAGE = REPO / "cgdpm_med"
 GROUND = ("networks", "diffusion")
+FLOOR = ("files", "progress_bar", "console")
 ROOMS = (
-    "progress_bar",
+    "tables",
     "runtime",
     "volumes",
     "models",
-    "transforms",
-    "data",
     "images",
-    "slices",
-    "augment",
+    "data",
     "phantom",
-    "predictor",
-    "inferers",
-    "engines",
-    "guidance_training",
     "metrics",
-    "generation_metrics",
-    "calibration",
-    "handlers",
+    "inference",
+    "training",
+    "heart",
+    "studies",
+    "report",
+    "evaluation",
 )
 # each may import what stands before it; modules of one folder may import each other without a cycle
-ORDER = (*GROUND, *ROOMS, "apps")
+ORDER = (*FLOOR, *GROUND, *ROOMS, "apps")
 GROUND_NEEDS = {"torch", "numpy"}
 # modules that are imported where what they need is installed: PyTorch's builds for CUDA bring Triton
 OPTIONAL = {"cgdpm_med.runtime.fused_norm": {"triton"}}
@@ -109,13 +106,13 @@ def test_arrows_point_downwards(module: str) -> None:
     ("module", "source", "complaint"),
     [
         ("cgdpm_med.networks.unet", "from cgdpm_med.diffusion.schedule import NoiseSchedule", "upwards"),
-        ("cgdpm_med.volumes", "def f():\n    import cgdpm_med.data", "upwards"),
-        ("cgdpm_med.engines", "from cgdpm_med.apps import segment", "upwards"),
+        ("cgdpm_med.volumes", "def f():\n    import cgdpm_med.data.acdc", "upwards"),
+        ("cgdpm_med.training.engines", "from cgdpm_med.apps import segment", "upwards"),
         ("cgdpm_med.diffusion.losses", "from ..volumes import InputError", "upwards"),
         ("cgdpm_med.diffusion.losses", "from monai.losses import DiceLoss", "ground"),
-        ("cgdpm_med.apps.segment", "from cgdpm_med import NoiseSchedule", "defining module"),
-        ("cgdpm_med.apps.segment", "import cgdpm_med", "defining module"),
-        ("cgdpm_med.apps.segment", "from cgdpm_med.apps.cli import app", "on top"),
+        ("cgdpm_med.inference.segmenter", "from cgdpm_med import NoiseSchedule", "defining module"),
+        ("cgdpm_med.inference.segmenter", "import cgdpm_med", "defining module"),
+        ("cgdpm_med.apps.info", "from cgdpm_med.apps.cli import app", "on top"),
     ],
 )
 def test_a_wrong_arrow_is_noticed(module: str, source: str, complaint: str) -> None:
@@ -127,8 +124,11 @@ def test_a_wrong_arrow_is_noticed(module: str, source: str, complaint: str) -> N
     ("module", "source"),
     [
         ("cgdpm_med.diffusion.sampling", "import math\nimport numpy as np\nfrom .schedule import NoiseSchedule"),
-        ("cgdpm_med.data", "from cgdpm_med.volumes import InputError\nfrom monai.data import CacheDataset"),
-        ("cgdpm_med.apps.info", "from cgdpm_med import __version__\nfrom cgdpm_med.apps.bundles import bundle_path"),
+        ("cgdpm_med.data.acdc", "from cgdpm_med.volumes import InputError\nfrom monai.data import CacheDataset"),
+        (
+            "cgdpm_med.apps.info",
+            "from cgdpm_med import __version__\nfrom cgdpm_med.inference.bundles import bundle_path",
+        ),
     ],
 )
 def test_a_right_arrow_passes(module: str, source: str) -> None:

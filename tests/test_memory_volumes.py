@@ -12,7 +12,7 @@ from conftest import load_script
 from stubs import Thresholder
 
 from cgdpm_med import read_volume
-from cgdpm_med.apps.segment import Segmenter
+from cgdpm_med.inference.segmenter import Segmenter
 
 ROWS = [(n, 500.0 + max(0, n - 4) * 0.5, 600.0 + (n > 6)) for n in range(11)]
 

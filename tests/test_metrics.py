@@ -11,8 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cgdpm_med import metrics
-from cgdpm_med.metrics import (
+from cgdpm_med.files import InputError
+from cgdpm_med.metrics import masks as metrics
+from cgdpm_med.metrics.masks import (
     VolumeScore,
     brier,
     calibration_error,
@@ -33,7 +34,6 @@ from cgdpm_med.metrics import (
     summarise,
     surface_distances,
 )
-from cgdpm_med.volumes import InputError
 
 LABELS = (1, 2, 3)
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from conftest import load_script
 
-from cgdpm_med import InputError, load_split
-from cgdpm_med.apps.cardiac import MEASURES
-from cgdpm_med.data import ACDC_GROUPS
+from cgdpm_med import InputError
+from cgdpm_med.data.acdc import ACDC_GROUPS, load_split
+from cgdpm_med.heart.function import MEASURES
 
 FIRST, SECOND, THIRD = load_split()["test"][:3]
 VALIDATION = load_split()["validation"][0]

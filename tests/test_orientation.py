@@ -17,7 +17,7 @@ from monai.transforms import Compose, Invertd
 from nifti_files import ACDC_SFORM, nifti, save
 from scipy.spatial.transform import Rotation
 
-from cgdpm_med.transforms import LoadVolumed, ShortAxisd
+from cgdpm_med.data.transforms import LoadVolumed, ShortAxisd
 from cgdpm_med.volumes import (
     Grid,
     ShortAxisView,

@@ -22,7 +22,6 @@ from cgdpm_med import (
     Options,
     Segmenter,
     VolumeInput,
-    collect_cohort,
     describe,
     evaluate_folders,
     read_volume,
@@ -30,8 +29,9 @@ from cgdpm_med import (
     segment,
 )
 from cgdpm_med.apps.dicom_seg import check_codes
-from cgdpm_med.apps.labels import ACDC, channel_names, colour_of, labels_of
-from cgdpm_med.apps.outputs import label_tables
+from cgdpm_med.inference.labels import ACDC, channel_names, colour_of, labels_of
+from cgdpm_med.report.records import collect_cohort
+from cgdpm_med.studies.outputs import label_tables
 
 FIVE = {"0": "background", "1": "liver", "2": "left kidney", "3": "right kidney", "4": "spleen & <co>"}
 THREE = {"0": "background", "1": "lung", "2": "tumour"}

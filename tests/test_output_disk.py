@@ -15,9 +15,9 @@ from scans import PLAIN, scan, write_image
 from stubs import Thresholder
 from test_cli import run
 
-from cgdpm_med import find_cases, segment_all
-from cgdpm_med.apps.segment import Segmenter
-from cgdpm_med.volumes import atomic_write, files
+from cgdpm_med import files, find_cases, segment_all
+from cgdpm_med.files import atomic_write
+from cgdpm_med.inference.segmenter import Segmenter
 
 FULL = "Free space there or choose another folder"
 SHUT = "Choose a folder that can be written to"

@@ -10,9 +10,10 @@ import pytest
 from matplotlib import colors, image
 from stubs import segmentation_of
 
-from cgdpm_med import InputError, Segmentation, draw_overlay, read_volume
-from cgdpm_med.apps.labels import COLOURS
-from cgdpm_med.apps.overlay import default_slices
+from cgdpm_med import InputError, draw_overlay, read_volume
+from cgdpm_med.inference.labels import COLOURS
+from cgdpm_med.inference.segmenter import Segmentation
+from cgdpm_med.report.overlay import default_slices
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import cgdpm_med
-from cgdpm_med.apps import bundles
-from cgdpm_med.volumes import InputError
+from cgdpm_med.files import InputError
+from cgdpm_med.inference import bundles
 
 if sys.version_info >= (3, 11):
     import tomllib

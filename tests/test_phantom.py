@@ -15,7 +15,7 @@ from conftest import shared_path
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 
-from cgdpm_med.data import ACDC_GROUPS, acdc_patients, read_info
+from cgdpm_med.data.acdc import ACDC_GROUPS, acdc_patients, read_info
 from cgdpm_med.phantom import (
     GROUPS,
     Phantom,

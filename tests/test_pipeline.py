@@ -14,15 +14,16 @@ import pytest
 from scans import AFFINE, PLAIN, scan, write_image
 from stubs import Oracle, Thresholder, segmentation_of
 
-from cgdpm_med import InputError, Options, Segmentation, find_cases, read_labels, segment_all, segment_cases, staple
-from cgdpm_med.apps.cardiac import cardiac_function, frame_volumes
-from cgdpm_med.apps.components import keep_largest
-from cgdpm_med.apps.outputs import label_tables
-from cgdpm_med.apps.pipeline import check_options
-from cgdpm_med.apps.quality import Finding, Quality
-from cgdpm_med.apps.records import read_study_record, study_record
-from cgdpm_med.apps.study import StudyResult
+from cgdpm_med import InputError, Options, find_cases, read_labels, segment_all, staple
+from cgdpm_med.apps.pipeline import check_options, segment_cases
+from cgdpm_med.heart.function import cardiac_function, frame_volumes
+from cgdpm_med.inference.components import keep_largest
+from cgdpm_med.inference.quality import Finding, Quality
+from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.phantom import write_phantom_dataset
+from cgdpm_med.report.records import read_study_record, study_record
+from cgdpm_med.studies.outputs import label_tables
+from cgdpm_med.studies.study import StudyResult
 from cgdpm_med.volumes import Volume, frames, read_volume
 
 SMALL: dict[str, Any] = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}

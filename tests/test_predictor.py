@@ -14,13 +14,13 @@ from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ImageTarget, MaskDenoiser, MaskTarget, Target
-from cgdpm_med.inferers import WindowedDenoiser
+from cgdpm_med.files import InputError
+from cgdpm_med.inference.inferers import WindowedDenoiser
+from cgdpm_med.inference.predictor import DiffusionPredictor
 from cgdpm_med.networks.blocks import Attention
 from cgdpm_med.networks.unet import ConditionalUNet
-from cgdpm_med.predictor import DiffusionPredictor
 from cgdpm_med.runtime.autocast import COMPILER_OPTIONS, Autocast
 from cgdpm_med.runtime.precision import autocast_dtype
-from cgdpm_med.volumes import InputError
 
 SAMPLE = NoiseSchedule(1000, "cosine", "sample")
 TARGET = MaskTarget(4, scale=0.5)

@@ -14,23 +14,24 @@ from conftest import REPO
 from numpy.typing import NDArray
 from segmentations import segmentation_of
 
-from cgdpm_med.apps.cardiac import CardiacFunction, Estimate, FrameVolumes, cardiac_function, frame_volumes
-from cgdpm_med.apps.quality import (
+from cgdpm_med.files import InputError
+from cgdpm_med.heart.checks import assess_function
+from cgdpm_med.heart.function import CardiacFunction, Estimate, FrameVolumes, cardiac_function, frame_volumes
+from cgdpm_med.heart.single_images import single_image_columns
+from cgdpm_med.inference.quality import (
     Finding,
     Quality,
     QualityLimits,
     assess_frame,
-    assess_function,
     combine,
     fragment_fraction,
     missing_slices,
     open_cavity_fraction,
     worst_cases_auroc,
 )
-from cgdpm_med.apps.single_images import single_image_columns
-from cgdpm_med.apps.study import Study, write_cohort
 from cgdpm_med.phantom import Phantom, PhantomSpec, make_phantom, write_phantom_patient
-from cgdpm_med.volumes import InputError, Volume, read_volume
+from cgdpm_med.studies.study import Study, write_cohort
+from cgdpm_med.volumes import Volume, read_volume
 
 
 def ring(size: int = 7) -> NDArray[np.uint8]:

@@ -25,10 +25,10 @@ from cgdpm_med import (
     save_model,
     write_phantom_dataset,
 )
-from cgdpm_med.apps.csv_files import write_csv
-from cgdpm_med.apps.markdown import markdown_table
-from cgdpm_med.apps.rows import kept_row
 from cgdpm_med.models.weights import digest_of
+from cgdpm_med.tables.csv_files import write_csv
+from cgdpm_med.tables.markdown import markdown_table
+from cgdpm_med.tables.rows import kept_row
 
 CONFIGS = REPO / "bundles" / "acdc_segmentation" / "configs"
 SHIPPED = sorted(

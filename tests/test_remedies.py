@@ -22,18 +22,12 @@ from test_cli import run
 from test_engines import toy_run
 from test_training_patients import write_cohort
 
-from cgdpm_med import (
-    InputError,
-    bundle_path,
-    read_dicom,
-    read_labels,
-    read_volume,
-    write_on_grid,
-)
+from cgdpm_med import InputError, bundle_path, read_dicom, read_labels, read_volume
 from cgdpm_med.apps import cli
-from cgdpm_med.apps.calibrate import calibration_items
-from cgdpm_med.apps.calibration_file import CALIBRATION, find_calibration, write_calibration
-from cgdpm_med.apps.segment import Segmenter
+from cgdpm_med.evaluation.calibrate import calibration_items
+from cgdpm_med.evaluation.calibration_file import CALIBRATION, find_calibration, write_calibration
+from cgdpm_med.inference.segmenter import Segmenter
+from cgdpm_med.volumes import write_on_grid
 
 pytestmark = [
     pytest.mark.usefixtures("quiet_headers", "threshold"),

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import typer
 
 import cgdpm_med
-from cgdpm_med.apps.bundles import list_bundles
 from cgdpm_med.apps.cli import app
+from cgdpm_med.inference.bundles import list_bundles
 
 PACKAGE = Path(cgdpm_med.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -25,25 +25,29 @@ KEYWORD = re.compile(r"\b(\w+)=(?= in Python)")
 
 # where a text of a module may be read: on every one of these commands its options must exist
 COMMANDS_OF = {
-    "apps/calibrate": {"calibrate"},
-    "apps/cases": {"segment"},
-    "apps/compare": {"compare"},
+    "evaluation/calibrate": {"calibrate"},
+    "studies/cases": {"segment"},
+    "evaluation/compare": {"compare"},
     "apps/dicom_seg": {"segment"},
-    "apps/evaluate_case": {"evaluate"},
-    "apps/heart_checks": {"segment"},
-    "apps/label_hint": {"evaluate", "compare"},
-    "apps/label_names": {"evaluate", "compare"},
-    "apps/mask_grids": {"evaluate", "compare"},
+    "evaluation/case": {"evaluate"},
+    "heart/checks": {"segment"},
+    "evaluation/label_hint": {"evaluate", "compare"},
+    "evaluation/label_names": {"evaluate", "compare"},
+    "evaluation/mask_grids": {"evaluate", "compare"},
     "apps/pipeline": {"segment"},
     "apps/resume": {"segment"},
     "apps/super_resolve": {"super-resolve"},
-    "apps/training_patients": {"calibrate"},
-    "volumes/dicom": {"segment"},  # and all modules of that name's beginning
+    "evaluation/training_patients": {"calibrate"},
+    "volumes/dicom/": {"segment"},  # all modules of the folder
     "volumes/header_geometry": {"segment", "calibrate", "evaluate", "compare", "super-resolve"},
     "volumes/orientation": {"segment"},
     "volumes/spacing": {"segment", "calibrate", "evaluate", "compare", "super-resolve"},
 }
-SPEAKS_OF_ANOTHER = {"apps/calibration_file", "apps/cli", "apps/compare_files"}  # "cgdpm-med calibrate --members 4"
+SPEAKS_OF_ANOTHER = {
+    "evaluation/calibration_file",
+    "apps/cli",
+    "evaluation/compare_files",
+}  # "cgdpm-med calibrate --members 4"
 
 
 class Text(NamedTuple):
@@ -117,7 +121,11 @@ OPTIONS = options()
 
 
 def commands_of(module: str) -> set[str] | None:
-    found = [commands for name, commands in COMMANDS_OF.items() if module == name or module.startswith(f"{name}_")]
+    found = [
+        commands
+        for name, commands in COMMANDS_OF.items()
+        if module == name or (name.endswith("/") and module.startswith(name))
+    ]
     return set.intersection(*found) if found else None
 
 

@@ -16,15 +16,16 @@ import pytest
 from numpy.typing import NDArray
 from segmentations import segmentation_of, wobbly
 
-from cgdpm_med.apps.cardiac import MEASURES, Estimate, VolumeCurve
-from cgdpm_med.apps.quality import Finding, Quality
-from cgdpm_med.apps.report import Provenance, case_report, cohort_report, provenance, write_report
-from cgdpm_med.apps.report.charts import ejection_chart, volume_chart
-from cgdpm_med.apps.report.pictures import heart_window, shown_slices, slice_tiles
-from cgdpm_med.apps.segment import Segmentation
-from cgdpm_med.apps.study import Study, StudyResult
+from cgdpm_med.files import InputError
+from cgdpm_med.heart.function import MEASURES, Estimate, VolumeCurve
+from cgdpm_med.inference.quality import Finding, Quality
+from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.phantom import Phantom, PhantomSpec, make_phantom
-from cgdpm_med.volumes import InputError, Volume, read_volume
+from cgdpm_med.report import Provenance, case_report, cohort_report, provenance, write_report
+from cgdpm_med.report.charts import ejection_chart, volume_chart
+from cgdpm_med.report.pictures import heart_window, shown_slices, slice_tiles
+from cgdpm_med.studies.study import Study, StudyResult
+from cgdpm_med.volumes import Volume, read_volume
 
 VOID = {"meta", "img", "br"}
 ORIGIN = Provenance({"cgdpm_med": "0.1.0"}, {"seed": 7, "members": 5}, {"model.pt": "ab" * 32})

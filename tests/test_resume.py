@@ -18,9 +18,10 @@ from runs import again, contents, start
 from scans import PLAIN, scan
 from stubs import Thresholder
 
-from cgdpm_med import InputError, Options, Segmentation, collect_cohort, find_cases, segment_all
+from cgdpm_med import InputError, Options, find_cases, segment_all
 from cgdpm_med.apps.resume import Shard, find_shard
-from cgdpm_med.apps.segment import Segmenter
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter
+from cgdpm_med.report.records import collect_cohort
 from cgdpm_med.volumes import Volume
 
 # --- a second run -----------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from conftest import REPO
 from monai.bundle import ConfigParser
 
 from cgdpm_med import acdc_datalist
-from cgdpm_med.apps.calibrate import calibrate, calibration_items
-from cgdpm_med.data import ACDC_GROUPS
+from cgdpm_med.data.acdc import ACDC_GROUPS
+from cgdpm_med.evaluation.calibrate import calibrate, calibration_items
 
 BUNDLE = REPO / "bundles" / "acdc_segmentation"
 CONFIGS = sorted([*(BUNDLE / "configs").glob("*.yaml"), *(REPO / "configs").rglob("*.yaml")])

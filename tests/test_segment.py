@@ -11,19 +11,10 @@ import pytest
 import torch
 from stubs import Thresholder, segmentation_of
 
-from cgdpm_med import (
-    InputError,
-    Options,
-    autocast_dtype,
-    find_cases,
-    read_volume,
-    save_segmentation,
-    segment,
-    segment_all,
-    segment_cases,
-)
-from cgdpm_med.apps.outputs import describe
-from cgdpm_med.apps.segment import choose_device
+from cgdpm_med import InputError, Options, autocast_dtype, find_cases, read_volume, segment, segment_all
+from cgdpm_med.apps.pipeline import segment_cases
+from cgdpm_med.inference.segmenter import choose_device
+from cgdpm_med.studies.outputs import describe, save_segmentation
 
 SHAPE, SPACING = (5, 4, 3), (1.5, 2.0, 8.0)
 

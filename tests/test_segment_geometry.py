@@ -25,8 +25,10 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
-from cgdpm_med import InputError, Options, Sampling, Segmentation, Segmenter, find_cases, read_volume, segment_cases
-from cgdpm_med.metrics import dice_per_structure
+from cgdpm_med import InputError, Options, Sampling, Segmenter, find_cases, read_volume
+from cgdpm_med.apps.pipeline import segment_cases
+from cgdpm_med.inference.segmenter import Segmentation
+from cgdpm_med.metrics.masks import dice_per_structure
 from cgdpm_med.phantom import PhantomSpec, make_phantom
 from cgdpm_med.volumes import ShortAxisView
 

@@ -17,11 +17,12 @@ from conftest import load_script
 from scipy.spatial.transform import Rotation
 from stubs import Stub, segmentation_of
 
-from cgdpm_med import InputError, Segmentation, Segmenter, Volume, read_labels, read_volume, write_on_grid
+from cgdpm_med import InputError, Segmenter, Volume, read_labels, read_volume
 from cgdpm_med import write_phantom_dataset as write_phantoms
-from cgdpm_med.apps import shifts
-from cgdpm_med.apps.shifts import SHIFTS, Pair
-from cgdpm_med.volumes import directions_known
+from cgdpm_med.evaluation import shifts
+from cgdpm_med.evaluation.shifts import SHIFTS, Pair
+from cgdpm_med.inference.segmenter import Segmentation
+from cgdpm_med.volumes import directions_known, write_on_grid
 
 GEOMETRIC = ("half resolution", "double resolution", "every second slice", "quarter turn")
 FIELDS = ("half field, centred", "half field, in a corner")

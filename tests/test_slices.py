@@ -11,7 +11,7 @@ from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cgdpm_med.slices import EpochSampler, SliceDataset, slice_stack
+from cgdpm_med.data.slices import EpochSampler, SliceDataset, slice_stack
 
 
 def volume_of(depth: int, start: int = 0) -> dict[str, Tensor]:

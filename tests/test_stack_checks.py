@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cgdpm_med.apps.quality import Finding, QualityLimits
-from cgdpm_med.apps.stack_checks import assess_stack, compare_grids, slice_likeness
+from cgdpm_med.heart.stack_checks import assess_stack, compare_grids, slice_likeness
+from cgdpm_med.inference.quality import Finding, QualityLimits
 from cgdpm_med.phantom import PhantomSpec, make_phantom
 
 Triple = tuple[float, float, float]

@@ -11,8 +11,9 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from segmentations import segmentation_of
 
-from cgdpm_med.apps.staple import fuse_staple, staple
-from cgdpm_med.volumes import InputError, read_volume
+from cgdpm_med.files import InputError
+from cgdpm_med.inference.staple import fuse_staple, staple
+from cgdpm_med.volumes import read_volume
 
 GOOD = [[0, 0, 1, 1], [0, 2, 1, 1], [0, 2, 2, 3], [0, 0, 3, 3]]
 ALSO_GOOD = [[0, 0, 1, 1], [0, 2, 2, 1], [0, 2, 2, 3], [0, 0, 3, 3]]

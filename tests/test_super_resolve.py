@@ -28,10 +28,11 @@ from cgdpm_med.apps.super_resolve import (
 from cgdpm_med.diffusion.ensemble import KeyedNoise
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ImageTarget
+from cgdpm_med.files import InputError
 from cgdpm_med.images import Picture, read_picture, write_picture
+from cgdpm_med.inference.predictor import DiffusionPredictor
 from cgdpm_med.networks.unet import ConditionalUNet
-from cgdpm_med.predictor import DiffusionPredictor
-from cgdpm_med.volumes import InputError, read_volume, refined_grid
+from cgdpm_med.volumes import read_volume, refined_grid
 
 SCHEDULE = NoiseSchedule(prediction_type="sample")
 FACTOR = 2

@@ -10,7 +10,7 @@ import pytest
 from stubs import Oracle
 
 from cgdpm_med import Segmenter, acdc_datalist, read_labels, write_phantom_dataset
-from cgdpm_med.apps.sweep import SCORES, score_setting, sweep
+from cgdpm_med.evaluation.sweep import SCORES, score_setting, sweep
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cgdpm_med.apps.csv_files import csv_text, write_csv
-from cgdpm_med.apps.markdown import markdown_table
-from cgdpm_med.apps.numbers import MISSING, format_interval, format_number
+from cgdpm_med.tables.csv_files import csv_text, write_csv
+from cgdpm_med.tables.markdown import markdown_table
+from cgdpm_med.tables.numbers import MISSING, format_interval, format_number
 
 
 def test_numbers() -> None:

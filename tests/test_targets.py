@@ -11,7 +11,6 @@ from small_networks import small_mask_denoiser, small_network
 from torch import Tensor
 
 from cgdpm_med import (
-    AreaDegradation,
     DiffusionLoss,
     DiffusionPredictor,
     ImageTarget,
@@ -21,7 +20,7 @@ from cgdpm_med import (
     ResidualTarget,
     Target,
 )
-from cgdpm_med.diffusion.degradation import project
+from cgdpm_med.diffusion.degradation import AreaDegradation, project
 from cgdpm_med.diffusion.objectives import simple_loss
 from cgdpm_med.diffusion.targets import PALETTE
 

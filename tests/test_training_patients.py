@@ -13,11 +13,11 @@ import pytest
 import torch
 from conftest import REPO
 
-import cgdpm_med.apps.evaluate as evaluate
+import cgdpm_med.evaluation.segmenter as evaluate
 from cgdpm_med import InputError, evaluate_acdc, record_split
-from cgdpm_med.apps.calibrate import calibration_items
-from cgdpm_med.apps.training_patients import check_unseen, training_record
-from cgdpm_med.data import acdc_datalist, load_split
+from cgdpm_med.data.acdc import acdc_datalist, load_split
+from cgdpm_med.evaluation.calibrate import calibration_items
+from cgdpm_med.evaluation.training_patients import check_unseen, training_record
 
 OWN = [f"own{n:02d}" for n in range(30)]
 SHIPPED = REPO / "bundles" / "acdc_segmentation" / "models"

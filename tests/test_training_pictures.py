@@ -13,9 +13,9 @@ from monai.transforms import Compose, RandFlipd
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from cgdpm_med.data.slices import EpochSampler
+from cgdpm_med.files import InputError
 from cgdpm_med.images import AugmentedPictures, SavePictured, hold_out
-from cgdpm_med.slices import EpochSampler
-from cgdpm_med.volumes import InputError
 
 
 def numbered(n: int) -> list[dict]:

@@ -13,9 +13,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose, GaussianSmooth, Invertd, ResizeWithPadOrCropd, Spacingd
 
-from cgdpm_med.diffusion.degradation import AreaDegradation
-from cgdpm_med.phantom import PhantomSpec, write_phantom_patient
-from cgdpm_med.transforms import (
+from cgdpm_med.data.transforms import (
     Degraded,
     FuseMembersd,
     LoadVolumed,
@@ -24,7 +22,10 @@ from cgdpm_med.transforms import (
     case_name,
     source_path,
 )
-from cgdpm_med.volumes import InputError, read_labels, read_volume
+from cgdpm_med.diffusion.degradation import AreaDegradation
+from cgdpm_med.files import InputError
+from cgdpm_med.phantom import PhantomSpec, write_phantom_patient
+from cgdpm_med.volumes import read_labels, read_volume
 
 # unequal axes, thick slices, a rotated grid, and ACDC's unit sform with the spacing in pixdim alone
 AWKWARD = {

@@ -18,14 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nifti_files import OBLIQUE, RAMP, at, nifti, only_error, save
 
-from cgdpm_med.volumes import (
-    VOXEL_LIMIT,
-    InputError,
-    check_size,
-    read_labels,
-    read_volume,
-    write_on_grid,
-)
+from cgdpm_med.files import InputError
+from cgdpm_med.volumes import VOXEL_LIMIT, check_size, read_labels, read_volume, write_on_grid
 
 pytestmark = pytest.mark.usefixtures("quiet_headers")
 

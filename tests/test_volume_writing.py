@@ -30,12 +30,8 @@ from nifti_files import (
     save,
 )
 
-from cgdpm_med.volumes import (
-    atomic_write,
-    read_labels,
-    read_volume,
-    write_on_grid,
-)
+from cgdpm_med.files import atomic_write
+from cgdpm_med.volumes import read_labels, read_volume, write_on_grid
 
 CLEARED = {"aux_file", "db_name", "data_type"}
 

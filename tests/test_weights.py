@@ -14,9 +14,9 @@ from malicious import Payload, write_malicious
 from small_networks import small_network
 from torch import nn
 
-from cgdpm_med.engines import BestWeights
+from cgdpm_med.files import InputError
 from cgdpm_med.models.weights import load_weights, save_weights
-from cgdpm_med.volumes import InputError
+from cgdpm_med.training.engines import BestWeights
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])

@@ -132,7 +132,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _is_users_to_mend(error: Exception) -> bool:
-    from cgdpm_med.volumes import InputError
+    from cgdpm_med.files import InputError
 
     return isinstance(error, (InputError, OSError))
 
@@ -210,7 +210,8 @@ def phantom(
 
 
 def _voxel_size(text: str | None) -> Any:
-    from cgdpm_med.volumes import InputError, parse_spacing
+    from cgdpm_med.files import InputError
+    from cgdpm_med.volumes import parse_spacing
 
     try:
         return parse_spacing(text)
@@ -377,8 +378,8 @@ def calibrate(
     At least nine patients that the network was not trained on. Segment applies the result by default; masks and values
     stay as they are, probabilities, entropy maps and 90 % intervals change.
     """
-    from cgdpm_med.apps.calibrate import calibrate as run
-    from cgdpm_med.apps.calibrate import format_calibration
+    from cgdpm_med.evaluation.calibrate import calibrate as run
+    from cgdpm_med.evaluation.calibrate import format_calibration
 
     result = run(
         source,
@@ -406,7 +407,7 @@ def cohort(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of segment.")], as_json: AsJson = False
 ) -> None:
     """Make cohort.csv and cohort.html of all finished studies in a folder, after its parts were done apart."""
-    from cgdpm_med.apps.records import collect_cohort
+    from cgdpm_med.report.records import collect_cohort
 
     result = collect_cohort(out)
     if as_json:
@@ -486,8 +487,8 @@ def super_resolve(
 
 
 def _labels(text: str | None, option: str) -> Any:
-    from cgdpm_med.apps.label_names import parse_labels
-    from cgdpm_med.volumes import InputError
+    from cgdpm_med.evaluation.label_names import parse_labels
+    from cgdpm_med.files import InputError
 
     try:
         return None if text is None else parse_labels(text, option)
@@ -545,8 +546,8 @@ def evaluate(
     Files pair by name; the endings _gt (ACDC) and _0000 (nnU-Net) do not count. 4D masks are scored frame by frame,
     those that the reference does not draw left out. Structures that no reference holds are named and left out.
     """
-    from cgdpm_med.apps.evaluate_files import format_summary, notes
-    from cgdpm_med.apps.evaluate_masks import evaluate_folders
+    from cgdpm_med.evaluation.files import format_summary, notes
+    from cgdpm_med.evaluation.masks import evaluate_folders
 
     summary = evaluate_folders(
         predictions,
@@ -593,8 +594,8 @@ def compare(
     Means and differences over patients, BCa bootstrap intervals that draw patients, Wilcoxon's signed-rank test with
     Holm's correction over all tests of the table. A case that one method lacks is named and left out for all.
     """
-    from cgdpm_med.apps.compare import compare_methods
-    from cgdpm_med.apps.compare_files import comparison_notes, format_comparison
+    from cgdpm_med.evaluation.compare import compare_methods
+    from cgdpm_med.evaluation.compare_files import comparison_notes, format_comparison
 
     named = _methods(methods)
     comparison = compare_methods(

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from cgdpm_med.apps.cases import find_cases
-from cgdpm_med.apps.console import CaseBar
-from cgdpm_med.apps.outputs import save_segmentation
-from cgdpm_med.apps.overlay import draw_overlay
-from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device
-from cgdpm_med.data import ACDC_LABELS, acdc_patients
-from cgdpm_med.metrics import dice_per_structure
+from cgdpm_med.console import CaseBar
+from cgdpm_med.data.acdc import ACDC_LABELS, acdc_patients
+from cgdpm_med.files import atomic_write
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device
+from cgdpm_med.metrics.masks import dice_per_structure
 from cgdpm_med.phantom import write_phantom_dataset
-from cgdpm_med.volumes import HeaderWarning, atomic_write, read_labels, read_volume
+from cgdpm_med.report.overlay import draw_overlay
+from cgdpm_med.studies.cases import find_cases
+from cgdpm_med.studies.outputs import save_segmentation
+from cgdpm_med.volumes import HeaderWarning, read_labels, read_volume
 
 LV = 3
 DEMO_PATIENT = 4

@@ -17,11 +17,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.apps.labels import Labels, colour_of
-from cgdpm_med.data import ACDC_LABELS
-from cgdpm_med.volumes import InputError, atomic_write
-from cgdpm_med.volumes.dicom_headers import DicomImage
-from cgdpm_med.volumes.dicom_stack import DicomStack
+from cgdpm_med.data.acdc import ACDC_LABELS
+from cgdpm_med.files import InputError, atomic_write
+from cgdpm_med.inference.labels import Labels, colour_of
+from cgdpm_med.volumes.dicom.headers import DicomImage
+from cgdpm_med.volumes.dicom.stack import DicomStack
 
 Identity = Literal["deidentified", "identified"]
 

@@ -19,18 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgdpm_med.apps.console import CaseBar, complain
 from cgdpm_med.apps.contact_sheet import contact_sheet
-from cgdpm_med.apps.csv_files import write_csv
-from cgdpm_med.apps.evaluate import settings
-from cgdpm_med.apps.numbers import format_number
 from cgdpm_med.apps.super_resolve import SuperResolver, spread
+from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.diffusion.degradation import AreaDegradation
-from cgdpm_med.generation_metrics import FeatureStatistics, Inception, InceptionScore, Lpips, frechet_distance
+from cgdpm_med.evaluation.segmenter import settings
+from cgdpm_med.files import InputError, PathLike, atomic_write
 from cgdpm_med.images import area_resize, largest_centre_square, read_picture, write_picture
-from cgdpm_med.metrics import consistency, psnr, ssim
-from cgdpm_med.volumes import InputError, atomic_write
-from cgdpm_med.volumes.files import PathLike
+from cgdpm_med.metrics.generation import FeatureStatistics, Inception, InceptionScore, Lpips, frechet_distance
+from cgdpm_med.metrics.masks import consistency, psnr, ssim
+from cgdpm_med.tables.csv_files import write_csv
+from cgdpm_med.tables.numbers import format_number
 
 ROWS_OF_A_SHEET = 8
 

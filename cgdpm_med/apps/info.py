@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cgdpm_med import __version__
-from cgdpm_med.apps.bundles import bundle_path, list_bundles
+from cgdpm_med.inference.bundles import bundle_path, list_bundles
 from cgdpm_med.models.weights import weights_digest
 
 _DISTRIBUTIONS = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "SimpleITK", "itk", "highdicom")

@@ -16,14 +16,21 @@ from typing import Any
 
 import torch
 
-from cgdpm_med.apps.calibration_file import Calibration, find_calibration
-from cgdpm_med.apps.cases import Case, Subject, group_studies, search
-from cgdpm_med.apps.components import keep_largest
-from cgdpm_med.apps.console import CaseBar, complain
 from cgdpm_med.apps.dicom_seg import Identity, check_codes, check_dicom_seg, seg_files, write_dicom_seg
-from cgdpm_med.apps.evaluate import ensemble_settings
-from cgdpm_med.apps.folders import FolderWarning, left_out_lines, real_path
-from cgdpm_med.apps.outputs import (
+from cgdpm_med.apps.resume import Shard, finished, input_hashes
+from cgdpm_med.console import CaseBar, complain
+from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
+from cgdpm_med.evaluation.segmenter import ensemble_settings
+from cgdpm_med.files import InputError, sweep_temporaries
+from cgdpm_med.inference.components import keep_largest
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device
+from cgdpm_med.inference.staple import fuse_staple
+from cgdpm_med.report import Provenance, case_report, provenance, write_report
+from cgdpm_med.report.records import COHORT, read_study_record, save_cohort, study_record
+from cgdpm_med.runtime.precision import autocast_dtype
+from cgdpm_med.studies.cases import Case, Subject, group_studies, search
+from cgdpm_med.studies.folders import FolderWarning, left_out_lines, real_path
+from cgdpm_med.studies.outputs import (
     WRITTEN,
     CineMaps,
     check_outputs,
@@ -33,14 +40,8 @@ from cgdpm_med.apps.outputs import (
     write_json,
     write_label_tables,
 )
-from cgdpm_med.apps.records import COHORT, read_study_record, save_cohort, study_record
-from cgdpm_med.apps.report import Provenance, case_report, provenance, write_report
-from cgdpm_med.apps.resume import Shard, finished, input_hashes
-from cgdpm_med.apps.segment import Segmentation, Segmenter, choose_device
-from cgdpm_med.apps.staple import fuse_staple
-from cgdpm_med.apps.study import Study, StudyResult
-from cgdpm_med.runtime.precision import autocast_dtype
-from cgdpm_med.volumes import InputError, Spacing, Volume, check_spacing, frames, sweep_temporaries
+from cgdpm_med.studies.study import Study, StudyResult
+from cgdpm_med.volumes import Spacing, Volume, check_spacing, frames
 
 Progress = Callable[[str, float], None]
 Segments = Callable[[Volume, str, Callable[[float], None]], Segmentation]
@@ -51,7 +52,7 @@ class Options:
     """What is done with the ensembles.
 
     Attributes:
-        write: names of :data:`~cgdpm_med.apps.map_names.OUTPUTS`, or one of them.
+        write: names of :data:`~cgdpm_med.studies.map_names.OUTPUTS`, or one of them.
         staple: whether STAPLE fuses the members' masks, in place of the bundle's own fusion.
         keep_largest: whether every structure of the fused mask is reduced to its largest piece.
         ed, es: frame numbers of a cine, from 1; by default the largest and the smallest left ventricle.
@@ -142,7 +143,7 @@ def segment(
     Args:
         source: see :func:`~cgdpm_med.find_cases`.
         output: folder for the results.
-        device: see :func:`~cgdpm_med.apps.segment.choose_device`.
+        device: see :func:`~cgdpm_med.inference.segmenter.choose_device`.
         resume: leave out the studies that are complete, made with the same settings, weights and inputs.
         shard: segment this part only; the cohort's files are then left to ``cgdpm-med cohort``.
         label_table: write names and colours of the labels for 3D Slicer and ITK-SNAP.
@@ -177,7 +178,7 @@ def segment(
 def _calibration(
     segmenter: Segmenter, made: Mapping[str, Any], options: Options
 ) -> tuple[Calibration | None, str | None]:
-    """See :func:`~cgdpm_med.apps.calibration_file.find_calibration`."""
+    """See :func:`~cgdpm_med.evaluation.calibration_file.find_calibration`."""
     if not options.calibrate:
         return None, None
     fusing = {"staple": options.staple, "keep_largest": options.keep_largest}

@@ -13,11 +13,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from cgdpm_med.apps.cases import Case
-from cgdpm_med.apps.records import read_record
 from cgdpm_med.diffusion.sampling import BEFORE_DIALS
+from cgdpm_med.files import InputError
 from cgdpm_med.models.weights import sha256_of
-from cgdpm_med.volumes import InputError
+from cgdpm_med.report.records import read_record
+from cgdpm_med.studies.cases import Case
 
 
 @dataclass(frozen=True)

@@ -18,22 +18,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgdpm_med.apps.bundles import bundle_path
-from cgdpm_med.apps.cases import Case
-from cgdpm_med.apps.console import CaseBar, complain, input_error_behind
-from cgdpm_med.apps.folders import is_volume, volume_files
-from cgdpm_med.apps.segment import choose_device, unusable
+from cgdpm_med.console import CaseBar, complain, input_error_behind
+from cgdpm_med.data.transforms import case_name
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ImageTarget
+from cgdpm_med.files import InputError
 from cgdpm_med.images import PICTURE_SUFFIXES, image_datalist, read_picture, write_picture
-from cgdpm_med.inferers import WindowedDenoiser
+from cgdpm_med.inference.bundles import bundle_path
+from cgdpm_med.inference.inferers import WindowedDenoiser
+from cgdpm_med.inference.predictor import DiffusionPredictor
+from cgdpm_med.inference.segmenter import choose_device, unusable
 from cgdpm_med.networks.adm import load_adm_upsampler
 from cgdpm_med.networks.classes import ClassConditioned, append_class
 from cgdpm_med.networks.denoiser import Denoiser
 from cgdpm_med.networks.unet import ConditionalUNet
-from cgdpm_med.predictor import DiffusionPredictor
-from cgdpm_med.transforms import case_name
-from cgdpm_med.volumes import InputError, Spacing, check_spacing, read_volume, write_on_grid
+from cgdpm_med.studies.cases import Case
+from cgdpm_med.studies.folders import is_volume, volume_files
+from cgdpm_med.volumes import Spacing, check_spacing, read_volume, write_on_grid
 from cgdpm_med.volumes.formats import VOLUME_SUFFIXES
 from cgdpm_med.volumes.refine import refined_grid
 
@@ -460,7 +461,7 @@ def load_resolver(
     Args:
         class_index: of the images, for networks that have classes.
         window: side of the network's field; None is the bundle's own, or 256 for ADM weights.
-        device: see :func:`~cgdpm_med.apps.segment.choose_device`.
+        device: see :func:`~cgdpm_med.inference.segmenter.choose_device`.
         settings: keys of the bundle's configuration, or of the predictor; None keeps the default.
 
     Raises:

@@ -15,9 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cgdpm_med.files import InputError, PathLike, listed
 from cgdpm_med.images.pictures import PICTURE_SUFFIXES, read_picture
-from cgdpm_med.volumes import InputError
-from cgdpm_med.volumes.files import PathLike, listed
 
 Item = dict[str, Any]
 ClassMap = Mapping[str, int]

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cgdpm_med.volumes import InputError, atomic_write
-from cgdpm_med.volumes.files import PathLike, read_failure
+from cgdpm_med.files import InputError, PathLike, atomic_write, read_failure
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe")

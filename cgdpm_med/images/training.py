@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from torch.utils.data import Dataset
 
 from cgdpm_med.diffusion.ensemble import key_seed
+from cgdpm_med.files import InputError
 from cgdpm_med.images.datalists import Item
-from cgdpm_med.volumes import InputError
 
 
 class HeldOut(NamedTuple):

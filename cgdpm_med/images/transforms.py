@@ -12,9 +12,9 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from cgdpm_med.diffusion.degradation import AreaDegradation
+from cgdpm_med.files import InputError
 from cgdpm_med.images.pictures import PICTURE_SUFFIXES, read_picture, write_picture
 from cgdpm_med.networks.classes import append_class
-from cgdpm_med.volumes import InputError
 
 
 class LoadPictured(MapTransform):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cgdpm_med import __version__
-from cgdpm_med.volumes import InputError
+from cgdpm_med.files import InputError
 
 KINDS = ("denoiser", "guidance")
 VIEWS = ("short-axis",)

@@ -21,6 +21,7 @@ from torch import nn
 from cgdpm_med.diffusion.guidance import ScaledGuide, guidance_weighting
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskTarget, Target
+from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.models.description import (
     ModelDescription,
     PictureInput,
@@ -40,7 +41,6 @@ from cgdpm_med.models.weights import (
     tensors_of,
     weights_digest,
 )
-from cgdpm_med.volumes import InputError, atomic_write
 
 
 class OldModelWarning(UserWarning):

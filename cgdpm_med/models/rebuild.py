@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from cgdpm_med.files import InputError
 from cgdpm_med.networks.arguments import KeepsArguments
-from cgdpm_med.volumes import InputError
 
 KNOWN = {
     "ConditionalUNet": "cgdpm_med.networks.unet",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cgdpm_med.volumes import InputError, atomic_write
+from cgdpm_med.files import InputError, atomic_write
 
 TENSORS, DESCRIPTION = "model", "description"
 """Entries of a model file. ``model`` is where MONAI's and ignite's loaders look for the tensors."""

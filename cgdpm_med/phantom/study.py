@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from cgdpm_med.files import atomic_write
 from cgdpm_med.phantom.anatomy import Array, Heart, contours_at, draw_heart, labels_of, pose_at
 from cgdpm_med.phantom.painting import Canvas, paint_chest, paint_frame
 from cgdpm_med.phantom.spec import GROUPS, PhantomSpec, keyed_rng
-from cgdpm_med.volumes import atomic_write
 
 MYOCARDIAL_DENSITY = 1.05
 """g/ml."""

@@ -5,10 +5,9 @@ affine from indices to world millimetres (RAS+). :class:`Grid` keeps the header 
 derived from it, because the two differ in the wild: every ACDC file holds a unit sform while the true spacing is only
 in ``pixdim``. Resampling and volumes use the derived geometry, output is written with the header as read.
 
-``files`` holds the error for bad input and the safe way to write a file, ``grid`` the geometry, ``header_geometry`` the
-rule for headers that contradict themselves, ``orientation`` the way to look at a stack, ``refine`` finer grids,
-``nifti`` the format. DICOM has three modules: ``dicom_files`` reads one file, ``dicom_stack`` puts images in the order
-of space and time, ``dicom`` finds what belongs together.
+``grid`` holds the geometry, ``header_geometry`` the rule for headers that contradict themselves, ``orientation`` the
+way to look at a stack, ``refine`` finer grids, ``nifti`` the format, and the folder ``dicom`` finds which images belong
+together and puts them in the order of space and time.
 
 Formats other than NIfTI: ``formats`` knows their names, ``reading`` chooses the reader, ``nrrd`` and ``metaimage`` read
 headers in text and ``raster`` the voxels behind them, ``mgh`` and ``pairs`` the rest.
@@ -16,9 +15,8 @@ headers in text and ``raster`` the voxels behind them, ``mgh`` and ``pairs`` the
 
 from __future__ import annotations
 
-from cgdpm_med.volumes.dicom import DicomFinding, DicomWarning, find_dicom, read_dicom
-from cgdpm_med.volumes.dicom_stack import DicomStack
-from cgdpm_med.volumes.files import InputError, atomic_write, sweep_temporaries
+from cgdpm_med.volumes.dicom.finding import DicomFinding, DicomWarning, find_dicom, read_dicom
+from cgdpm_med.volumes.dicom.stack import DicomStack
 from cgdpm_med.volumes.grid import VOXEL_LIMIT, Grid, HeaderWarning, check_size
 from cgdpm_med.volumes.nifti import Volume, frames, read_labels, read_volume, write_on_grid
 from cgdpm_med.volumes.orientation import (
@@ -39,11 +37,9 @@ __all__ = [
     "DicomWarning",
     "Grid",
     "HeaderWarning",
-    "InputError",
     "ShortAxisView",
     "Spacing",
     "Volume",
-    "atomic_write",
     "check_size",
     "check_spacing",
     "directions_known",
@@ -57,7 +53,6 @@ __all__ = [
     "reoriented_grid",
     "short_axis_view",
     "slice_order",
-    "sweep_temporaries",
     "view_of",
     "write_on_grid",
 ]

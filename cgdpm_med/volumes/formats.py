@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cgdpm_med.volumes.files import PathLike
+from cgdpm_med.files import PathLike
 
 NIFTI = (".nii", ".nii.gz")
 PAIR_HEADERS = (".hdr", ".hdr.gz")

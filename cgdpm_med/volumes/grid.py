@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.volumes.files import InputError, PathLike
+from cgdpm_med.files import InputError, PathLike
 from cgdpm_med.volumes.header_geometry import CONFLICTS, header_geometry
 from cgdpm_med.volumes.spacing import Spacing, in_mm
 

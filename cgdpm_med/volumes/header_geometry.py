@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.volumes.files import InputError
+from cgdpm_med.files import InputError
 from cgdpm_med.volumes.spacing import (
     CONFLICT_TOLERANCE,
     GIVE_SPACING,

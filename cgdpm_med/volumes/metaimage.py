@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cgdpm_med.volumes.files import InputError
+from cgdpm_med.files import InputError
 from cgdpm_med.volumes.raster import (
     AGAIN,
     LPS_TO_RAS,

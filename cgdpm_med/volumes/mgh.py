@@ -11,7 +11,7 @@ import numpy as np
 from nibabel.freesurfer.mghformat import DATA_OFFSET, MGHHeader
 from numpy.typing import NDArray
 
-from cgdpm_med.volumes.files import InputError
+from cgdpm_med.files import InputError
 from cgdpm_med.volumes.grid import Grid, check_size
 from cgdpm_med.volumes.raster import AGAIN, Geometry, made_grid, open_regular, reading
 from cgdpm_med.volumes.spacing import Spacing

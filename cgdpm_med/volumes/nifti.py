@@ -28,7 +28,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import array_from_file
 from numpy.typing import DTypeLike, NDArray
 
-from cgdpm_med.volumes.files import InputError, PathLike, atomic_write, listed, read_failure
+from cgdpm_med.files import InputError, PathLike, atomic_write, listed, read_failure
 from cgdpm_med.volumes.formats import PAIR_HEADERS, PAIR_VOXELS, READABLE, is_named
 from cgdpm_med.volumes.grid import (
     Grid,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.volumes.files import InputError
+from cgdpm_med.files import InputError
 from cgdpm_med.volumes.raster import (
     AGAIN,
     Geometry,

@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 from nibabel.spatialimages import HeaderDataError
 
-from cgdpm_med.volumes.files import InputError
+from cgdpm_med.files import InputError
 from cgdpm_med.volumes.formats import PAIR_VOXELS, is_named, pair_header, pair_voxels
 from cgdpm_med.volumes.grid import check_size, stored_shape
 from cgdpm_med.volumes.raster import AGAIN, open_regular, reading

@@ -33,7 +33,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.volumes.files import InputError, read_failure
+from cgdpm_med.files import InputError, read_failure
 from cgdpm_med.volumes.grid import Grid, check_size, grid_from_header, mark_millimetres
 from cgdpm_med.volumes.spacing import GIVE_SPACING, Spacing
 

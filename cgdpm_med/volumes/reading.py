@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from cgdpm_med.volumes.files import InputError
+from cgdpm_med.files import InputError
 from cgdpm_med.volumes.formats import (
     METAIMAGE,
     MGH,

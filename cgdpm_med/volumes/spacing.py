@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.volumes.files import InputError
+from cgdpm_med.files import InputError
 
 Spacing = Literal["auto", "pixdim", "affine"] | Sequence[float]
 

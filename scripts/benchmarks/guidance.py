@@ -10,16 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgdpm_med import (
-    Autocast,
-    GuidanceLoss,
-    Replay,
-    autocast_dtype,
-    guide_from_denoiser,
-    keep_freed_memory,
-    sample,
-)
+from cgdpm_med import Autocast, GuidanceLoss, Replay, autocast_dtype, guide_from_denoiser, keep_freed_memory
 from cgdpm_med.diffusion.losses import guidance_target
+from cgdpm_med.diffusion.sampling import sample
 from cgdpm_med.diffusion.targets import MaskTarget
 
 from .contestants import CLASSES, SCALE, condition, mask_denoiser, schedule, shipped, shipped_unet

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from cgdpm_med.files import atomic_write
 from cgdpm_med.runtime.precision import bfloat16_is_fast
-from cgdpm_med.volumes import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 console = Console(highlight=False, soft_wrap=True)

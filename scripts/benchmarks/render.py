@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med.volumes import atomic_write
+from cgdpm_med.files import atomic_write
 
 from .harness import ROOT
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from cgdpm_med import ConditionalUNet, DiffusionLoss, DiffusionUpdate, NoiseSchedule
-from cgdpm_med.apps.csv_files import csv_text
-from cgdpm_med.volumes import atomic_write
+from cgdpm_med.files import atomic_write
+from cgdpm_med.tables.csv_files import csv_text
 
 from .contestants import CLASSES, shipped_unet
 from .harness import Claim, Result, Table, console, median, ratio

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from cgdpm_med import Segmenter, acdc_datalist
-from cgdpm_med.metrics import dice_per_structure
-from cgdpm_med.volumes import InputError, read_labels, read_volume
+from cgdpm_med.files import InputError
+from cgdpm_med.metrics.masks import dice_per_structure
+from cgdpm_med.volumes import read_labels, read_volume
 
 from .harness import Journal, console
 

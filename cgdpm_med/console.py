@@ -1,0 +1,75 @@
+"""What long work shows on standard error: one progress bar, and one line for each bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from cgdpm_med.files import InputError
+from cgdpm_med.progress_bar import progress_bar
+
+
+class CaseBar:
+    """A progress bar over several cases, each counted by the fraction of it that is done; a context manager.
+
+    Shown in a terminal only; :meth:`note` is for everywhere else.
+
+    Args:
+        what: the work, in front of the bar.
+        keys: of the cases, in the order of the work.
+    """
+
+    def __init__(self, what: str, keys: Sequence[str], console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.what, self.places = what, {key: place for place, key in enumerate(keys)}
+        self.bar = progress_bar(self.console, transient=True)
+        self.task = self.bar.add_task(what, total=len(keys), detail="")
+
+    def __enter__(self) -> CaseBar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    def update(self, key: str, fraction: float) -> None:
+        """Show how much of the case in work is done."""
+        place = self.places[key]
+        description = f"{self.what} {place + 1}/{len(self.places)} {key}"
+        self.bar.update(self.task, completed=place + fraction, description=description)
+
+    def note(self, text: str) -> None:
+        """Print one line where no bar is to be seen, as in a log file."""
+        if not self.console.is_terminal:
+            self.line(text)
+
+    def line(self, text: str) -> None:
+        """Print one line, above the bar where there is one."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def complain(error: InputError, bar: CaseBar) -> None:
+    """One line for one bad input."""
+    bar.line("error: " + " ".join(str(error).splitlines()))
+
+
+def input_error_behind(error: BaseException | None) -> InputError | None:
+    """The InputError that led to ``error``, if one did: MONAI's configurations wrap what they raise."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
+
+
+def require_success(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``result`` itself when nothing is listed under ``failed``; the last step of a bundle's run.
+
+    Raises:
+        InputError: naming how many inputs failed, so that the run ends with an exit code other than 0.
+    """
+    failed = result["failed"]
+    if failed:
+        what = "1 input" if len(failed) == 1 else f"{len(failed)} inputs"
+        raise InputError(f"{what} failed: {', '.join(failed)}", remedy="Correct the errors above")
+    return result

@@ -1,0 +1,1 @@
+"""Scores against references, comparisons of methods, calibration."""

@@ -1,0 +1,320 @@
+"""Fit a calibration to patients of known truth: what ``cgdpm-med calibrate`` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cgdpm_med.console import CaseBar
+from cgdpm_med.data.acdc import Section, Split, acdc_datalist, acdc_patient_folders, load_split, section_of
+from cgdpm_med.evaluation.calibration_file import CALIBRATION, Calibration, plain, write_calibration
+from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
+from cgdpm_med.evaluation.segmenter import ensemble_settings
+from cgdpm_med.evaluation.training_patients import check_unseen
+from cgdpm_med.files import InputError
+from cgdpm_med.heart.function import MEASURES, frame_volumes
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device
+from cgdpm_med.metrics.calibration import (
+    conformal_factor,
+    conformal_rank,
+    fit_temperature,
+    guaranteed_coverage,
+    interval_score,
+    negative_log_likelihood,
+    temper,
+)
+from cgdpm_med.metrics.masks import brier, calibration_error, calibration_table, foreground_region
+from cgdpm_med.models.weights import weights_digest
+from cgdpm_med.tables.numbers import format_number
+from cgdpm_med.volumes import Spacing, Volume, read_labels, read_volume
+
+LEVEL = 0.9
+"""Nominal coverage of the intervals."""
+
+MARGINS: Mapping[str, float] = {"ml": 5.0, "g": 5.0, "%": 2.0}
+"""By unit, the doubt that every case has beside its members' spread, before the fitted factor multiplies both.
+
+Members of one network agree by chance on some cases, and share its habits on all; a factor alone would have to be huge.
+The values are of the size by which readers differ. They were set beforehand: values chosen on the fitted patients would
+void the coverage.
+"""
+
+
+_PLACE = "Name nine or more in the list {} of a JSON file with lists train, validation and test, given as --split"
+
+_SECTIONS: Mapping[str, Section] = {"train": "train", "validation": "validation"}
+
+
+@dataclass(frozen=True, eq=False)
+class KnownFrame:
+    """What the fit needs of one volume: its millilitres, and the voxels around the heart.
+
+    Attributes:
+        volumes: measured and known.
+        probabilities: (C, N) float32, of the region's voxels.
+        labels: (N,) uint8.
+    """
+
+    volumes: FrameTruth
+    probabilities: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+
+
+def calibrate(
+    root: str | Path,
+    *,
+    section: str = "validation",
+    split: str | Path | Split | None = None,
+    bundle: str | Path = "acdc_segmentation",
+    device: str = "auto",
+    output: str | Path | None = None,
+    spacing: Spacing = "auto",
+    **changes: Any,
+) -> dict[str, Any]:
+    """Segment a section's patients, fit temperature and intervals, and write the calibration beside the weights.
+
+    Args:
+        root: folder in ACDC's layout.
+        section: "validation", or "train" of patients that the network was not trained on.
+        split: as for :func:`~cgdpm_med.acdc_datalist`.
+        device: see :func:`~cgdpm_med.inference.segmenter.choose_device`.
+        output: file to write; ``calibration.json`` in the folder of the weights by default.
+        spacing: of every image and reference, see :func:`~cgdpm_med.read_volume`.
+        changes: keys of the bundle's inference configuration; None keeps the bundle's own value.
+
+    Returns:
+        The content of the file, and ``file``, its path.
+
+    Raises:
+        InputError: for test patients, patients that trained the network, too few of them, or one whose image or
+            reference cannot be used.
+    """
+    items = calibration_items(root, section, split)
+    chosen = choose_device(device)
+    changes = {name: value for name, value in changes.items() if value is not None}
+    segmenter = Segmenter.from_bundle(bundle, device=chosen, **changes)
+    note = check_unseen((item["patient"] for item in items), segmenter.weights, "validation")
+    path = Path(output) if output is not None else segmenter.weights[0].with_name(CALIBRATION)
+    if path.is_dir() or (path.parent.is_dir() and not os.access(path.parent, os.W_OK)):
+        raise InputError("cannot be written", path=path, remedy="Give a file in a folder of yours as --output")
+    for item in items:  # whatever is wrong is found before the long part
+        _image_and_reference(item, spacing)
+    frames = []
+    with CaseBar("calibrating", [item["key"] for item in items]) as bar:
+        if note is not None:
+            bar.line(note)
+        for item in items:
+            frames.append(observe(segmenter, item, partial(bar.update, item["key"]), spacing))
+            bar.note(f"segmented {item['key']}")
+    made_with = ensemble_settings(segmenter)
+    calibration = fit_calibration(
+        frames,
+        weights={file.name: weights_digest(file) for file in segmenter.weights},
+        settings={**made_with, "staple": False, "keep_largest": False},
+        data={"section": section, "seed": segmenter.predictor.sampling.seed, "device": str(segmenter.device)},
+    )
+    write_calibration(calibration, path)
+    return {
+        "file": str(path),
+        "temperature": calibration.temperature,
+        "level": calibration.level,
+        "widening": dict(calibration.widening),
+        "margin": dict(calibration.margin),
+        "data": dict(calibration.data),
+        **calibration.numbers,
+    }
+
+
+def calibration_items(
+    root: str | Path, section: str = "validation", split: str | Path | Split | None = None
+) -> list[dict[str, str]]:
+    """Datalist of the patients to fit to.
+
+    Raises:
+        InputError: where one of them is a test patient, of ``split`` or of the committed split, or they are too few.
+    """
+    chosen = _SECTIONS.get(section)
+    if chosen is None:
+        remedy = "Use section validation; test patients must show what a calibration is worth"
+        raise InputError(f"a calibration is not fitted to section {section!r}", remedy=remedy)
+    items = _items(root, chosen, split)
+    patients = {item["patient"] for item in items}
+    held_out = {*load_split()["test"], *load_split(split)["test"]}
+    if taken := sorted(patients & held_out):
+        remedy = "Place it in the list test of the split: test patients must show what a calibration is worth"
+        raise InputError(f"{taken[0]} is a test patient", path=Path(root), remedy=remedy)
+    if conformal_rank(len(patients), LEVEL) is None:
+        remedy = _PLACE.format(chosen)
+        raise InputError(f"section {section} has {len(patients)} patients", path=Path(root), remedy=remedy)
+    return items
+
+
+def _image_and_reference(item: Mapping[str, str], spacing: Spacing) -> tuple[Volume, NDArray[np.uint8]]:
+    volume = read_volume(item["image"], spacing=spacing)
+    return volume, read_labels(item["label"], like=volume.grid, spacing=spacing).data
+
+
+def _items(root: str | Path, section: Section, split: str | Path | Split | None) -> list[dict[str, str]]:
+    folders = acdc_patient_folders(root)
+    if section not in section_of((folder.resolve().name for folder in folders), split).values():
+        remedy = _PLACE.format(section)
+        raise InputError(f"no patient here belongs to section {section!r}", path=Path(root), remedy=remedy)
+    return acdc_datalist(root, section, split=split)
+
+
+def observe(
+    segmenter: Callable[..., Segmentation],
+    item: Mapping[str, str],
+    progress: Callable[[float], None] | None = None,
+    spacing: Spacing = "auto",
+) -> KnownFrame:
+    """Segment one volume of a datalist and keep what the fit needs.
+
+    Voxels are those of :func:`~cgdpm_med.foreground_region`, in which evaluation measures calibration, too: outside,
+    certain background would outnumber the rest, and voxels chosen one by one by their true label would mislead.
+    """
+    volume, reference = _image_and_reference(item, spacing)
+    found = segmenter(volume, item["key"], progress)
+    region = foreground_region(reference)
+    size = volume.grid.voxel_volume
+    return KnownFrame(
+        FrameTruth(
+            item["patient"],
+            item["frame"],
+            frame_volumes(found.mask, found.members, size, num_classes=len(found.probabilities)),
+            true_volumes(reference, size),
+        ),
+        found.probabilities[:, region],
+        reference[region],
+    )
+
+
+def fit_calibration(
+    frames: Sequence[KnownFrame],
+    *,
+    weights: Mapping[str, str],
+    settings: Mapping[str, Any],
+    data: Mapping[str, Any],
+) -> Calibration:
+    """Temperature by likelihood over all voxels, and for every measure the conformal factor of the patients' scores.
+
+    Raises:
+        InputError: for too few patients with both phases, or a measure that the ensemble leaves undefined too often.
+    """
+    studies = known_studies(frame.volumes for frame in frames)
+    temperature = fit_temperature(
+        np.concatenate([frame.probabilities for frame in frames], axis=1),
+        np.concatenate([frame.labels for frame in frames]),
+    )
+    factors, margins = fit_intervals(studies)
+    truths = [study.truth() for study in studies]
+    on_average, of_one_fit = guaranteed_coverage(len(studies), LEVEL)
+    return Calibration(
+        temperature=temperature,
+        level=LEVEL,
+        widening=factors,
+        margin=margins,
+        weights=dict(weights),
+        settings=plain(settings),
+        data={**data, "patients": len(studies), "volumes": len(frames)},
+        numbers={
+            "before": {
+                **voxel_scores(frames),
+                "function": score_function(truths, [study.found() for study in studies]),
+            },
+            "after": {
+                **voxel_scores(frames, temperature),
+                "function": score_function(truths, [study.found(factors, margins) for study in studies]),
+            },
+            "guarantee": {
+                "coverage_on_average_over_fits": on_average,
+                "coverage_of_this_fit_exceeds": of_one_fit,
+                "with_probability": 0.95,
+            },
+        },
+    )
+
+
+def fit_intervals(studies: Sequence[KnownStudy]) -> tuple[dict[str, float], dict[str, float]]:
+    """``widening`` and ``margin`` of every measure, see :func:`~cgdpm_med.cardiac_function`, by conformal scores.
+
+    Raises:
+        InputError: for too few studies, or a measure that the ensemble leaves undefined too often.
+    """
+    # a little more than the score: its own patient lies at the very end of the interval, whatever the rounding
+    factors = {name: _factor(studies, name) * (1 + 1e-9) for name in MEASURES}
+    return factors, {name: factors[name] * MARGINS[measure.unit] for name, measure in MEASURES.items()}
+
+
+def _factor(studies: Sequence[KnownStudy], name: str) -> float:
+    margin = MARGINS[MEASURES[name].unit]
+    scores = []
+    for study in studies:
+        # a score compares distances from the value, which may be impossible where the ends are not allowed to be
+        estimate, truth = study.found(possible=False).measures[name], study.truth()[name]
+        if truth is None:
+            continue  # there is nothing to cover
+        if estimate.value is None or estimate.lower is None or estimate.upper is None:
+            scores.append(np.inf)
+        else:
+            scores.append(interval_score(estimate.value, estimate.lower, estimate.upper, truth, margin))
+    factor = conformal_factor(scores, LEVEL)
+    if not np.isfinite(factor):
+        undefined = int(np.isinf(scores).sum())
+        what = f"{MEASURES[name].title} has no interval in {undefined} of {len(scores)} patients"
+        raise InputError(what, remedy="Use two members or more, and weights that find the heart")
+    return factor
+
+
+def voxel_scores(frames: Sequence[KnownFrame], temperature: float = 1.0) -> dict[str, float]:
+    """``nll`` and ``ece`` over all voxels together, ``brier`` as the mean over volumes, after a temperature."""
+    tables, briers, nll, voxels = [], [], 0.0, 0
+    for frame in frames:
+        p = frame.probabilities if temperature == 1 else temper(frame.probabilities, temperature)
+        tables.append(calibration_table(p, frame.labels))
+        briers.append(brier(p, frame.labels))
+        nll += frame.labels.size * negative_log_likelihood(frame.probabilities, frame.labels, temperature)
+        voxels += frame.labels.size
+    return {
+        "ece": calibration_error(np.sum(tables, axis=0)),
+        "brier": float(np.mean(briers)),
+        "nll": nll / voxels,
+    }
+
+
+def format_calibration(result: Mapping[str, Any]) -> str:
+    """What the command prints: before and after, and what is promised elsewhere."""
+    before, after, guarantee = result["before"], result["after"], result["guarantee"]
+    data = result["data"]
+    lines = [
+        f"fitted to {data['patients']} {data['section']} patients, {data['volumes']} volumes",
+        f"temperature {result['temperature']:.3f}",
+        f"{'':28}{'before':>9}{'after':>9}",
+    ]
+    for name, label in (("ece", "calibration error (ECE)"), ("brier", "Brier score"), ("nll", "log-likelihood loss")):
+        lines.append(f"{label:28}{before[name]:>9.4f}{after[name]:>9.4f}")
+    lines += ["", f"{'':28}{'coverage':>18}{'interval length':>20}{'factor':>9}{'margin':>9}"]
+    for name, measure in MEASURES.items():
+        scores = before["function"][name], after["function"][name]
+        covered = [format_number(score["coverage"], 0, 100, "%") for score in scores]
+        lengths = [format_number(score["width"], 1) for score in scores]
+        lines.append(
+            f"{f'{measure.title}, {measure.unit}':34}{covered[0]:>5} ->{covered[1]:>5}"
+            f"{lengths[0]:>10} ->{lengths[1]:>7}"
+            f"{result['widening'][name]:>9.2f}{result['margin'][name]:>9.1f}"
+        )
+    on_average, single = guarantee["coverage_on_average_over_fits"], guarantee["coverage_of_this_fit_exceeds"]
+    lines += [
+        "",
+        "Coverage after is that of the fitted patients themselves. New ones like them are covered with probability",
+        f"{on_average:.1%} on average over fits to {data['patients']} patients; by this one fit with more than "
+        f"{single:.0%}, at {guarantee['with_probability']:.0%} confidence.",
+    ]
+    return "\n".join(lines)

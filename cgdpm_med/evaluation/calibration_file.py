@@ -1,0 +1,185 @@
+"""What a calibration leaves beside the weights, and which segmentations it fits.
+
+A calibration describes one ensemble: these weights, this many members, these steps. It is applied to that ensemble and
+to no other; everything else stays as the ensemble itself says, and is called not calibrated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgdpm_med.diffusion.ensemble import entropy
+from cgdpm_med.diffusion.sampling import BEFORE_DIALS, Sampling
+from cgdpm_med.files import InputError, atomic_write
+from cgdpm_med.heart.function import MEASURES
+from cgdpm_med.inference.segmenter import Segmentation
+from cgdpm_med.metrics.calibration import temper
+from cgdpm_med.models.weights import sha256_of, weights_digest
+
+CALIBRATION = "calibration.json"
+"""Name of the file, in the folder of the weights."""
+
+SETTINGS = (
+    *(dial.name for dial in fields(Sampling) if dial.name != "seed"),
+    "fusion",
+    "staple",
+    "keep_largest",
+)
+"""What must be as it was in the fit, besides the weights. Seed, device and precision need not."""
+
+OTHER_WEIGHTS = "other weights"
+_REFIT = "Fit it again with cgdpm-med calibrate"
+_ASKED = {
+    "members": "--members",
+    "steps": "--steps",
+    "method": "--method",
+    "guidance_scale": "--guidance-scale",
+}  # options of calibrate
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature for probabilities, and what turns the members' spread into intervals that cover.
+
+    Attributes:
+        temperature: of the fused probabilities, see :func:`~cgdpm_med.metrics.calibration.temper`.
+        level: nominal coverage of the intervals.
+        widening, margin: by measure, see :func:`~cgdpm_med.cardiac_function`.
+        weights: digest of the tensors of every weights file by its name.
+        settings: those of :data:`SETTINGS`.
+        data: what it was fitted to: section, patients, volumes, seed.
+        numbers: "before" and "after" on that data, and what is guaranteed elsewhere.
+        digest: SHA-256 of the file.
+    """
+
+    temperature: float
+    level: float
+    widening: Mapping[str, float]
+    margin: Mapping[str, float]
+    weights: Mapping[str, str]
+    settings: Mapping[str, Any]
+    data: Mapping[str, Any]
+    numbers: Mapping[str, Any]
+    digest: str = ""
+
+    def apply(self, segmentation: Segmentation) -> Segmentation:
+        """The same segmentation with calibrated probabilities and their entropy; mask and members are untouched."""
+        return with_temperature(segmentation, self.temperature)
+
+    def intervals(self) -> dict[str, Any]:
+        """Arguments of :func:`~cgdpm_med.cardiac_function`."""
+        return {"level": self.level, "widening": self.widening, "margin": self.margin}
+
+    def misfit(self, hashes: Mapping[str, str], settings: Mapping[str, Any]) -> str | None:
+        """What was otherwise in the fit, in words; None where nothing was."""
+        if sorted(hashes.values()) != sorted(self.weights.values()):
+            return OTHER_WEIGHTS
+        differing = self.differing(settings)
+        return ", ".join(f"{name.replace('_', ' ')} {self.settings[name]}" for name in differing) or None
+
+    def differing(self, settings: Mapping[str, Any]) -> list[str]:
+        """Names of the settings that were otherwise in the fit."""
+        wanted = plain(settings)
+        return [name for name in SETTINGS if self.settings[name] != wanted[name]]
+
+    def remedy(self, settings: Mapping[str, Any]) -> str:
+        """What makes it fit again; not every setting of ``segment`` is one of a fit."""
+        differing = self.differing(settings)
+        if not set(differing) <= _ASKED.keys():
+            return "Segment with the settings of the fit, or with --no-calibration"
+        return " ".join([_REFIT, *(f"{_ASKED[name]} {settings[name]}" for name in differing)])
+
+
+def with_temperature(segmentation: Segmentation, temperature: float) -> Segmentation:
+    """:func:`~cgdpm_med.metrics.calibration.temper` of the fused probabilities, and the entropy of the result."""
+    probabilities = temper(segmentation.probabilities, temperature)
+    return replace(
+        segmentation,
+        probabilities=probabilities,
+        entropy=entropy(torch.from_numpy(probabilities)).numpy(),
+        temperature=temperature,
+    )
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of :data:`SETTINGS`, as JSON holds them; None where one is not known."""
+    return json.loads(json.dumps({name: settings.get(name) for name in SETTINGS}))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_calibration(calibration: Calibration, path: Path) -> None:
+    """Write the file, whole or not at all."""
+    content = {name: value for name, value in asdict(calibration).items() if name != "digest"}
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    """Read what :func:`write_calibration` wrote.
+
+    Raises:
+        InputError: for a file that is missing or anything else.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes()
+        content = json.loads(text)
+        # what files say nothing of that were made before there was a choice
+        content["settings"] = {**BEFORE_DIALS, "start": None, "shared_noise": False, **content["settings"]}
+        calibration = Calibration(**content, digest=hashlib.sha256(text).hexdigest())
+        _check(calibration)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        remedy = f"{_REFIT}, or segment with --no-calibration"
+        raise InputError(f"is no calibration ({error})", path=path, remedy=remedy) from error
+    return calibration
+
+
+def _check(c: Calibration) -> None:
+    if not 0 < c.temperature < math.inf or not 0 < c.level < 1:
+        raise ValueError(f"temperature {c.temperature}, level {c.level}")
+    for by_measure in (c.widening, c.margin):
+        if by_measure.keys() != MEASURES.keys() or not all(0 <= v < math.inf for v in by_measure.values()):
+            raise ValueError("a factor or margin is missing or negative")
+    if not c.weights or c.settings.keys() != set(SETTINGS):
+        raise ValueError("weights or settings are missing")
+
+
+def find_calibration(
+    weights: Sequence[Path], settings: Mapping[str, Any], path: str | Path | None = None
+) -> tuple[Calibration | None, str | None]:
+    """The calibration of an ensemble, and in one line why one that was found does not count.
+
+    Args:
+        weights: files the networks were read from; the calibration is looked for beside the first.
+        settings: of the ensemble, with all of :data:`SETTINGS`.
+        path: a file to use in its place.
+
+    Returns:
+        A calibration and None, None and a reason, or two None where there is no file.
+
+    Raises:
+        InputError: for a file that cannot be read, or one given by ``path`` that does not fit.
+    """
+    found = Path(path) if path is not None else weights[0].with_name(CALIBRATION) if weights else None
+    if found is None or (path is None and not found.is_file()):
+        return None, None
+    calibration = read_calibration(found)
+    misfit = calibration.misfit({file.name: weights_digest(file) for file in weights}, settings)
+    if misfit == OTHER_WEIGHTS:  # version 0.1 knew weights by their files' bytes
+        misfit = calibration.misfit({file.name: sha256_of(file) for file in weights}, settings)
+    if misfit is None:
+        return calibration, None
+    remedy = calibration.remedy(settings)
+    if path is not None:
+        raise InputError(f"was fitted to {misfit}", path=found, remedy=remedy)
+    return None, f"note: {found.name} was fitted to {misfit} and is ignored: nothing is calibrated. {remedy}"

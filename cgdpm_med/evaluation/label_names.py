@@ -1,0 +1,300 @@
+"""What the values of a mask mean: names given, or found in a dataset.json, and which structures two sides share."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cgdpm_med.data.acdc import ACDC_LABELS
+from cgdpm_med.files import InputError, listed
+from cgdpm_med.volumes import Volume
+
+_EXAMPLE = "as in 1=LV,2=Myo,3=RV"
+_FOLDERS_ABOVE = 2  # nnU-Net: DatasetX/labelsTr, and trainer/fold_0/validation
+_SYNONYMS = {
+    "rv": "rightventricle rightventricular rvcavity rvc rvbp rvbloodpool rvendo rightventricularcavity",
+    "myo": "myocardium lvmyo lvmyocardium lvm leftventricularmyocardium leftventriclemyocardium myocardiumlv",
+    "lv": "leftventricle leftventricular lvcavity lvc lvbp lvbloodpool lvendo leftventricularcavity",
+}
+_SAME = {word: name for name, words in _SYNONYMS.items() for word in words.split()}
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The meaning of the values in the masks of one side.
+
+    Attributes:
+        names: of the structures by value, 0 left out. Several values may bear one name, and then are one structure;
+            those called background are background, as 0 is.
+        source: where the names come from, for people.
+    """
+
+    names: Mapping[int, str]
+    source: str = "ACDC's"
+
+    def __str__(self) -> str:
+        return ",".join(f"{value}={name}" for value, name in self.names.items())
+
+    @property
+    def values(self) -> set[int]:
+        """What may occur in a mask."""
+        return {0, *self.names}
+
+    def require(self, mask: Volume) -> None:
+        """Refuse a mask with other values.
+
+        Raises:
+            InputError: with those values.
+        """
+        strange = sorted({int(value) for value in np.unique(mask.data)} - self.values)
+        if len(strange) > _MANY:
+            raise InputError(
+                f"holds {len(strange)} label values that have no name, such as {listed(strange, 3)}",
+                path=mask.path,
+                remedy="Give a mask, not an image; name its values with --labels",
+            )
+        if strange:
+            names = shlex.quote(",".join([str(self), *(f"{value}=NAME" for value in strange)]))
+            option = self.source if self.source.startswith("--") else "--labels"
+            raise InputError(
+                f"holds label values {listed(strange)}, which have no name",
+                path=mask.path,
+                remedy=f"Name every value that occurs, as in {option} {names} ; the name background leaves one out",
+            )
+
+    def table(self, numbers: Mapping[str, int]) -> NDArray[np.uint16]:
+        """For each value up to the largest the number of its structure; 0 for one that ``numbers`` lacks."""
+        table = np.zeros(max(self.values) + 1, np.uint16)
+        for value, name in self.names.items():
+            table[value] = numbers.get(plain_name(name), 0)
+        return table
+
+
+ACDC = LabelSet(ACDC_LABELS)
+
+_MANY = 30  # unnamed values of a file that is rather an image
+
+
+def plain_name(name: str) -> str:
+    """A name without case, spaces and punctuation; the usual words for the structures of the heart are one."""
+    plain = re.sub(r"[\W_]+", "", name.casefold())
+    return _SAME.get(plain, plain)
+
+
+# --- where names come from --------------------------------------------------------------------------------------------
+
+
+def parse_labels(text: str, source: str = "given") -> LabelSet:
+    """Labels as on the command line: ``1=LV,2=Myo,3=RV``, or the other way round, ``LV=1``.
+
+    Raises:
+        InputError: for anything else, and for a value that is named twice.
+    """
+    names: dict[int, str] = {}
+    for part in text.split(","):
+        left, _, right = (word.strip() for word in part.partition("="))
+        value, name = (left, right) if left.isdecimal() else (right, left)
+        if not (value.isdecimal() and name):
+            raise InputError(f"{part.strip()!r} does not name a label", remedy=f"Write value=name, {_EXAMPLE}")
+        if int(value) in names:
+            raise InputError(f"label {value} has two names", remedy="Name each value once")
+        names[int(value)] = name
+    return label_set(names, source)
+
+
+def label_set(names: Mapping[int, str], source: str = "given") -> LabelSet:
+    """Labels by value, in their order; 0 is background whatever it is called.
+
+    Raises:
+        InputError: for negative values, or 2^16 and above; and where there is no other value than 0.
+    """
+    known = {value: str(name) for value, name in sorted(names.items()) if value != 0}
+    if not known:
+        raise InputError("no label is named", remedy=f"Name the structures by value, {_EXAMPLE}")
+    if min(known) < 0 or max(known) >= 2**16:
+        raise InputError(f"labels {min(known)} to {max(known)} are out of range", remedy="Use values from 0 to 65535")
+    return LabelSet(known, source)
+
+
+def find_dataset_file(place: Path, above: int = _FOLDERS_ABOVE) -> Path | None:
+    """The dataset.json of a folder (or of a file's folder) or of the folders above it, or None."""
+    folder = (place.parent if place.is_file() else place).resolve()
+    files = (candidate / "dataset.json" for candidate in [folder, *folder.parents][: above + 1])
+    return next((file for file in files if file.is_file()), None)
+
+
+def read_dataset_labels(path: Path) -> LabelSet | None:
+    """Labels of a dataset.json of nnU-Net, ``{"LV": 1}``, or of the Medical Segmentation Decathlon, ``{"1": "LV"}``.
+
+    None where the file has no labels. nnU-Net's ``ignore`` is no structure: a mask that holds its value is refused.
+
+    Raises:
+        InputError: the file cannot be read, or its labels are regions or not numbers.
+    """
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        if not isinstance(labels, dict):
+            raise InputError("has labels that are no dictionary", path=path, remedy=f"Give --labels, {_EXAMPLE}")
+        pairs = [_value_and_name(key, value) for key, value in labels.items()]
+    except (KeyError, TypeError):
+        return None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(
+            "is no JSON that can be read", path=path, remedy=f"Correct it, or give --labels, {_EXAMPLE}"
+        ) from error
+    except InputError as error:
+        raise InputError(error.what, path=path, remedy=f"Give --labels, {_EXAMPLE}") from error
+    return label_set({value: name for value, name in pairs if name != "ignore"}, str(path.name))
+
+
+def _value_and_name(key: str, value: Any) -> tuple[int, str]:
+    for number, name in ((value, key), (key, value)):
+        if isinstance(name, str) and not isinstance(number, (list, dict, bool)) and str(number).isdecimal():
+            return int(number), name
+    raise InputError(f"has no single number for the label {key!r}")
+
+
+def find_labels(
+    predictions: str | Path,
+    references: str | Path,
+    *,
+    labels: LabelSet | None = None,
+    prediction_labels: LabelSet | None = None,
+    reference_labels: LabelSet | None = None,
+) -> Structures:
+    """What is scored between two sides, each with the first of these that there is:
+
+    the labels given for it, those given for both, those of a dataset.json with it, those of ``segment`` where it made
+    the predictions, those of the other side, ACDC's.
+
+    Raises:
+        InputError: no structure is on both sides, or a dataset.json cannot be used.
+    """
+    reference, prediction = reference_labels or labels, prediction_labels or labels
+    if reference is None or prediction is None:  # a file that does not matter need not be readable
+        with_references, with_predictions = _labels_with(Path(references)), _labels_of_predictions(Path(predictions))
+        reference = reference or with_references or with_predictions or ACDC
+        prediction = prediction or with_predictions or with_references or ACDC
+    return match_labels(reference, prediction)
+
+
+def _labels_with(place: Path, above: int = _FOLDERS_ABOVE) -> LabelSet | None:
+    file = find_dataset_file(place, above)
+    return None if file is None else read_dataset_labels(file)
+
+
+def _labels_of_predictions(place: Path) -> LabelSet | None:
+    return _labels_with(place, 0) or _labels_of_segment(place) or _labels_with(place)
+
+
+def _labels_of_segment(place: Path) -> LabelSet | None:
+    """Labels in the first record of ``segment`` that lies there: a JSON that says what it measured; or None."""
+    folder = place.parent if place.is_file() else place
+    recorded = (_recorded_labels(file) for file in sorted(folder.rglob("*.json")))
+    return next((labels for labels in recorded if labels is not None), None)
+
+
+def _recorded_labels(file: Path) -> LabelSet | None:
+    """Of an image's record ``{"volume_ml": …, "labels": {"1": "RV", …}}``, or a study's; version 0.1 named none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if "volume_ml" in content:
+            names = {int(value): str(name) for value, name in content.get("labels", ACDC_LABELS).items()}
+        elif "volumes_ml" in content["study"]:
+            names = dict(enumerate(map(str, content["study"].get("labels", ACDC_LABELS.values())), 1))
+        else:
+            return None
+        return label_set(names, "segment's")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+        return None  # of something else
+
+
+# --- two sides --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Structures:
+    """The structures that two sides share, numbered anew.
+
+    Attributes:
+        names: by number, as the references call them. Where RV, myocardium and LV are among them they have ACDC's
+            numbers, whatever their values in the files.
+        left_out: why a structure that only one side has is not scored, by name.
+    """
+
+    names: Mapping[int, str] = field(default_factory=lambda: dict(ACDC_LABELS))
+    reference: LabelSet = ACDC
+    prediction: LabelSet = ACDC
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def numbers(self) -> dict[str, int]:
+        """Number of each structure by its plain name."""
+        return {plain_name(name): number for number, name in self.names.items()}
+
+    def of_reference(self, mask: NDArray[Any]) -> NDArray[np.uint16]:
+        """A reference's values as numbers of structures."""
+        return self.reference.table(self.numbers())[mask]
+
+    def of_prediction(self, mask: NDArray[Any]) -> NDArray[np.uint16]:
+        """A prediction's values as numbers of structures."""
+        return self.prediction.table(self.numbers())[mask]
+
+    @property
+    def cardiac(self) -> bool:
+        """Whether RV, myocardium and LV are there, so that function can be measured."""
+        return {plain_name(name): label for label, name in ACDC_LABELS.items()}.items() <= self.numbers().items()
+
+    @property
+    def as_segmented(self) -> bool:
+        """Whether the predictions have ACDC's labels and no others are scored: those of an ensemble of ``segment``."""
+        return (
+            self.cardiac
+            and len(self.names) == len(ACDC_LABELS) == len(self.prediction.names)
+            and all(self.prediction.table(self.numbers())[label] == label for label in ACDC_LABELS)
+        )
+
+
+def match_labels(reference: LabelSet, prediction: LabelSet) -> Structures:
+    """The structures that have one name on both sides, see :func:`plain_name`.
+
+    Raises:
+        InputError: when there is none.
+    """
+    known = _first_names(reference.names.values())
+    predicted = _first_names(prediction.names.values())
+    shared = [plain for plain in known if plain in predicted]
+    if not shared:
+        raise InputError(
+            f"the references have {', '.join(known.values())}, the predictions {', '.join(predicted.values())}: "
+            "no structure of one name",
+            remedy=f"Name the values of both with --reference-labels and --prediction-labels, {_EXAMPLE}",
+        )
+    left_out = {name: "the predictions' labels have no such structure" for p, name in known.items() if p not in shared}
+    left_out |= {n: "the references' labels have no such structure" for p, n in predicted.items() if p not in shared}
+    names = {number: known[plain] for plain, number in _number(shared).items()}
+    return Structures(dict(sorted(names.items())), reference, prediction, left_out)
+
+
+def _first_names(names: Iterable[str]) -> dict[str, str]:
+    """The names by their plain form, each as it is written first."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(plain_name(name), name)
+    found.pop("background", None)
+    return found
+
+
+def _number(shared: list[str]) -> dict[str, int]:
+    heart = {plain_name(name): label for label, name in ACDC_LABELS.items()}
+    if not heart.keys() <= set(shared):
+        return {plain: number for number, plain in enumerate(shared, 1)}
+    others = [plain for plain in shared if plain not in heart]
+    return heart | {plain: number for number, plain in enumerate(others, len(heart) + 1)}

@@ -1,0 +1,143 @@
+"""The locked evaluation protocol, run: segment, score against references on the native grid, write the table.
+
+Masks that are there already, from whatever method, are scored by :mod:`~cgdpm_med.evaluation.masks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgdpm_med.console import CaseBar, complain
+from cgdpm_med.data.acdc import ACDC_LABELS, Section, Split, acdc_datalist
+from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
+from cgdpm_med.evaluation.case import CaseResult, evaluate_segmentation, summarise_results
+from cgdpm_med.evaluation.files import write_results
+from cgdpm_med.evaluation.function_scores import compare_function, known_studies
+from cgdpm_med.evaluation.training_patients import check_unseen, training_record
+from cgdpm_med.files import InputError
+from cgdpm_med.inference.predictor import DiffusionPredictor
+from cgdpm_med.inference.segmenter import Segmenter
+from cgdpm_med.metrics.masks import VolumeScore
+from cgdpm_med.volumes import read_labels, read_volume
+
+
+def evaluate_acdc(
+    segmenter: Segmenter,
+    root: str | Path,
+    section: Section = "test",
+    output: str | Path | None = None,
+    *,
+    split: str | Path | Split | None = None,
+) -> dict[str, Any]:
+    """:func:`evaluate_segmenter` on one section of a folder in ACDC's layout; see :func:`~cgdpm_med.acdc_datalist`.
+
+    A volume without its reference mask counts as failed.
+
+    Raises:
+        InputError: where patients for validation or test trained the network; or no item could be scored.
+    """
+    errors: list[InputError] = []
+    items = acdc_datalist(root, section, split=split, on_error=errors.append)
+    note = _seen_in_training(items, segmenter, section)
+    return evaluate_segmenter(segmenter, items, output, errors=errors, notes=[] if note is None else [note])
+
+
+def _seen_in_training(items: Sequence[Mapping[str, str]], segmenter: Segmenter, section: Section) -> str | None:
+    """A note; sections train and all may hold training patients, whose scores say nothing of others."""
+    patients = {item["patient"] for item in items}
+    if section in ("validation", "test"):
+        return check_unseen(patients, segmenter.weights, section)
+    records = [record for file in segmenter.weights if (record := training_record(file)) is not None]
+    seen = patients & {name for record in records for name in record.patients}
+    if not seen:
+        return None
+    return f"{len(seen)} of {len(patients)} patients trained the network, and score better than new ones"
+
+
+def evaluate_segmenter(
+    segmenter: Segmenter,
+    datalist: Sequence[Mapping[str, str]],
+    output: str | Path | None = None,
+    *,
+    errors: Sequence[InputError] = (),
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Segment and score every item of a datalist; write ``cases.csv`` and ``summary.json``.
+
+    An item that cannot be used is reported, counted under ``failed`` and left out of the means. Where a calibration of
+    these weights and settings lies beside the weights, calibration and coverage are reported with it and without.
+
+    Args:
+        datalist: as made by :func:`~cgdpm_med.acdc_datalist`.
+        output: folder of the two files; None writes nothing.
+        errors: of items that were found bad before, reported and counted like the others.
+        notes: lines to report and to keep in the summary.
+
+    Returns:
+        The summary: see :func:`summarise`, with the ensemble's values, ``failed`` and the ``settings`` behind it.
+
+    Raises:
+        InputError: when no item could be scored.
+    """
+    results: list[CaseResult] = []
+    failed = {str(error.path): str(error) for error in errors}
+    made_with = ensemble_settings(segmenter)
+    as_fused = {**made_with, "staple": False, "keep_largest": False}
+    calibration, ignored = find_calibration(segmenter.weights, as_fused)
+    with CaseBar("evaluating", [item["key"] for item in datalist]) as bar:
+        for line in (*notes, *([] if ignored is None else [ignored])):
+            bar.line(line)
+        for error in errors:
+            complain(error, bar)
+        for item in datalist:
+            try:
+                results.append(_evaluate_item(segmenter, item, bar, calibration))
+            except InputError as error:
+                failed[item["key"]] = str(error)
+                complain(error, bar)
+            else:
+                bar.note(f"evaluated {item['key']}: {_dice_line(results[-1].score)}")
+    studies = known_studies(result.volumes for result in results if result.volumes is not None)
+    intervals: dict[str, Any] = (
+        {} if calibration is None else {"widening": calibration.widening, "margin": calibration.margin}
+    )
+    summary = summarise_results(results) | {
+        "function": compare_function(studies, [study.found(**intervals) for study in studies]),
+        "failed": failed,
+        "notes": list(notes),
+        "settings": made_with,
+        "calibration": None if calibration is None else {"temperature": calibration.temperature, **calibration.data},
+    }
+    if output is not None:
+        write_results(results, summary, Path(output))
+    return summary
+
+
+def _evaluate_item(
+    segmenter: Segmenter, item: Mapping[str, str], bar: CaseBar, calibration: Calibration | None
+) -> CaseResult:
+    key = item["key"]
+    volume = read_volume(item["image"])
+    read_labels(item["label"], like=volume.grid)  # a bad reference is found before the long part
+    found = segmenter(volume, key, lambda fraction: bar.update(key, fraction))
+    return evaluate_segmentation(found, item, calibration)
+
+
+def _dice_line(score: VolumeScore) -> str:
+    return ", ".join(f"{name} {score.dice[label]:.3f}" for label, name in ACDC_LABELS.items())
+
+
+def settings(p: DiffusionPredictor, device: torch.device) -> dict[str, Any]:
+    """What a reported number depends on besides the weights and the data: all of the sampling, precision, device."""
+    unguided = {} if p.guide is not None else {"guidance_scale": 0.0, "guidance_interval": None}
+    return asdict(p.sampling) | unguided | {"precision": p.precision, "device": str(device)}
+
+
+def ensemble_settings(segmenter: Segmenter) -> dict[str, Any]:
+    """:func:`settings` of a segmenter's predictor, and what the segmenter itself adds."""
+    return settings(segmenter.predictor, segmenter.device) | {"fusion": segmenter.fusion}

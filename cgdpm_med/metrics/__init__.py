@@ -1,0 +1,1 @@
+"""Numbers that say how good masks, ensembles, probabilities and pictures are."""

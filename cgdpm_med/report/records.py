@@ -1,0 +1,162 @@
+"""Studies as JSON: what a finished study leaves on disk, so that tables can be made of it later and elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from cgdpm_med.files import InputError
+from cgdpm_med.heart.function import MEASURES, CardiacFunction, Estimate, FrameVolumes
+from cgdpm_med.inference.labels import ACDC, Labels
+from cgdpm_med.inference.quality import Finding, Quality
+from cgdpm_med.report import Provenance, cohort_report, write_report
+from cgdpm_med.studies.study import StudyResult, write_cohort
+
+COHORT = "cohort"
+"""Stem of a cohort's files, which no case may bear."""
+
+
+def study_record(result: StudyResult) -> dict[str, Any]:
+    """Everything of a result as plain values; :func:`read_study_record` is its inverse."""
+    function = result.function
+    return {
+        "key": result.key,
+        "ed_frame": result.ed,
+        "es_frame": result.es,
+        "quality": {
+            "status": result.quality.status,
+            "findings": [{"check": f.check, "reason": f.reason, "review": f.review} for f in result.quality.findings],
+            "predicted_dice": {
+                frame: {str(label): dice for label, dice in by_label.items()}
+                for frame, by_label in result.quality.predicted_dice.items()
+            },
+        },
+        "function": None if function is None else _function_record(function),
+        "labels": list(result.labels.names),
+        "volumes_ml": {
+            str(frame): {"mask": volumes.fused.tolist(), "members": volumes.members.tolist()}
+            for frame, volumes in result.volumes.items()
+        },
+    }
+
+
+def _function_record(function: CardiacFunction) -> dict[str, Any]:
+    return {
+        "measures": {
+            name: {"value": e.value, "lower": e.lower, "upper": e.upper, "unit": MEASURES[name].unit}
+            for name, e in function.measures.items()
+        },
+        "members": function.members,
+        "level": function.level,
+        "widening": dict(function.widening),
+        "margin": dict(function.margin),
+        "calibrated": function.calibrated,
+        "body_surface_m2": function.body_surface,
+    }
+
+
+def read_study_record(record: Mapping[str, Any]) -> StudyResult:
+    """The result that :func:`study_record` described.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: for anything else.
+    """
+    function, quality = record["function"], record["quality"]
+    names = record.get("labels", ACDC.names)  # version 0.1 knew no others
+    return StudyResult(
+        key=record["key"],
+        volumes={
+            int(frame): FrameVolumes(np.array(v["mask"], dtype=np.float64), np.array(v["members"], dtype=np.float64))
+            for frame, v in record["volumes_ml"].items()
+        },
+        quality=Quality(
+            tuple(Finding(f["check"], f["reason"], f["review"]) for f in quality["findings"]),
+            {
+                frame: {int(label): dice for label, dice in by_label.items()}
+                for frame, by_label in quality["predicted_dice"].items()
+            },
+        ),
+        ed=record["ed_frame"],
+        es=record["es_frame"],
+        function=None
+        if function is None
+        else CardiacFunction(
+            measures={name: Estimate(m["value"], m["lower"], m["upper"]) for name, m in function["measures"].items()},
+            members=function["members"],
+            level=function["level"],
+            widening=function["widening"],
+            margin=function["margin"],
+            body_surface=function["body_surface_m2"],
+        ),
+        labels=Labels(tuple(str(name) for name in names)),
+    )
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The content of a study's JSON, or None where the file is absent or is anything else."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        read_study_record(record["study"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_study(path: Path) -> StudyResult | None:
+    """The study of :func:`read_record`."""
+    record = read_record(path)
+    return None if record is None else read_study_record(record["study"])
+
+
+# --- cohorts ----------------------------------------------------------------------------------------------------------
+
+
+def save_cohort(
+    results: Sequence[StudyResult], folder: Path, origin: Provenance, pages: Mapping[str, Path]
+) -> list[Path]:
+    """Write ``cohort.csv`` and ``cohort.html``, which links to the studies' own ``pages`` below the folder."""
+    results = sorted(results, key=lambda result: result.key)
+    settings = {name: value for name, value in origin.settings.items() if name != "device"}  # there may be several
+    origin = replace(origin, settings=settings)
+    links = {key: quote(page.relative_to(folder).as_posix()) for key, page in pages.items()}
+    table, page = folder / f"{COHORT}.csv", folder / f"{COHORT}.html"
+    write_cohort(results, table)
+    write_report(cohort_report(results, origin, links=links), page)
+    return [table, page]
+
+
+def collect_cohort(folder: str | Path) -> dict[str, Any]:
+    """Make the cohort's files of all finished studies below a folder, whichever run or machine segmented them.
+
+    Returns:
+        ``studies``, their keys; ``files``, what was written.
+
+    Raises:
+        InputError: when there is no finished study, or not all were made with the same settings.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError("there is no such folder", path=folder, remedy="Give the output folder of cgdpm-med segment")
+    found = {path: record for path in sorted(folder.rglob("*.json")) if (record := read_record(path)) is not None}
+    if not found:
+        raise InputError("holds no finished study", path=folder, remedy="Run cgdpm-med segment first")
+    (first, record), *others = found.items()
+    for path, other in others:
+        if other.get("made_with") != record.get("made_with"):
+            remedy = "Segment all of them alike, or keep them in separate folders"
+            raise InputError(f"was made with other settings than {first.name}", path=path, remedy=remedy)
+    results = [read_study_record(record["study"]) for record in found.values()]
+    origin = Provenance(**record["made_with"])
+    pages = {
+        result.key: page
+        for path, result in zip(found, results, strict=True)
+        if (page := path.with_suffix(".html")).is_file()
+    }
+    files = save_cohort(results, folder, origin, pages)
+    return {"studies": sorted(result.key for result in results), "files": [str(path) for path in files]}

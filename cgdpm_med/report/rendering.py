@@ -1,0 +1,62 @@
+"""Templates of pages, filled in. They and the style of the pages lie in ``templates``, beside this file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from cgdpm_med.inference.labels import colour_of
+
+_RV, _LV = 1, 3  # whose curves have the colours of their contours where the page is dark
+
+
+def render(template: str, **values: Any) -> str:
+    """HTML of a template. Texts are escaped, except where the template calls them ``safe``, being HTML already."""
+    return _environment().get_template(template).render(values).strip()
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A whole document, with its style inside; see ``page.html.j2`` for what every page needs."""
+    return (
+        render(template, stylesheet=_stylesheet(), rv_colour=colour_of(_RV), lv_colour=colour_of(_LV), **values) + "\n"
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("cgdpm_med.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"pixels": _pixels, "points": _points, "plain_words": _plain_words}
+    return environment
+
+
+@cache
+def _stylesheet() -> str:
+    loader = _environment().loader
+    assert loader is not None
+    return loader.get_source(_environment(), "report.css")[0].strip()
+
+
+def _pixels(position: float) -> str:
+    return f"{position:.1f}"
+
+
+def _points(points: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{_pixels(x)},{_pixels(y)}" for x, y in points)
+
+
+def _plain_words(value: Any) -> str:
+    """A setting in words."""
+    if isinstance(value, (list, tuple)):
+        return " to ".join(str(part) for part in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""From folders to studies, and what is written of them."""

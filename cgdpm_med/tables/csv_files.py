@@ -1,0 +1,34 @@
+"""Tables as CSV: commas, one line feed for each row, UTF-8."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cgdpm_med.files import atomic_write
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], number_format: str = ".5f") -> str:
+    """A table as text: None is an empty field, numbers other than whole ones follow ``number_format``."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_field(value, number_format) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], number_format: str = ".5f") -> None:
+    """Write :func:`csv_text` of rows with equal keys, a column for each key; whole or not at all."""
+    columns = list(rows[0])
+    text = csv_text(columns, ([row[name] for name in columns] for row in rows), number_format)
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def _field(value: Any, number_format: str) -> Any:
+    return format(value, number_format) if isinstance(value, (float, np.floating)) else value

@@ -1,0 +1,1 @@
+"""MONAI engines, handlers and the second stage of CG-DPM."""
