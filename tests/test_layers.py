@@ -205,3 +205,15 @@ def test_names_that_stay_free() -> None:
     assert list(PACKAGE.rglob("utils*.py")) == []
     # a package named scripts at the root would shadow the scripts package of a bundle
     assert not (REPO / "scripts" / "__init__.py").exists()
+
+
+def test_the_page_of_the_architecture_names_what_there_is() -> None:
+    page = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| `([\w.]+)(?:\([^`]*\))?` \| (\w+/\w+\.py) \|$", page, re.MULTILINE)
+    assert len(rows) >= 12
+    for name, file in rows:
+        source = (PACKAGE / file).read_text(encoding="utf-8")
+        assert re.search(rf"\b(?:def|class) {name.rpartition('.')[2]}\b", source), (name, file)
+    rooms = re.findall(r"^(\w+)/? {2,}\S", page.split("```")[1].replace(".py", ""), re.MULTILINE)
+    assert set(ORDER) - set(rooms) == {"console", "progress_bar"}
+    assert [room for room in ORDER if room in rooms] == rooms[::-1]
