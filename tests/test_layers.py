@@ -124,7 +124,7 @@ def test_a_wrong_arrow_is_noticed(module: str, source: str, complaint: str) -> N
     ("module", "source"),
     [
         ("cgdpm_med.diffusion.sampling", "import math\nimport numpy as np\nfrom .schedule import NoiseSchedule"),
-        ("cgdpm_med.data.acdc", "from cgdpm_med.volumes import InputError\nfrom monai.data import CacheDataset"),
+        ("cgdpm_med.data.acdc", "from cgdpm_med.files import InputError\nfrom monai.data import CacheDataset"),
         (
             "cgdpm_med.apps.info",
             "from cgdpm_med import __version__\nfrom cgdpm_med.inference.bundles import bundle_path",

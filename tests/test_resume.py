@@ -66,7 +66,7 @@ def test_a_record_never_stands_beside_files_of_another_run(tmp_path: Path) -> No
 def test_leftovers_of_a_killed_run_are_swept(tmp_path: Path) -> None:
     image, out = scan(tmp_path / "a.nii.gz"), tmp_path / "out"
     program = (
-        "import os, sys; from cgdpm_med.volumes import atomic_write\n"
+        "import os, sys; from cgdpm_med.files import atomic_write\n"
         f"with atomic_write({str(out / 'a.nii.gz')!r}) as file: file.write(b'half'); file.flush(); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=REPO, check=False)

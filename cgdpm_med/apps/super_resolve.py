@@ -50,7 +50,7 @@ class SuperResolver:
         predictor: whose target is a picture; its ``size_factor`` is the refinement.
         window: side of the field the network sees, in fine pixels; larger images are denoised jointly in overlapping
             windows. None evaluates whole images.
-        overlap, window_batch: see :class:`~cgdpm_med.WindowedDenoiser`.
+        overlap, window_batch: see :class:`~cgdpm_med.inference.inferers.WindowedDenoiser`.
         class_index: class of every image, for a network inside ``ClassConditioned``.
         device: where the network runs.
 

@@ -102,7 +102,8 @@ class LoadVolumed(MapTransform):
 
 
 class ShortAxisd(MapTransform, InvertibleTransform):
-    """Volumes in the short-axis view, however their files store them: see :func:`~cgdpm_med.short_axis_view`.
+    """Volumes in the short-axis view, however their files store them: see
+    :func:`~cgdpm_med.volumes.orientation.short_axis_view`.
 
     Each (1, X, Y, Z) MetaTensor is permuted and flipped, and its affine with it; ``Invertd`` brings predictions back.
     Metadata without ``directions_known`` mean that the affine is to be believed, without ``flip_slices`` entirely.

@@ -177,8 +177,9 @@ def observe(
 ) -> KnownFrame:
     """Segment one volume of a datalist and keep what the fit needs.
 
-    Voxels are those of :func:`~cgdpm_med.foreground_region`, in which evaluation measures calibration, too: outside,
-    certain background would outnumber the rest, and voxels chosen one by one by their true label would mislead.
+    Voxels are those of :func:`~cgdpm_med.metrics.masks.foreground_region`, in which evaluation measures calibration,
+    too: outside, certain background would outnumber the rest, and voxels chosen one by one by their true label would
+    mislead.
     """
     volume, reference = _image_and_reference(item, spacing)
     found = segmenter(volume, item["key"], progress)
@@ -243,7 +244,8 @@ def fit_calibration(
 
 
 def fit_intervals(studies: Sequence[KnownStudy]) -> tuple[dict[str, float], dict[str, float]]:
-    """``widening`` and ``margin`` of every measure, see :func:`~cgdpm_med.cardiac_function`, by conformal scores.
+    """``widening`` and ``margin`` of every measure, see :func:`~cgdpm_med.heart.function.cardiac_function`, by
+    conformal scores.
 
     Raises:
         InputError: for too few studies, or a measure that the ensemble leaves undefined too often.

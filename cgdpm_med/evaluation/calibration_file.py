@@ -52,7 +52,7 @@ class Calibration:
     Attributes:
         temperature: of the fused probabilities, see :func:`~cgdpm_med.metrics.calibration.temper`.
         level: nominal coverage of the intervals.
-        widening, margin: by measure, see :func:`~cgdpm_med.cardiac_function`.
+        widening, margin: by measure, see :func:`~cgdpm_med.heart.function.cardiac_function`.
         weights: digest of the tensors of every weights file by its name.
         settings: those of :data:`SETTINGS`.
         data: what it was fitted to: section, patients, volumes, seed.
@@ -75,7 +75,7 @@ class Calibration:
         return with_temperature(segmentation, self.temperature)
 
     def intervals(self) -> dict[str, Any]:
-        """Arguments of :func:`~cgdpm_med.cardiac_function`."""
+        """Arguments of :func:`~cgdpm_med.heart.function.cardiac_function`."""
         return {"level": self.level, "widening": self.widening, "margin": self.margin}
 
     def misfit(self, hashes: Mapping[str, str], settings: Mapping[str, Any]) -> str | None:

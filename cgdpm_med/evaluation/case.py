@@ -37,7 +37,7 @@ class CaseResult:
     """Scores of one case: the mask's, and the ensemble's where there is one.
 
     Attributes:
-        calibration: table of the ensemble's own probabilities, see :func:`~cgdpm_med.calibration_table`.
+        calibration: table of the ensemble's own probabilities, see :func:`~cgdpm_med.metrics.masks.calibration_table`.
         calibrated: the same of the calibrated ones, or None.
         volumes: measured and known.
         confusion: of the labels, see :func:`~cgdpm_med.evaluation.label_hint.confusion`, or None.

@@ -35,7 +35,7 @@ class FrameTruth:
 
 
 def true_volumes(reference: NDArray[Any], voxel_volume: float) -> FrameVolumes:
-    """:func:`~cgdpm_med.frame_volumes` of a mask that has no members."""
+    """:func:`~cgdpm_med.heart.function.frame_volumes` of a mask that has no members."""
     return frame_volumes(reference, np.empty((0, *reference.shape), dtype=np.uint8), voxel_volume)
 
 
@@ -54,7 +54,7 @@ class KnownStudy:
         *,
         possible: bool = True,
     ) -> CardiacFunction:
-        """Function as the ensemble measures it; arguments of :func:`~cgdpm_med.cardiac_function`."""
+        """Function as the ensemble measures it; arguments of :func:`~cgdpm_med.heart.function.cardiac_function`."""
         return cardiac_function(self.ed.found, self.es.found, widening=widening, margin=margin, possible=possible)
 
     def truth(self) -> dict[str, float | None]:

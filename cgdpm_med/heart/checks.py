@@ -30,7 +30,7 @@ def assess_heart(
 ) -> tuple[Finding, ...]:
     """Sizes and a shape that no heart has, each with its number.
 
-    Structures that are absent are left to :func:`~cgdpm_med.assess_frame`.
+    Structures that are absent are left to :func:`~cgdpm_med.inference.quality.assess_frame`.
 
     Args:
         mask: (X, Y, Z) labels in the short-axis view, slices last, from the base.

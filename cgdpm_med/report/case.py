@@ -37,8 +37,8 @@ def case_report(result: StudyResult, frames: Mapping[str, Segmentation], origin:
     It shows numbers, voxels and the study's key, and nothing of a file's name, place or header.
 
     Args:
-        result: from :meth:`~cgdpm_med.Study.result`.
-        frames: what to draw, by name: :meth:`~cgdpm_med.Study.key_frames`.
+        result: from :meth:`~cgdpm_med.studies.study.Study.result`.
+        frames: what to draw, by name: :meth:`~cgdpm_med.studies.study.Study.key_frames`.
         origin: how it was made.
     """
     quality, labels = result.quality, result.labels

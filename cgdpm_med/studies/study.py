@@ -59,7 +59,8 @@ class Study:
         key: of the study in tables and reports; choose one that names nobody.
         ed, es: frame numbers where they are known; otherwise the largest and the smallest left ventricle.
         height, weight: in cm and kg, for indexing.
-        level, widening, margin: of the intervals, see :func:`~cgdpm_med.cardiac_function`. The checks judge the
+        level, widening, margin: of the intervals, see :func:`~cgdpm_med.heart.function.cardiac_function`. The checks
+        judge the
             members' own spread whatever these are.
         limits: of the checks.
     """
