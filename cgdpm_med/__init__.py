@@ -56,7 +56,7 @@ _EXPORTS: dict[str, str] = {
     "ShortAxisd": "data.transforms",
     "LoneSpacingd": "data.transforms",
     "Degraded": "data.transforms",
-    "FuseMembersd": "data.transforms",
+    "CombineMembersd": "data.transforms",
     "SaveOnGridd": "data.transforms",
     "SliceDataset": "data.slices",
     "EpochSampler": "data.slices",

@@ -15,8 +15,8 @@ from cgdpm_med.data.acdc import acdc_datalist as acdc_datalist
 from cgdpm_med.data.augment import SliceAugment as SliceAugment
 from cgdpm_med.data.slices import EpochSampler as EpochSampler, SliceDataset as SliceDataset
 from cgdpm_med.data.transforms import (
+    CombineMembersd as CombineMembersd,
     Degraded as Degraded,
-    FuseMembersd as FuseMembersd,
     LoadVolumed as LoadVolumed,
     LoneSpacingd as LoneSpacingd,
     SaveOnGridd as SaveOnGridd,

@@ -52,9 +52,9 @@ def add_function(found: Found, ed: FrameVolumes, es: FrameVolumes) -> None:
     for name in ("lv_ef", "rv_ef"):
         value = measures[name].value
         found[name].append(float("nan") if value is None else value)
-    stroke = ed.fused - es.fused
-    found["RV by LV at ED"].append(ed.fused[RV] / ed.fused[LV])
-    found["ES by ED mass"].append(es.fused[MYO] / ed.fused[MYO])
+    stroke = ed.combined - es.combined
+    found["RV by LV at ED"].append(ed.combined[RV] / ed.combined[LV])
+    found["ES by ED mass"].append(es.combined[MYO] / ed.combined[MYO])
     found["stroke volumes apart, ml"].append(abs(stroke[RV] - stroke[LV]))
 
 

@@ -59,15 +59,15 @@ def main() -> None:
         "section": arguments.section,
         "every": arguments.every,
     }
-    whose = f"{len(patients)} {arguments.section} patients"
+    cohort = f"{len(patients)} {arguments.section} patients"
     console = Console()
     results: dict[str, Row] = {}
     for name in [PLAIN, *(name for name in arguments.shifts if name != PLAIN)]:
         folder = arguments.output / "shifts" / re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
         results[name] = kept_row(folder, made_with, partial(score_shift, segmenter, patients, name))
         console.print(f"{name}: Dice {summary(results[name])['dice']:.3f}", highlight=False)
-        write_tables(results, whose, arguments.output)
-    plot(results, whose, arguments.output / "shifted_inputs.png")
+        write_tables(results, cohort, arguments.output)
+    plot(results, cohort, arguments.output / "shifted_inputs.png")
     console.print((arguments.output / "shifted_inputs.md").read_text(encoding="utf-8"), highlight=False)
 
 
@@ -176,15 +176,15 @@ def noticed(shift: Row, plain: Row) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def write_tables(results: Mapping[str, Row], whose: str, folder: Path) -> None:
+def write_tables(results: Mapping[str, Row], cohort: str, folder: Path) -> None:
     rows = {name: summary(result) for name, result in results.items()}
     write_csv(folder / "shifted_inputs.csv", [{"shift": name, **row} for name, row in rows.items()])
     volumes = [{"shift": name, **volume} for name, result in results.items() for volume in result["volumes"]]
     write_csv(folder / "volumes.csv", volumes)
-    write_text(folder / "shifted_inputs.md", table(rows, whose))
+    write_text(folder / "shifted_inputs.md", table(rows, cohort))
 
 
-def table(rows: Mapping[str, Row], whose: str) -> str:
+def table(rows: Mapping[str, Row], cohort: str) -> str:
     """Markdown: a row for each shift, the unshifted images first."""
     plain = rows[PLAIN]
     heading = ["shift", "Dice %", "change", "RV", "Myo", "LV", "lowest", "entropy", "predicted Dice %", "to review %"]
@@ -207,7 +207,7 @@ def table(rows: Mapping[str, Row], whose: str) -> str:
     lines = [
         markdown_table(heading, cells),
         "",
-        f"{whose}, end-diastole and end-systole. Dice against the shifted references, by volume, averaged over the "
+        f"{cohort}, end-diastole and end-systole. Dice against the shifted references, by volume, averaged over the "
         "structures. Entropy: "
         f"mean inside the reference's bounding box grown by {MARGIN:g} mm in plane and one slice. Predicted Dice: mean "
         "pairwise Dice of the members. To review: patients that the quality checks pass on to a person. Noticed by: "

@@ -18,7 +18,7 @@ MADE = {
     "timesteps": None,
     "guidance_scale": 0.0,
     "guidance_interval": None,
-    "fusion": "mean",
+    "combine": "mean",
     "shared_noise": True,
     "staple": False,
     "keep_largest": False,

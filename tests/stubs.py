@@ -51,7 +51,7 @@ class Stub(Standing):
         self.device = torch.device("cpu")
         self.weights: tuple[Path, ...] = ()
         self.labels = ACDC
-        self.fusion = "mean"
+        self.combine = "mean"
         self.seen: list[str] = []
 
 

@@ -154,7 +154,7 @@ def test_the_file_lies_beside_the_weights_and_can_be_read(segmenter: Overconfide
     assert calibration.temperature == fitted["temperature"]
     assert calibration.weights == {"model.pt": sha256_of(segmenter.weights[0])}
     assert calibration.settings["members"] == 5
-    assert calibration.settings["fusion"] == "mean"
+    assert calibration.settings["combine"] == "mean"
     assert calibration.digest == sha256_of(path)
     text = format_calibration(fitted)
     assert "fitted to 10 validation patients, 20 volumes" in text

@@ -83,6 +83,17 @@ def test_a_calibration_of_version_0_1_says_nothing_of_later_dials(kept: tuple[Pa
     assert find_calibration(kept, {**MADE, "eta": 0.5})[0] is None
 
 
+def test_version_0_1_called_the_combination_of_members_fusion(kept: tuple[Path, ...]) -> None:
+    file = kept[0].with_name(CALIBRATION)
+    content = json.loads(file.read_text())
+    content["settings"]["fusion"] = content["settings"].pop("combine")
+    file.write_text(json.dumps(content))
+    assert find_calibration(kept, MADE)[0] is not None
+    calibration, ignored = find_calibration(kept, {**MADE, "combine": "majority"})
+    assert calibration is None
+    assert "combine mean" in (ignored or "")
+
+
 def test_a_calibration_older_than_shared_noise_was_fitted_to_a_noise_for_each_slice(kept: tuple[Path, ...]) -> None:
     file = kept[0].with_name(CALIBRATION)
     content = json.loads(file.read_text())

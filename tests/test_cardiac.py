@@ -32,8 +32,8 @@ def heart(rv: float, myo: float, lv: float) -> list[float]:
     return [0.0, rv, myo, lv]
 
 
-def volumes(fused: list[float], *members: list[float]) -> FrameVolumes:
-    return FrameVolumes(np.array(fused), np.array(members).reshape(-1, 4))
+def volumes(combined: list[float], *members: list[float]) -> FrameVolumes:
+    return FrameVolumes(np.array(combined), np.array(members).reshape(-1, 4))
 
 
 def ends(estimate: Estimate) -> tuple[float | None, float | None, float | None]:
@@ -82,7 +82,7 @@ def test_density_is_the_phantoms() -> None:
 def test_voxels_are_counted_by_label() -> None:
     mask = np.array([[[0, 1, 1], [2, 3, 3]], [[3, 0, 0], [0, 0, 2]]], dtype=np.uint8)
     found = frame_volumes(mask, np.stack([mask, np.zeros_like(mask)]), voxel_volume=20.0)
-    assert found.fused == pytest.approx([0.1, 0.04, 0.04, 0.06])
+    assert found.combined == pytest.approx([0.1, 0.04, 0.04, 0.06])
     assert found.members == pytest.approx(np.array([[0.1, 0.04, 0.04, 0.06], [0.24, 0, 0, 0]]))
 
 

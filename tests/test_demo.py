@@ -49,7 +49,7 @@ def test_the_truth_scores_as_the_truth(tmp_path: Path) -> None:
 
 
 def test_members_are_measured_one_by_one(tmp_path: Path) -> None:
-    """EF of member k comes from its own two masks: here 50 % and 80 %, whatever the fused masks give."""
+    """EF of member k comes from its own two masks: here 50 % and 80 %, whatever the combined masks give."""
     patient = write_phantom_patient(tmp_path, 4, TINY)
     volume = read_volume(patient / "patient004_frame01.nii.gz")
     ml = volume.grid.voxel_volume / 1000

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from cgdpm_med.diffusion.ensemble import (
     SERIAL,
     KeyedNoise,
+    combine_majority,
+    combine_mean,
     disagreement,
     entropy,
-    fuse_majority,
-    fuse_mean,
     key_seed,
     mutual_information,
     sample_ensemble,
@@ -311,16 +311,16 @@ def test_fusions_of_hard_masks_count_votes() -> None:
         for i in range(3):
             for j in range(3):
                 votes[member[i, j], i, j] += THIRD
-    torch.testing.assert_close(fuse_majority(ONE_HOT), votes)
-    torch.testing.assert_close(fuse_mean(ONE_HOT), votes)
+    torch.testing.assert_close(combine_majority(ONE_HOT), votes)
+    torch.testing.assert_close(combine_mean(ONE_HOT), votes)
 
 
 def test_majority_counts_members_and_mean_weighs_their_confidence() -> None:
     foreground = torch.tensor([0.9, 0.45, 0.45]).reshape(3, 1, 1, 1)
-    assert fuse_mean(foreground).item() == pytest.approx(0.6)
-    assert fuse_majority(foreground).item() == pytest.approx(THIRD)
+    assert combine_mean(foreground).item() == pytest.approx(0.6)
+    assert combine_majority(foreground).item() == pytest.approx(THIRD)
     both = torch.cat([1 - foreground, foreground], dim=1)
-    torch.testing.assert_close(fuse_majority(both).flatten(), torch.tensor([2 * THIRD, THIRD]))
+    torch.testing.assert_close(combine_majority(both).flatten(), torch.tensor([2 * THIRD, THIRD]))
 
 
 def test_disagreement_by_hand() -> None:
@@ -339,7 +339,7 @@ def test_disagreement_by_hand() -> None:
 def test_entropy_by_hand() -> None:
     two_one = (math.log(3) - 2 / 3 * math.log(2)) / math.log(3)  # of (2/3, 1/3, 0), over log 3
     expected = torch.tensor([[0, two_one, two_one], [0, two_one, 0], [0, two_one, 1]], dtype=torch.float64)
-    torch.testing.assert_close(entropy(fuse_mean(ONE_HOT)), expected)
+    torch.testing.assert_close(entropy(combine_mean(ONE_HOT)), expected)
     torch.testing.assert_close(entropy(ONE_HOT, channel_dim=1), torch.zeros(3, 3, 3, dtype=torch.float64))
     quarter = (2 * math.log(2) - 0.75 * math.log(3)) / math.log(2)  # of (1/4, 3/4), over log 2
     binary = torch.tensor([[[0.0, 0.25, 0.5], [0.75, 1.0, 0.5]]])
@@ -348,7 +348,7 @@ def test_entropy_by_hand() -> None:
 
 def test_mutual_information_by_hand() -> None:
     # certain members that differ: all of the entropy of the mean is disagreement
-    torch.testing.assert_close(mutual_information(ONE_HOT), entropy(fuse_mean(ONE_HOT)))
+    torch.testing.assert_close(mutual_information(ONE_HOT), entropy(combine_mean(ONE_HOT)))
     # unsure members that agree: none of it is
     unsure = torch.full((3, 3, 2, 2), THIRD)
     torch.testing.assert_close(mutual_information(unsure), torch.zeros(2, 2), rtol=0, atol=1e-6)

@@ -46,6 +46,6 @@ def test_studies_need_both_phases() -> None:
 
 def test_a_true_mask_has_volumes_and_no_members() -> None:
     found = true_volumes(np.array([[[0, 3, 3]]]), 500.0)
-    assert found.fused.tolist() == [0.5, 0, 0, 1]
+    assert found.combined.tolist() == [0.5, 0, 0, 1]
     assert found.members.shape == (0, 4)
     assert cardiac_function(found, found).measures["lv_edv"].lower is None

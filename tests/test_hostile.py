@@ -259,7 +259,7 @@ def test_bad_options(options: tuple[str, ...], complaint: str, tmp_path: Path, c
         ("--members", "0"),
         ("--steps", "0"),
         ("--ed", "0"),
-        ("--fusion", "median"),
+        ("--combine", "median"),
         ("--weight", "0"),
         ("--guidence", "1"),
     ],
@@ -280,15 +280,15 @@ bundle_root: .
 weights: model.pt
 steps: 3
 members: 2
-fusion: mean
+combine: mean
 interval: [0, 1000]
 unet: {_target_: cgdpm_med.ConditionalUNet, spatial_dims: 2, in_channels: 4, cond_channels: 1, out_channels: 4,
   channels: [4, 4], num_res_blocks: 1, attention_levels: [false, false]}
 network: {_target_: cgdpm_med.DiffusionPredictor, denoiser: '$cgdpm_med.load_weights(@unet, @weights)',
   steps: '@steps', members: '@members', guidance_interval: '@interval'}
-fuse: {_target_: cgdpm_med.FuseMembersd, fusion: '@fusion'}
+combined: {_target_: cgdpm_med.CombineMembersd, combine: '@combine'}
 segmenter: {_target_: cgdpm_med.Segmenter, preprocessing: '$lambda x: x', inferer: '$lambda x: x',
-  predictor: '@network', postprocessing: '@fuse', device: '@device'}
+  predictor: '@network', postprocessing: '@combined', device: '@device'}
 device: cpu
 """
 
@@ -328,7 +328,7 @@ CONFIGS: dict[str, tuple[Callable[[str], str], str]] = {
         "must start at a timestep 0 … 999",
     ),
     "no members": (lambda text: text.replace("members: 2", "members: 0"), "at least one member"),
-    "unknown fusion": (lambda text: text.replace("fusion: mean", "fusion: median"), "fusion must be one of"),
+    "unknown combination": (lambda text: text.replace("combine: mean", "combine: median"), "combine must be one of"),
     "interval": (lambda text: text.replace("[0, 1000]", "[0, 2000]"), "the guidance interval must be"),
 }
 

@@ -153,14 +153,14 @@ class Rows(Thresholder):
         return segmentation_of(volume, key, labels[None])
 
 
-def test_staple_fuses_where_it_was_asked_for(tmp_path: Path) -> None:
+def test_staple_combines_where_it_was_asked_for(tmp_path: Path) -> None:
     image = cine(tmp_path / "a.nii.gz", (5, 4))
     segment_cases(Cavity(), find_cases(image), tmp_path / "out", options=Options(pages=False, staple=True))
     segmenter = Cavity()
     expected = [staple(segmenter(frame, "k").members).mask for frame in frames(read_volume(image))]
     mask = read_labels(tmp_path / "out" / "a.nii.gz").data
     np.testing.assert_array_equal(mask, np.stack(expected, axis=-1))
-    assert json.loads((tmp_path / "out" / "a.json").read_text())["frames"]["1"]["fusion"] == "staple"
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["frames"]["1"]["combine"] == "staple"
 
 
 def test_options_that_do_not_fit(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_record_gives_back_the_result_it_was_made_of() -> None:
     result = example_result()
     again = read_study_record(json.loads(json.dumps(study_record(result))))
     for frame, volumes in result.volumes.items():
-        np.testing.assert_array_equal(again.volumes[frame].fused, volumes.fused)
+        np.testing.assert_array_equal(again.volumes[frame].combined, volumes.combined)
         np.testing.assert_array_equal(again.volumes[frame].members, volumes.members)
     assert (again.key, again.quality, again.ed, again.es, again.function) == (
         "x/y",

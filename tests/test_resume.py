@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -47,6 +48,20 @@ def test_what_is_complete_is_left_out(tmp_path: Path) -> None:
     assert again(source, out, seed=4) == ["a", "b", "c"]
     assert again(source, out, Options(pages=False, keep_largest=True), seed=4) == ["a", "b", "c"]
     assert again(source, out, Options(pages=False, keep_largest=True), seed=4) == []
+
+
+def test_records_of_version_0_1_call_the_combination_of_members_fusion(tmp_path: Path) -> None:
+    scan(tmp_path / "in" / "a.nii.gz", 0)
+    again(tmp_path / "in", tmp_path / "out")
+    file = tmp_path / "out" / "a.json"
+    record = json.loads(file.read_text())
+    settings = record["made_with"]["settings"]
+    settings["fusion"] = settings.pop("combine")
+    file.write_text(json.dumps(record))
+    assert again(tmp_path / "in", tmp_path / "out") == []
+    settings["fusion"] = "majority"
+    file.write_text(json.dumps(record))
+    assert again(tmp_path / "in", tmp_path / "out") == ["a"]
 
 
 def test_a_record_never_stands_beside_files_of_another_run(tmp_path: Path) -> None:

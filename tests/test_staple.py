@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from segmentations import segmentation_of
 
 from cgdpm_med.files import InputError
-from cgdpm_med.inference.staple import fuse_staple, staple
+from cgdpm_med.inference.staple import combine_staple, staple
 from cgdpm_med.volumes import read_volume
 
 GOOD = [[0, 0, 1, 1], [0, 2, 1, 1], [0, 2, 2, 3], [0, 0, 3, 3]]
@@ -106,7 +106,7 @@ def test_fusing_a_segmentation_changes_its_mask_alone(tmp_path: Path) -> None:
     image = np.arange(16, dtype=np.float32).reshape(4, 4, 1)
     nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "image.nii.gz")
     before = segmentation_of(HAND[..., None], read_volume(tmp_path / "image.nii.gz"))
-    after = fuse_staple(before)
+    after = combine_staple(before)
     np.testing.assert_array_equal(after.mask[..., 0], GOOD)
     assert after.mask.dtype == np.uint8
     assert after.probabilities is before.probabilities

@@ -14,8 +14,8 @@ from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose, GaussianSmooth, Invertd, ResizeWithPadOrCropd, Spacingd
 
 from cgdpm_med.data.transforms import (
+    CombineMembersd,
     Degraded,
-    FuseMembersd,
     LoadVolumed,
     RandDegraded,
     SaveOnGridd,
@@ -70,7 +70,7 @@ def there_and_back(item: dict[str, str], *, members: int, harden: bool, spacing:
         p = AsDiscreted("label", argmax=True, to_onehot=4)({"label": p})["label"]
     # as SliceEnsembleInferer hands them on: K * C channels with the image's metadata
     data["pred"] = MetaTensor(torch.as_tensor(p).as_subclass(torch.Tensor).repeat(members, 1, 1, 1))
-    back = Compose([Invertd("pred", forth, orig_keys="image", nearest_interp=False), FuseMembersd(num_classes=4)])
+    back = Compose([Invertd("pred", forth, orig_keys="image", nearest_interp=False), CombineMembersd(num_classes=4)])
     return back(data)
 
 
@@ -135,7 +135,7 @@ def test_what_a_crop_leaves_out_is_background(awkward: dict[str, str]) -> None:
     data["pred"] = MetaTensor(
         torch.eye(4)[3].reshape(4, 1, 1, 1).expand(4, *data["image"].shape[1:]).repeat(2, 1, 1, 1)
     )
-    back = Compose([Invertd("pred", forth, orig_keys="image", nearest_interp=False), FuseMembersd(num_classes=4)])
+    back = Compose([Invertd("pred", forth, orig_keys="image", nearest_interp=False), CombineMembersd(num_classes=4)])
     result = back(data)
     mask = result["mask"][0]
     inside = torch.zeros_like(mask, dtype=torch.bool)
@@ -217,10 +217,10 @@ MEMBERS = torch.tensor(
 )  # (K, C, voxel)
 
 
-def fused(fusion: str) -> dict[Any, Any]:
+def combined(combine: str) -> dict[Any, Any]:
     pred = MEMBERS.flatten(0, 1)[:, :, None].repeat(1, 1, 3)  # (K * C, 3, 3)
     before = pred.clone()
-    result = FuseMembersd(num_classes=3, fusion=fusion)({"pred": pred, "image": "kept"})
+    result = CombineMembersd(num_classes=3, combine=combine)({"pred": pred, "image": "kept"})
     assert torch.equal(pred, before)
     assert "pred" not in result
     assert result["image"] == "kept"
@@ -228,7 +228,7 @@ def fused(fusion: str) -> dict[Any, Any]:
 
 
 def test_mean_of_members_by_hand() -> None:
-    result = fused("mean")
+    result = combined("mean")
     expected = torch.tensor([[1.1 / 3, 0.0, 0.0], [1.9 / 3, 1.0, 1.4 / 3], [0.0, 0.0, 1.6 / 3]])
     torch.testing.assert_close(result["probabilities"][:, :, 0], expected)
     assert result["mask"][0, :, 0].tolist() == [1, 1, 2]
@@ -240,15 +240,15 @@ def test_mean_of_members_by_hand() -> None:
 
 
 def test_majority_of_members_by_hand() -> None:
-    result = fused("majority")
+    result = combined("majority")
     expected = torch.tensor([[2 / 3, 0.0, 0.0], [1 / 3, 1.0, 1 / 3], [0.0, 0.0, 2 / 3]])
     torch.testing.assert_close(result["probabilities"][:, :, 2], expected)
     assert result["mask"][0, :, 0].tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("fusion", ["mean", "majority"])
-def test_members_and_disagreement_by_hand(fusion: str) -> None:
-    result = fused(fusion)
+@pytest.mark.parametrize("combine", ["mean", "majority"])
+def test_members_and_disagreement_by_hand(combine: str) -> None:
+    result = combined(combine)
     assert result["members"].dtype == torch.uint8
     assert result["members"][:, :, 0].tolist() == [[0, 1, 2], [0, 1, 2], [1, 1, 1]]
     torch.testing.assert_close(result["disagreement"][0, :, 0], torch.tensor([1 / 3, 0.0, 1 / 3]))
@@ -258,24 +258,24 @@ def test_members_and_disagreement_by_hand(fusion: str) -> None:
 def test_missing_probability_is_background() -> None:
     """Half of the mass lost at the border of an inverted crop counts for the background, not for the largest rest."""
     pred = torch.tensor([0.0, 0.3, 0.2, 0.0] + [0.0] * 4).reshape(8, 1, 1, 1)
-    result = FuseMembersd(num_classes=4)({"pred": pred})
+    result = CombineMembersd(num_classes=4)({"pred": pred})
     torch.testing.assert_close(result["probabilities"].flatten(), torch.tensor([0.75, 0.15, 0.1, 0.0]))
     assert result["members"].flatten().tolist() == [0, 0]
 
 
 def test_binary_members() -> None:
     pred = torch.tensor([[0.9, 0.2], [0.4, 0.4], [0.4, 0.1]])[:, :, None]  # (K * 1, 2, 1)
-    mean = FuseMembersd(num_classes=1)({"pred": pred})
+    mean = CombineMembersd(num_classes=1)({"pred": pred})
     assert mean["mask"].flatten().tolist() == [1, 0]
     torch.testing.assert_close(mean["probabilities"].flatten(), torch.tensor([1.7 / 3, 0.7 / 3]))
-    majority = FuseMembersd(num_classes=1, fusion="majority")({"pred": pred})
+    majority = CombineMembersd(num_classes=1, combine="majority")({"pred": pred})
     assert majority["mask"].flatten().tolist() == [0, 0]
     torch.testing.assert_close(majority["disagreement"].flatten(), torch.tensor([1 / 3, 0.0]))
 
 
 def test_unknown_fusion() -> None:
     with pytest.raises(ValueError, match="mean, majority, not 'staple'"):
-        FuseMembersd(fusion="staple")
+        CombineMembersd(combine="staple")
 
 
 # --- degradation ------------------------------------------------------------------------------------------------------
@@ -314,21 +314,21 @@ def test_random_degradation_draws_then_degrades(generator: torch.Generator) -> N
 def test_members_of_one_channel_with_two_classes() -> None:
     """Eight members, half at .9: no pairs of channels, although each pair would sum to one."""
     pred = torch.tensor([0.9, 0.1] * 4)[:, None, None]
-    result = FuseMembersd(num_classes=2, channels=1)({"pred": pred})
+    result = CombineMembersd(num_classes=2, channels=1)({"pred": pred})
     assert result["members"].flatten().tolist() == [1, 0] * 4
     torch.testing.assert_close(result["probabilities"].flatten(), torch.tensor([0.5, 0.5]))
     assert float(result["disagreement"]) == 0.5
-    pairs = FuseMembersd(num_classes=2, channels=2)({"pred": pred})
+    pairs = CombineMembersd(num_classes=2, channels=2)({"pred": pred})
     torch.testing.assert_close(pairs["probabilities"].flatten(), torch.tensor([0.9, 0.1]))
 
 
 @pytest.mark.parametrize("arguments", [{"num_classes": 2}, {"num_classes": 4, "channels": 1}, {"channels": 2}])
 def test_channels_that_do_not_tell_the_members_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="channels"):
-        FuseMembersd(**arguments)
+        CombineMembersd(**arguments)
 
 
 @pytest.mark.parametrize(("classes", "pred"), [(4, [0.9, 0.1] * 4), (3, [0.9, 0.1] * 3), (3, [0.2] * 8), (4, [])])
 def test_members_of_one_channel_are_not_read_as_classes(classes: int, pred: list[float]) -> None:
     with pytest.raises(ValueError, match="channels"):
-        FuseMembersd(num_classes=classes)({"pred": torch.tensor(pred)[:, None, None]})
+        CombineMembersd(num_classes=classes)({"pred": torch.tensor(pred)[:, None, None]})

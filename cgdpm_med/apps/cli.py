@@ -36,8 +36,8 @@ class Method(str, Enum):
     dpmpp_2m = "dpmpp_2m"
 
 
-class Fusion(str, Enum):
-    """Of the members' masks."""
+class Combination(str, Enum):
+    """How the members' masks become one."""
 
     mean = "mean"
     majority = "majority"
@@ -45,25 +45,29 @@ class Fusion(str, Enum):
 
 
 class Identity(str, Enum):
-    """Of the patient in DICOM segmentations."""
+    """Whether DICOM segmentations name the patient."""
 
     deidentified = "deidentified"
     identified = "identified"
 
 
 class Precision(str, Enum):
-    """Of the network's arithmetic."""
+    """Numerical precision of the network."""
 
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
 
 
-Members = Annotated[int | None, typer.Option(min=1, help="Masks in the ensemble.", show_default="the bundle's")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Reverse steps of each mask.", show_default="the bundle's")]
+Members = Annotated[
+    int | None, typer.Option(min=1, help="Number of masks in the ensemble.", show_default="the bundle's")
+]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Number of sampling steps of each mask.", show_default="the bundle's")
+]
 GuidanceScale = Annotated[
     float | None,
-    typer.Option(min=0, help="w of the guidance network; 0 is off.", show_default="the bundle's"),
+    typer.Option(min=0, help="Weight w of the guidance network; 0 turns it off.", show_default="the bundle's"),
 ]
 Seed = Annotated[
     int | None, typer.Option(min=0, help="The same seed gives the same masks.", show_default="the bundle's")
@@ -73,12 +77,13 @@ LabelNames = Annotated[
     str | None,
     typer.Option(
         metavar="1=LV,2=Myo,3=RV",
-        help="What the values mean.",
+        help="Names of the label values.",
         show_default="a dataset.json with them, else ACDC's",
     ),
 ]
 ReferenceLabels = Annotated[
-    str | None, typer.Option(help="Of the references, where the two differ.", show_default="--labels")
+    str | None,
+    typer.Option(help="Names of the references' label values, where the two differ.", show_default="--labels"),
 ]
 IgnoreGeometry = Annotated[
     bool, typer.Option("--ignore-geometry", help="Pair voxels as stored, on the reference's grid; shapes must agree.")
@@ -244,34 +249,44 @@ def segment(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; made if absent.")],
     members: Members = None,
     steps: Steps = None,
-    method: Annotated[Method | None, typer.Option(help="Sampler.", show_default="the bundle's")] = None,
+    method: Annotated[Method | None, typer.Option(help="Sampling method.", show_default="the bundle's")] = None,
     seed: Seed = None,
     device: Device = "auto",
-    precision: Annotated[Precision | None, typer.Option(help="Of the network.", show_default="the bundle's")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Numerical precision of the network.", show_default="the bundle's")
+    ] = None,
     weights: Weights = None,
     guidance_scale: GuidanceScale = None,
     guidance_interval: Annotated[
         str | None,
-        typer.Option(help="Timesteps LOW:HIGH in which guidance acts.", show_default="the bundle's"),
+        typer.Option(help="Timesteps LOW:HIGH at which guidance acts.", show_default="the bundle's"),
     ] = None,
     bundle: Bundle = "acdc_segmentation",
     write: Annotated[
-        str, typer.Option(help="Comma-separated: mask, probabilities, entropy, disagreement, members.")
+        str,
+        typer.Option(help="What to write, separated by commas: mask, probabilities, entropy, disagreement, members."),
     ] = "mask,entropy,disagreement",
-    fusion: Annotated[Fusion | None, typer.Option(help="Of the members.", show_default="the bundle's")] = None,
+    combine: Annotated[
+        Combination | None,
+        typer.Option(help="How the members become one mask.", show_default="the bundle's"),
+    ] = None,
     keep_largest: Annotated[
         bool, typer.Option("--keep-largest", help="Keep the largest piece of each structure; the rest is counted.")
     ] = False,
     ed: Annotated[int | None, typer.Option(min=1, help="End-diastolic frame of a cine, from 1.")] = None,
     es: Annotated[int | None, typer.Option(min=1, help="End-systolic frame of a cine, from 1.")] = None,
-    height: Annotated[float | None, typer.Option(min=1, help="Of the patient in cm, for indexing.")] = None,
-    weight: Annotated[float | None, typer.Option(min=0.1, help="Of the patient in kg, for indexing.")] = None,
+    height: Annotated[
+        float | None, typer.Option(min=1, help="Height of the patient in cm, to index by body surface.")
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option(min=0.1, help="Weight of the patient in kg, to index by body surface.")
+    ] = None,
     spacing: SpacingText = None,
     flip_slices: Annotated[
         bool,
         typer.Option("--flip-slices", help="Slices run from apex to base, or against what the header says of them."),
     ] = False,
-    pages: Annotated[bool, typer.Option("--report/--no-report", help="An HTML page of each study.")] = True,
+    pages: Annotated[bool, typer.Option("--report/--no-report", help="Write an HTML page of each study.")] = True,
     label_table: Annotated[
         bool, typer.Option("--label-table", help="Write names and colours for 3D Slicer and ITK-SNAP.")
     ] = False,
@@ -288,7 +303,8 @@ def segment(
         typer.Option("--calibrate/--no-calibration", help="Apply the calibration beside the weights, if it fits."),
     ] = True,
     calibration: Annotated[
-        Path | None, typer.Option(help="File of calibrate.", show_default="calibration.json beside the weights")
+        Path | None,
+        typer.Option(help="A file that calibrate wrote.", show_default="calibration.json beside the weights"),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--continue", help="Leave out studies that are complete and made the same way.")
@@ -310,7 +326,7 @@ def segment(
 
     options = Options(
         write=tuple(output.strip() for output in write.split(",")),
-        staple=fusion is Fusion.staple,
+        staple=combine is Combination.staple,
         keep_largest=keep_largest,
         ed=ed,
         es=es,
@@ -333,7 +349,7 @@ def segment(
         shard=find_shard(shard),
         label_table=label_table,
         series=_series_numbers(series),
-        fusion=None if fusion is None or fusion is Fusion.staple else fusion.value,
+        combine=None if combine is None or combine is Combination.staple else combine.value,
         members=members,
         steps=steps,
         method=method and method.value,
@@ -361,7 +377,7 @@ def calibrate(
     ] = None,
     members: Members = None,
     steps: Steps = None,
-    method: Annotated[Method | None, typer.Option(help="Sampler.", show_default="the bundle's")] = None,
+    method: Annotated[Method | None, typer.Option(help="Sampling method.", show_default="the bundle's")] = None,
     seed: Seed = None,
     device: Device = "auto",
     weights: Weights = None,
@@ -404,7 +420,7 @@ def calibrate(
 
 @app.command()
 def cohort(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of segment.")], as_json: AsJson = False
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that segment wrote.")], as_json: AsJson = False
 ) -> None:
     """Make cohort.csv and cohort.html of all finished studies in a folder, after its parts were done apart."""
     from cgdpm_med.report.records import collect_cohort
@@ -433,25 +449,32 @@ def super_resolve(
         int | None, typer.Option(min=0, help="ImageNet class of the images, for ADM weights.")
     ] = None,
     window: Annotated[
-        int | None, typer.Option(min=1, help="Side of the network's field.", show_default="the bundle's; ADM: 256")
+        int | None,
+        typer.Option(min=1, help="Side of the network's window in pixels.", show_default="the bundle's; ADM: 256"),
     ] = None,
     members: Annotated[
         int | None,
-        typer.Option(min=1, help="Samples; several give a map of their spread.", show_default="the bundle's"),
+        typer.Option(min=1, help="Number of samples; several give a map of their spread.", show_default="the bundle's"),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Reverse steps of each sample.", show_default="the bundle's; ADM: 250")
+        int | None,
+        typer.Option(min=1, help="Number of sampling steps of each sample.", show_default="the bundle's; ADM: 250"),
     ] = None,
-    method: Annotated[Method | None, typer.Option(help="Sampler.", show_default="the bundle's; ADM: ddpm")] = None,
+    method: Annotated[
+        Method | None, typer.Option(help="Sampling method.", show_default="the bundle's; ADM: ddpm")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="The same seed gives the same samples.", show_default="the bundle's")
     ] = None,
     guidance_scale: GuidanceScale = None,
     guidance_weights: Annotated[
-        Path | None, typer.Option(help="Of the bundle's guidance network.", show_default="guidance.pt beside --weights")
+        Path | None,
+        typer.Option(help="Weights of the bundle's guidance network.", show_default="guidance.pt beside --weights"),
     ] = None,
     device: Device = "auto",
-    precision: Annotated[Precision | None, typer.Option(help="Of the network.", show_default="the bundle's")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Numerical precision of the network.", show_default="the bundle's")
+    ] = None,
     spacing: SpacingText = None,
     as_json: AsJson = False,
 ) -> None:
@@ -535,7 +558,8 @@ def evaluate(
     labels: LabelNames = None,
     reference_labels: ReferenceLabels = None,
     prediction_labels: Annotated[
-        str | None, typer.Option(help="Of the predictions, where the two differ.", show_default="--labels")
+        str | None,
+        typer.Option(help="Names of the predictions' label values, where the two differ.", show_default="--labels"),
     ] = None,
     ignore_geometry: IgnoreGeometry = False,
     spacing: SpacingText = None,
@@ -578,7 +602,10 @@ def compare(
     reference_labels: ReferenceLabels = None,
     prediction_labels: Annotated[
         list[str] | None,
-        typer.Option(help="Of all methods, or NAME:1=LV,... of one; may be repeated.", show_default="--labels"),
+        typer.Option(
+            help="Names of the label values of all methods, or NAME:1=LV,... of one; may be repeated.",
+            show_default="--labels",
+        ),
     ] = None,
     patient_pattern: Annotated[
         str | None,
@@ -586,7 +613,7 @@ def compare(
     ] = None,
     ignore_geometry: IgnoreGeometry = False,
     spacing: SpacingText = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the bootstrap.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods on the same cases: paired differences of Dice, HD95 and ASSD, with patients as the unit.

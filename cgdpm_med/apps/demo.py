@@ -47,7 +47,7 @@ def run_demo(
 
     Returns:
         ``dice`` by phase and structure, and ``left_ventricle``: for EDV and ESV in ml and EF in percent the true value,
-        the fused mask's, and the lowest and highest of the members'.
+        the combined mask's, and the lowest and highest of the members'.
 
     Raises:
         InputError: missing weights, an absent device, or a folder that cannot be written.
@@ -103,19 +103,19 @@ def _segment(segmenter: Segmenter, source: Path, output: Path) -> dict[str, Segm
 
 
 def compare_volumes(ed: Segmentation, es: Segmentation, true_edv: float, true_esv: float) -> dict[str, dict[str, Any]]:
-    """EDV and ESV in ml and EF in percent: true, from the fused mask, and the range over the members.
+    """EDV and ESV in ml and EF in percent: true, from the combined mask, and the range over the members.
 
     Each member is measured by itself: EF of member k is that of its own two masks. An empty end-diastole has no EF.
     """
     edv, esv = (np.array(s.member_millilitres(LV)) for s in (ed, es))
-    fused = (ed.millilitres(LV), es.millilitres(LV))
+    combined = (ed.millilitres(LV), es.millilitres(LV))
     beating = edv > 0
     return {
-        "EDV": _row(true_edv, fused[0], edv),
-        "ESV": _row(true_esv, fused[1], esv),
+        "EDV": _row(true_edv, combined[0], edv),
+        "ESV": _row(true_esv, combined[1], esv),
         "EF": _row(
             ejection_fraction(true_edv, true_esv),
-            ejection_fraction(*fused),
+            ejection_fraction(*combined),
             100 * (edv[beating] - esv[beating]) / edv[beating],
         ),
     }

@@ -24,7 +24,7 @@ from cgdpm_med.evaluation.segmenter import ensemble_settings
 from cgdpm_med.files import InputError, sweep_temporaries
 from cgdpm_med.inference.components import keep_largest
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device
-from cgdpm_med.inference.staple import fuse_staple
+from cgdpm_med.inference.staple import combine_staple
 from cgdpm_med.report import Provenance, case_report, provenance, write_report
 from cgdpm_med.report.records import COHORT, read_study_record, save_cohort, study_record
 from cgdpm_med.runtime.precision import autocast_dtype
@@ -53,8 +53,8 @@ class Options:
 
     Attributes:
         write: names of :data:`~cgdpm_med.studies.map_names.OUTPUTS`, or one of them.
-        staple: whether STAPLE fuses the members' masks, in place of the bundle's own fusion.
-        keep_largest: whether every structure of the fused mask is reduced to its largest piece.
+        staple: whether STAPLE combines the members' masks, in place of what the bundle says.
+        keep_largest: whether every structure of the combined mask is reduced to its largest piece.
         ed, es: frame numbers of a cine, from 1; by default the largest and the smallest left ventricle.
         height, weight: in cm and kg, of a single patient.
         pages: whether each study gets an HTML page.
@@ -87,8 +87,8 @@ class Options:
     def on_top_of(self, origin: Provenance | None) -> Provenance:
         """How a mask was made, given how its ensemble was."""
         origin = origin or Provenance({}, {}, {})
-        fusing = {"staple": self.staple, "keep_largest": self.keep_largest}
-        return replace(origin, settings={**origin.settings, **fusing, **self.geometry()})
+        combining = {"staple": self.staple, "keep_largest": self.keep_largest}
+        return replace(origin, settings={**origin.settings, **combining, **self.geometry()})
 
     def geometry(self) -> dict[str, Any]:
         """What the user said of where voxels lie, in plain JSON."""
@@ -181,8 +181,8 @@ def _calibration(
     """See :func:`~cgdpm_med.evaluation.calibration_file.find_calibration`."""
     if not options.calibrate:
         return None, None
-    fusing = {"staple": options.staple, "keep_largest": options.keep_largest}
-    return find_calibration(segmenter.weights, {**made, **fusing}, options.calibration)
+    combining = {"staple": options.staple, "keep_largest": options.keep_largest}
+    return find_calibration(segmenter.weights, {**made, **combining}, options.calibration)
 
 
 def check_options(options: Options, cases: Sequence[Case]) -> None:
@@ -459,7 +459,7 @@ class _Run:
     def _ensemble(
         self, volume: Volume, key: str, progress: Callable[[float], None]
     ) -> tuple[Segmentation, dict[str, Any]]:
-        """The segmentation with its mask fused and cleaned as the options say, and what that did."""
+        """The segmentation with its mask combined and cleaned as the options say, and what that did."""
         try:
             result = self.segmenter(volume, key, progress)
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -467,14 +467,14 @@ class _Run:
             raise InputError("does not fit into the device's memory", path=volume.path, remedy=remedy) from error
         if self.calibration is not None:
             result = self.calibration.apply(result)
-        said: dict[str, Any] = {}
+        changes: dict[str, Any] = {}
         if self.options.staple:
-            result, said["fusion"] = fuse_staple(result), "staple"
+            result, changes["combine"] = combine_staple(result), "staple"
         if self.options.keep_largest:
             mask, removed = keep_largest(result.mask)
             result = replace(result, mask=mask)
-            said["removed_voxels"] = {str(label): count for label, count in removed.items()}
-        return result, said
+            changes["removed_voxels"] = {str(label): count for label, count in removed.items()}
+        return result, changes
 
     def _finish(
         self,

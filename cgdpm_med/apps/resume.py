@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from cgdpm_med.diffusion.sampling import BEFORE_DIALS
+from cgdpm_med.evaluation.calibration_file import current_names
 from cgdpm_med.files import InputError
 from cgdpm_med.models.weights import sha256_of
 from cgdpm_med.report.records import read_record
@@ -84,7 +85,7 @@ def finished(path: Path, about: Mapping[str, Any], inputs: Sequence[Case]) -> di
     """
     record = read_record(path)
     if record is not None and isinstance(made := record.get("made_with"), dict):
-        record["made_with"] = {**made, "settings": {**BEFORE_DIALS, **made.get("settings", {})}}
+        record["made_with"] = {**made, "settings": BEFORE_DIALS | current_names(made.get("settings", {}))}
     plain = json.loads(json.dumps(about))
     if record is None or any(record.get(name) != value for name, value in plain.items()):
         return None

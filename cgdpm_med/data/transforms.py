@@ -20,7 +20,7 @@ from monai.utils import TraceKeys
 from torch import Tensor
 
 from cgdpm_med.diffusion.degradation import AreaDegradation
-from cgdpm_med.diffusion.ensemble import disagreement, entropy, fuse_majority, fuse_mean, labels_of
+from cgdpm_med.diffusion.ensemble import combine_majority, combine_mean, disagreement, entropy, labels_of
 from cgdpm_med.files import InputError
 from cgdpm_med.volumes import (
     Spacing,
@@ -33,7 +33,7 @@ from cgdpm_med.volumes import (
 )
 from cgdpm_med.volumes.formats import volume_stem
 
-FUSIONS = ("mean", "majority")
+COMBINATIONS = ("mean", "majority")
 SUM_TOLERANCE = 0.02  # of a member's probabilities in lower precision
 
 
@@ -113,11 +113,11 @@ class ShortAxisd(MapTransform, InvertibleTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             stored = out[key]
-            said = stored.meta.get
+            stated = stored.meta.get
             view = short_axis_view(
                 stored.affine,
-                directions=bool(said("directions_known", True)),
-                flip_slices=bool(said("flip_slices", False)),
+                directions=bool(stated("directions_known", True)),
+                flip_slices=bool(stated("flip_slices", False)),
             )
             order, flips = view.order(4, first=1), view.flipped(first=1)
             shown = stored.permute(order).flip(flips)
@@ -152,27 +152,27 @@ class LoneSpacingd(Spacingd):
         return {**data, **super().__call__(alone, lazy=lazy)}
 
 
-class FuseMembersd(MapTransform):
+class CombineMembersd(MapTransform):
     """Members on the native grid to one mask with its uncertainty.
 
     From ``pred`` (K * channels, *S), probabilities of K members, writes to the item
 
     * ``members``        (K, *S) uint8, each member's own mask,
-    * ``probabilities``  (C, *S) float32, fused; they sum to one,
+    * ``probabilities``  (C, *S) float32, combined; they sum to one,
     * ``mask``           (1, *S) uint8,
-    * ``entropy``        (1, *S) float32 in [0, 1], of the fused probabilities,
+    * ``entropy``        (1, *S) float32 in [0, 1], of the combined probabilities,
     * ``disagreement``   (1, *S) float32, fraction of members outside the majority,
 
     and removes ``pred``. Where inverting a crop left no probability at all, the class is background.
 
     Args:
         num_classes: C; 1 is a foreground without a channel for its background.
-        fusion: "mean" of the probabilities, or "majority" vote.
+        combine: "mean" of the probabilities, or "majority" vote.
         channels: of each member in ``pred``, by default ``num_classes``. Of two classes a member has one channel, the
             foreground's, or two, and nothing but this tells.
 
     Raises:
-        ValueError: for an unknown fusion, another number of channels than the classes can have, two classes without
+        ValueError: for an unknown combination, a number of channels that the classes cannot have, two classes without
             ``channels``; at the call, for ``pred`` of no whole number of members, or whose members' channels sum to
             more than one.
     """
@@ -181,15 +181,15 @@ class FuseMembersd(MapTransform):
         self,
         keys: KeysCollection = ("pred",),
         num_classes: int = 4,
-        fusion: str = "mean",
+        combine: str = "mean",
         channels: int | None = None,
     ) -> None:
         super().__init__(keys)
-        if fusion not in FUSIONS:
-            raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, not {fusion!r}")
+        if combine not in COMBINATIONS:
+            raise ValueError(f"combine must be one of {', '.join(COMBINATIONS)}, not {combine!r}")
         if num_classes == 2 and channels is None:
             raise ValueError("members of two classes have one channel or two: give channels=1 or channels=2")
-        self.num_classes, self.fusion = num_classes, fusion
+        self.num_classes, self.combine = num_classes, combine
         self.channels = num_classes if channels is None else channels
         if self.channels != num_classes and (self.channels, num_classes) != (1, 2):
             raise ValueError(f"members of {num_classes} classes cannot have {channels} channels")
@@ -198,11 +198,11 @@ class FuseMembersd(MapTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             p = self._members(torch.as_tensor(out.pop(key)))
-            fused = fuse_mean(p) if self.fusion == "mean" else fuse_majority(p)
+            combined = combine_mean(p) if self.combine == "mean" else combine_majority(p)
             out["members"] = labels_of(p, channel_dim=1)[:, 0]
-            out["probabilities"] = fused
-            out["mask"] = labels_of(fused, channel_dim=0)
-            out["entropy"] = entropy(fused)[None]
+            out["probabilities"] = combined
+            out["mask"] = labels_of(combined, channel_dim=0)
+            out["entropy"] = entropy(combined)[None]
             out["disagreement"] = disagreement(p)[None]
         return out
 

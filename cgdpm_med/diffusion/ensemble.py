@@ -1,4 +1,4 @@
-"""Ensembles: keyed noise, K members per image, fusion of masks, uncertainty.
+"""Ensembles: keyed noise, K members per image, masks combined, uncertainty.
 
 Member k of slice s of case c is a function of (seed, case, s, k) alone. Each has a generator of its own, keyed by a
 hash of these, so batch size, chunking, devices and the other cases of a run change nothing.
@@ -195,7 +195,7 @@ def _parts(rows: range, columns: range, fields: int) -> list[tuple[range, range]
     ]
 
 
-def fuse_mean(probabilities: Tensor) -> Tensor:
+def combine_mean(probabilities: Tensor) -> Tensor:
     """Mean over members: (K, …) -> (…). The linear opinion pool."""
     return probabilities.mean(dim=0)
 
@@ -216,7 +216,7 @@ def labels_of(probabilities: Tensor, channel_dim: int) -> Tensor:
     return labels
 
 
-def fuse_majority(probabilities: Tensor, channel_dim: int = 1) -> Tensor:
+def combine_majority(probabilities: Tensor, channel_dim: int = 1) -> Tensor:
     """Fraction of members voting for each class: (K, …, C, *S) -> (…, C, *S).
 
     The first of equally likely classes gets the vote; a single channel (binary) votes for values above one half.
@@ -240,7 +240,7 @@ def entropy(probabilities: Tensor, channel_dim: int = 0) -> Tensor:
 def disagreement(probabilities: Tensor, channel_dim: int = 1) -> Tensor:
     """Fraction of members outside the most voted class: (K, …, C, *S) -> (…, *S), in [0, 1 - 1/C]."""
     channel_dim %= probabilities.ndim
-    votes = fuse_majority(probabilities, channel_dim)
+    votes = combine_majority(probabilities, channel_dim)
     if probabilities.shape[channel_dim] == 1:
         return torch.minimum(votes, 1 - votes).squeeze(channel_dim - 1)
     return 1 - votes.amax(dim=channel_dim - 1)

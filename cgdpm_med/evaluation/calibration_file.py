@@ -29,7 +29,7 @@ CALIBRATION = "calibration.json"
 
 SETTINGS = (
     *(dial.name for dial in fields(Sampling) if dial.name != "seed"),
-    "fusion",
+    "combine",
     "staple",
     "keep_largest",
 )
@@ -50,7 +50,7 @@ class Calibration:
     """A temperature for probabilities, and what turns the members' spread into intervals that cover.
 
     Attributes:
-        temperature: of the fused probabilities, see :func:`~cgdpm_med.metrics.calibration.temper`.
+        temperature: of the combined probabilities, see :func:`~cgdpm_med.metrics.calibration.temper`.
         level: nominal coverage of the intervals.
         widening, margin: by measure, see :func:`~cgdpm_med.heart.function.cardiac_function`.
         weights: digest of the tensors of every weights file by its name.
@@ -99,7 +99,7 @@ class Calibration:
 
 
 def with_temperature(segmentation: Segmentation, temperature: float) -> Segmentation:
-    """:func:`~cgdpm_med.metrics.calibration.temper` of the fused probabilities, and the entropy of the result."""
+    """:func:`~cgdpm_med.metrics.calibration.temper` of the combined probabilities, and the entropy of the result."""
     probabilities = temper(segmentation.probabilities, temperature)
     return replace(
         segmentation,
@@ -112,6 +112,11 @@ def with_temperature(segmentation: Segmentation, temperature: float) -> Segmenta
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of :data:`SETTINGS`, as JSON holds them; None where one is not known."""
     return json.loads(json.dumps({name: settings.get(name) for name in SETTINGS}))
+
+
+def current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under today's names; version 0.1 said "fusion" of how the members are combined."""
+    return {"combine" if name == "fusion" else name: value for name, value in settings.items()}
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -135,7 +140,8 @@ def read_calibration(path: str | Path) -> Calibration:
         text = path.read_bytes()
         content = json.loads(text)
         # what files say nothing of that were made before there was a choice
-        content["settings"] = {**BEFORE_DIALS, "start": None, "shared_noise": False, **content["settings"]}
+        unsaid = {**BEFORE_DIALS, "start": None, "shared_noise": False}
+        content["settings"] = unsaid | current_names(content["settings"])
         calibration = Calibration(**content, digest=hashlib.sha256(text).hexdigest())
         _check(calibration)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

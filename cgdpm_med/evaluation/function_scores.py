@@ -124,7 +124,7 @@ def compare_records(studies: Sequence[KnownStudy], records: Mapping[str, StudyRe
 def _describes(record: StudyResult, study: KnownStudy) -> bool:
     frames = ((record.ed, study.ed), (record.es, study.es))
     return all(
-        number is not None and np.allclose(record.volumes[number].fused, frame.found.fused, rtol=1e-6)
+        number is not None and np.allclose(record.volumes[number].combined, frame.found.combined, rtol=1e-6)
         for number, frame in frames
     )
 

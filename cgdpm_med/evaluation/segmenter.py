@@ -140,4 +140,4 @@ def settings(p: DiffusionPredictor, device: torch.device) -> dict[str, Any]:
 
 def ensemble_settings(segmenter: Segmenter) -> dict[str, Any]:
     """:func:`settings` of a segmenter's predictor, and what the segmenter itself adds."""
-    return settings(segmenter.predictor, segmenter.device) | {"fusion": segmenter.fusion}
+    return settings(segmenter.predictor, segmenter.device) | {"combine": segmenter.combine}

@@ -24,8 +24,8 @@ def score_setting(
 ) -> dict[str, float]:
     """Scores of one setting over the cases of a datalist, Dice in percent.
 
-    ``dice`` is the fused mask's, ``member_dice`` the mean of single members', ``pairwise_dice`` (in [0, 1]) and ``ged``
-    describe the spread of the members, ``seconds`` is the mean time of a volume, reading and scoring left out.
+    ``dice`` is the combined mask's, ``member_dice`` the mean of single members', ``pairwise_dice`` (in [0, 1]) and
+    ``ged`` describe the spread of the members, ``seconds`` is the mean time of a volume, reading and scoring left out.
     """
     results, members, seconds = [], [], 0.0
     for item in datalist:

@@ -95,12 +95,12 @@ def training_record(weights: str | Path) -> TrainingRecord | None:
     weights = Path(weights)
     record, content = weights.with_name(SPLIT_FILE), _read(weights.with_name(SPLIT_FILE))
     split = record if content else None
-    if (known := _said(weights)) is not None:
+    if (known := _stated(weights)) is not None:
         return TrainingRecord(frozenset(known.patients), weights, split)
     return None if not content else TrainingRecord(frozenset(content["trained_on"]), record, split)
 
 
-def _said(weights: Path) -> TrainingData | None:
+def _stated(weights: Path) -> TrainingData | None:
     """What the file itself says; nothing where it is of another kind."""
     try:
         return training_data_of(weights)

@@ -50,13 +50,13 @@ def assess_heart(
 
 
 def compare_phases(ed: FrameVolumes, es: FrameVolumes, limits: QualityLimits | None = None) -> tuple[Finding, ...]:
-    """What the volumes at end-diastole and end-systole say of each other, in ml of the fused masks."""
+    """What the volumes at end-diastole and end-systole say of each other, in ml of the combined masks."""
     limits = limits or QualityLimits()
     return (
-        *_larger_at_es(ed.fused, es.fused),
-        *_ventricles_apart(ed.fused, limits),
-        *_muscle_changes(ed.fused, es.fused, limits),
-        *_strokes_apart(ed.fused, es.fused, limits),
+        *_larger_at_es(ed.combined, es.combined),
+        *_ventricles_apart(ed.combined, limits),
+        *_muscle_changes(ed.combined, es.combined, limits),
+        *_strokes_apart(ed.combined, es.combined, limits),
     )
 
 

@@ -1,7 +1,7 @@
 """Cardiac function from label maps: volumes, ejection fractions and mass, each with an interval from the ensemble.
 
-Everything starts from millilitres by label, of the fused mask and of every member (:class:`FrameVolumes`); voxels are
-not needed after that, so a cine of any length costs a few numbers a frame. Labels are ACDC's: 1 right ventricle,
+Everything starts from millilitres by label, of the combined mask and of every member (:class:`FrameVolumes`); voxels
+are not needed after that, so a cine of any length costs a few numbers a frame. Labels are ACDC's: 1 right ventricle,
 2 myocardium, 3 left ventricle, whose papillary muscles count as cavity.
 """
 
@@ -61,11 +61,11 @@ class FrameVolumes:
     """Millilitres by label of one frame.
 
     Attributes:
-        fused: (C,), of the fused mask.
+        combined: (C,), of the combined mask.
         members: (K, C), of each member.
     """
 
-    fused: NDArray[np.float64]
+    combined: NDArray[np.float64]
     members: NDArray[np.float64]
 
 
@@ -81,17 +81,17 @@ def frame_volumes(mask: ArrayLike, members: ArrayLike, voxel_volume: float, num_
     Raises:
         InputError: for members of another shape, labels out of range, or a voxel volume that is not positive.
     """
-    fused, each = np.asarray(mask), np.asarray(members)
-    if each.shape[1:] != fused.shape:
+    combined, each = np.asarray(mask), np.asarray(members)
+    if each.shape[1:] != combined.shape:
         raise InputError(
-            f"members of shape {each.shape} do not fit a mask of shape {fused.shape}",
+            f"members of shape {each.shape} do not fit a mask of shape {combined.shape}",
             remedy="Give members as (K, X, Y, Z)",
         )
     if not 0 < voxel_volume < math.inf:
         raise InputError(f"a voxel volume of {voxel_volume} mm^3 is impossible", remedy="Correct the voxel size")
     millilitres = voxel_volume / 1000
     return FrameVolumes(
-        _counts(fused, num_classes) * millilitres,
+        _counts(combined, num_classes) * millilitres,
         np.array([_counts(m, num_classes) for m in each]).reshape(len(each), num_classes) * millilitres,
     )
 
@@ -109,7 +109,7 @@ def _counts(labels: NDArray[Any], num_classes: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number of the fused mask and the ends of its interval; None where undefined.
+    """A number of the combined mask and the ends of its interval; None where undefined.
 
     The value is what was measured, even where it is impossible (an ejection fraction below 0, of a mask that is larger
     at ES than at ED). The ends are possible values, so such a value lies outside its interval.
@@ -221,7 +221,7 @@ def volume_curve(frames: Mapping[int, FrameVolumes], *, level: float = 0.9, wide
     def curve(label: int) -> tuple[Estimate, ...]:
         return tuple(
             interval_estimate(
-                frames[n].fused[label], frames[n].members[:, label], level=level, widening=widening, floor=0.0
+                frames[n].combined[label], frames[n].members[:, label], level=level, widening=widening, floor=0.0
             )
             for n in numbers
         )
@@ -296,7 +296,7 @@ def cardiac_function(
         raise InputError(
             f"ED has {len(ed.members)} members and ES {len(es.members)}", remedy="Segment both with equal settings"
         )
-    values, members = _measures(ed.fused, es.fused), _measures(ed.members, es.members)
+    values, members = _measures(ed.combined, es.combined), _measures(ed.members, es.members)
     given = widening if isinstance(widening, Mapping) else dict.fromkeys(MEASURES, widening)
     margin = margin or {}
     if unknown := {*given, *margin} - set(MEASURES):

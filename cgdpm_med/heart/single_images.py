@@ -18,9 +18,9 @@ def single_image_columns(volumes: FrameVolumes | None, level: float = 0.9) -> di
     columns: dict[str, str] = {}
     for name, (label, factor) in _COLUMNS.items():
         numbers: tuple[float | None, ...] = (None, None, None)
-        if volumes is not None and label < len(volumes.fused):
+        if volumes is not None and label < len(volumes.combined):
             members = factor * volumes.members[:, label]
-            estimate = interval_estimate(factor * float(volumes.fused[label]), members, level=level, floor=0.0)
+            estimate = interval_estimate(factor * float(volumes.combined[label]), members, level=level, floor=0.0)
             numbers = (estimate.value, estimate.lower, estimate.upper)
         for ending, number in zip(("", "_lower", "_upper"), numbers, strict=True):
             columns[name + ending] = "" if number is None else f"{number:.3f}"

@@ -15,7 +15,7 @@ COLOURS = {1: "#4aa3ff", 2: "#59d66f", 3: "#ff5a4f"}
 
 _FURTHER = {4: "#ffd23f", 5: "#c678ff", 6: "#3fe0d0", 7: "#ff9a3f", 8: "#ff7ac6"}
 
-_SPOKEN = (
+_CARDIAC_NAMES = (
     {"rv", "rv cavity", "right ventricle", "right ventricular cavity", "right ventricular blood pool"},
     {"myo", "myocardium", "lv myocardium", "left ventricular myocardium"},
     {"lv", "lv cavity", "left ventricle", "left ventricular cavity", "left ventricular blood pool"},
@@ -62,7 +62,9 @@ def labels_of(names: Mapping[str, str] | None, num_classes: int) -> Labels:
 
 def _are_acdcs(names: tuple[str, ...]) -> bool:
     plain = [" ".join(name.lower().replace("-", " ").replace("_", " ").split()) for name in names]
-    return len(plain) == len(_SPOKEN) and all(name in spoken for name, spoken in zip(plain, _SPOKEN, strict=True))
+    if len(plain) != len(_CARDIAC_NAMES):
+        return False
+    return all(name in known for name, known in zip(plain, _CARDIAC_NAMES, strict=True))
 
 
 def channel_names(bundle_root: str | Path) -> dict[str, str]:

@@ -173,7 +173,7 @@ def assess_frame(
     """The checks that one frame allows.
 
     Args:
-        mask: (X, Y, Z) fused labels, slices last.
+        mask: (X, Y, Z) combined labels, slices last.
         members: (K, X, Y, Z); the agreement is predicted Dice where K is two or more.
         frame: its name in the reasons, for example "ED".
         header_note: of the grid.

@@ -28,9 +28,9 @@ class Segmentation:
 
     Attributes:
         key: case key; the noise of every member depends on it and the seed alone.
-        mask: (X, Y, Z) uint8, the fused labels.
-        probabilities: (C, X, Y, Z) float32, fused; they sum to one.
-        entropy: (X, Y, Z) float32 in [0, 1], of the fused probabilities.
+        mask: (X, Y, Z) uint8, the combined labels.
+        probabilities: (C, X, Y, Z) float32, combined; they sum to one.
+        entropy: (X, Y, Z) float32 in [0, 1], of the combined probabilities.
         disagreement: (X, Y, Z) float32, fraction of members outside the majority.
         members: (K, X, Y, Z) uint8, each member's own labels.
         volume: the input.
@@ -77,7 +77,7 @@ class Segmentation:
         return view_of(self.grid).slice_numbers(self.grid.spatial_shape)
 
     def millilitres(self, label: int) -> float:
-        """Volume of one label in the fused mask."""
+        """Volume of one label in the combined mask."""
         return float(np.count_nonzero(self.mask == label)) * self.grid.voxel_volume / 1000
 
     def member_millilitres(self, label: int) -> list[float]:
@@ -86,17 +86,17 @@ class Segmentation:
 
 
 class Segmenter:
-    """Preprocess, sample, invert, fuse: what bundles and the command line share.
+    """Preprocess, sample, invert, combine: what bundles and the command line share.
 
     Args:
         preprocessing: invertible MONAI transform over ``{"image": Volume, "key": str}``.
         inferer: ``inferer(image (1, 1, X, Y, Z), predictor, progress=None) -> members (1, K * C, X, Y, Z)``; tells
             ``progress``, if given, how many slice fields it has done.
         predictor: the network with its sampling settings.
-        postprocessing: transform over ``{"image", "pred"}`` that brings members to the native grid and fuses them.
+        postprocessing: transform over ``{"image", "pred"}`` that brings members to the native grid and combines them.
         device: where the network runs.
         weights: files the networks were read from: a calibration beside the first is for these files only.
-        fusion: how ``postprocessing`` fuses the members, where that is known; a calibration is for one kind only.
+        combine: how ``postprocessing`` combines the members, where that is known; a calibration is for one kind only.
         channel_names: of the network's classes by number, which masks and reports are labelled with; see
             :func:`~cgdpm_med.inference.labels.labels_of`.
     """
@@ -109,14 +109,14 @@ class Segmenter:
         postprocessing: Callable[[dict[str, Any]], Any],
         device: torch.device | str = "cpu",
         weights: Sequence[str | Path] = (),
-        fusion: str | None = None,
+        combine: str | None = None,
         channel_names: Mapping[str, str] | None = None,
     ) -> None:
         self.preprocessing, self.inferer, self.postprocessing = preprocessing, inferer, postprocessing
         self.device = torch.device(device)
         self.predictor = predictor.to(self.device)
         self.weights = tuple(Path(file) for file in weights)
-        self.fusion = fusion
+        self.combine = combine
         self.channel_names = channel_names
 
     @property

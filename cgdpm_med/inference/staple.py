@@ -41,7 +41,7 @@ class StapleResult:
 
 
 def staple(members: ArrayLike, *, max_iterations: int = MAX_ITERATIONS) -> StapleResult:
-    """Fuse label maps by multi-label STAPLE, priors estimated from the members.
+    """Combine label maps by multi-label STAPLE, priors estimated from the members.
 
     The priors, and so the result, depend on how much background surrounds the structures; all of the given array
     counts.
@@ -57,7 +57,7 @@ def staple(members: ArrayLike, *, max_iterations: int = MAX_ITERATIONS) -> Stapl
 
     array = np.asarray(members)
     if array.ndim not in (3, 4) or not array.size:
-        raise InputError(f"members of shape {array.shape} cannot be fused", remedy="Give (K, X, Y, Z) with K >= 1")
+        raise InputError(f"members of shape {array.shape} cannot be combined", remedy="Give (K, X, Y, Z) with K >= 1")
     if array.min() < 0 or array.max() >= _UNDECIDED:
         raise InputError(f"labels run from {array.min()} to {array.max()}", remedy="Use labels from 0 to 254")
     array = np.ascontiguousarray(array, dtype=np.uint8)
@@ -79,7 +79,7 @@ def _majority(votes: NDArray[Any], classes: int) -> NDArray[np.uint8]:
     return counts.argmax(axis=0).astype(np.uint8)
 
 
-def fuse_staple(segmentation: Segmentation) -> Segmentation:
+def combine_staple(segmentation: Segmentation) -> Segmentation:
     """The same segmentation with the mask that STAPLE makes of its members.
 
     Probabilities, entropy and disagreement still describe the members themselves.

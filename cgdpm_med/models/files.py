@@ -245,15 +245,15 @@ def load_model(
     """
     path = Path(path)
     tensors, content = read_content(path)
-    said = _old(path, description) if content is None else ModelDescription.from_dict(content, path)
-    if said.kind != "denoiser":
+    described = _old(path, description) if content is None else ModelDescription.from_dict(content, path)
+    if described.kind != "denoiser":
         remedy = "Give the denoiser's file, and this one as guidance_weights"
         raise InputError("is a guidance network, not a denoiser", path=path, remedy=remedy)
-    network = _made(said.network, path, allow)
-    target, schedule = rebuilt(said.target, path, allow), rebuilt(said.schedule, path, allow)
-    check(said, network, target, schedule, path)
+    network = _made(described.network, path, allow)
+    target, schedule = rebuilt(described.target, path, allow), rebuilt(described.schedule, path, allow)
+    check(described, network, target, schedule, path)
     place_tensors(network, tensors, path)
-    return Model(network.eval(), target, schedule, said, path, allow)
+    return Model(network.eval(), target, schedule, described, path, allow)
 
 
 def describe_file(path: str | Path) -> dict[str, Any]:
@@ -263,9 +263,9 @@ def describe_file(path: str | Path) -> dict[str, Any]:
         InputError: for a file of anything else, or of version 0.1.
     """
     tensors, content = read_content(path)
-    said = _old(Path(path), None) if content is None else ModelDescription.from_dict(content, path)
+    described = _old(Path(path), None) if content is None else ModelDescription.from_dict(content, path)
     count = sum(tensor.numel() for tensor in tensors.values())
-    return {**said.as_dict(), "parameters": count, "digest": digest_of(tensors)}
+    return {**described.as_dict(), "parameters": count, "digest": digest_of(tensors)}
 
 
 def training_data_of(path: str | Path) -> TrainingData | None:

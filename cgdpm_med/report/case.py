@@ -122,7 +122,7 @@ def _function_note(result: StudyResult, function: CardiacFunction) -> str:
         else ""
     )
     return (
-        f"End-diastole is frame {result.ed}, end-systole frame {result.es}. Values are those of the fused mask. "
+        f"End-diastole is frame {result.ed}, end-systole frame {result.es}. Values are those of the combined mask. "
         f"{_interval_note(function.members, function.calibrated)} "
         f"Mass is {MYOCARDIAL_DENSITY} g/ml times the myocardium at end-diastole; "
         f"papillary muscles count as cavity.{surface}"
@@ -140,7 +140,7 @@ def _interval_note(members: int, calibrated: bool = False) -> str:
 
 def _volume_table(number: int, volumes: FrameVolumes, labels: Labels) -> dict[str, Any]:
     rows = [
-        [name, *_cells(interval_estimate(volumes.fused[label], volumes.members[:, label], floor=0.0), "ml")]
+        [name, *_cells(interval_estimate(volumes.combined[label], volumes.members[:, label], floor=0.0), "ml")]
         for label, name in labels.by_number.items()
     ]
     head = [f"Frame {number}", "Volume", "90 % interval"]

@@ -90,4 +90,4 @@ def _measures(result: StudyResult) -> list[tuple[str, str]]:
 def _volumes(result: StudyResult) -> list[tuple[str, str]]:
     """Of each label in the first frame, without intervals."""
     first = result.volumes[min(result.volumes)]
-    return [(format_number(ml, 1), "") for ml in first.fused[1:]]
+    return [(format_number(ml, 1), "") for ml in first.combined[1:]]

@@ -40,7 +40,7 @@ def study_record(result: StudyResult) -> dict[str, Any]:
         "function": None if function is None else _function_record(function),
         "labels": list(result.labels.names),
         "volumes_ml": {
-            str(frame): {"mask": volumes.fused.tolist(), "members": volumes.members.tolist()}
+            str(frame): {"mask": volumes.combined.tolist(), "members": volumes.members.tolist()}
             for frame, volumes in result.volumes.items()
         },
     }

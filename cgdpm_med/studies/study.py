@@ -113,7 +113,7 @@ class Study:
             return known
         if not self._labels.cardiac:
             return min(self._volumes)
-        lv = {number: volumes.fused[_LV] for number, volumes in self._volumes.items()}
+        lv = {number: volumes.combined[_LV] for number, volumes in self._volumes.items()}
         return max(lv, key=lv.__getitem__) if largest else min(lv, key=lv.__getitem__)
 
     def result(self) -> StudyResult:
@@ -160,7 +160,7 @@ class Study:
                 what = f"{name} is frame {frame}, which {self.key} does not have"
                 raise InputError(what, remedy=f"Choose among {listed(numbers)}")
         ed, es = find_ed_es(
-            [float(self._volumes[number].fused[_LV]) for number in numbers],
+            [float(self._volumes[number].combined[_LV]) for number in numbers],
             ed=None if self.ed is None else numbers.index(self.ed),
             es=None if self.es is None else numbers.index(self.es),
         )
@@ -219,8 +219,8 @@ def _further_columns(result: StudyResult) -> dict[str, str]:
 
 
 def _volume_row(result: StudyResult) -> dict[str, Any]:
-    fused = result.volumes[min(result.volumes)].fused
-    by_name = {f"{name}_ml": float(fused[label]) for label, name in result.labels.by_number.items()}
+    combined = result.volumes[min(result.volumes)].combined
+    by_name = {f"{name}_ml": float(combined[label]) for label, name in result.labels.by_number.items()}
     return {"case": result.key, "frames": len(result.volumes), **by_name, **_verdict(result)}
 
 

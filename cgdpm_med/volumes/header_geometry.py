@@ -63,8 +63,8 @@ def header_geometry(header: nib.Nifti1Header, spacing: Spacing, path: Path) -> H
     check_spacing(spacing)
     form, notes = _chosen_form(header)
     lengths = _Lengths(header, form, path)
-    true, said = lengths.settled(spacing)
-    notes |= said
+    true, found = lengths.settled(spacing)
+    notes |= found
     notes |= _remarks(form, true)
     scaled = form.affine.copy()
     if not np.allclose(true, form.lengths, rtol=1e-4, atol=0):

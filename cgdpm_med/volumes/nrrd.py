@@ -224,8 +224,8 @@ def _signs(space: str) -> tuple[tuple[int, int, int], str | None]:
     name = name[:-1] if len(name) == 4 and name.endswith("t") else name
     if name in _SPACES:
         return _SPACES[name], None
-    said = f"the space is {space}" if space else "no space is named"
-    return _SPACES["lps"], f"{said}: taken as left-posterior-superior"
+    stated = f"the space is {space}" if space else "no space is named"
+    return _SPACES["lps"], f"{stated}: taken as left-posterior-superior"
 
 
 def _stated_spacing(fields: Mapping[str, str], space: tuple[int, int, int], path: Path) -> NDArray[np.float64] | None:
