@@ -57,6 +57,7 @@ _EXPORTS: dict[str, str] = {
     "LoneSpacingd": "data.transforms",
     "Degraded": "data.transforms",
     "CombineMembersd": "data.transforms",
+    "FuseMembersd": "data.transforms",
     "SaveOnGridd": "data.transforms",
     "SliceDataset": "data.slices",
     "EpochSampler": "data.slices",

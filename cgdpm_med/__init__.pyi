@@ -17,6 +17,7 @@ from cgdpm_med.data.slices import EpochSampler as EpochSampler, SliceDataset as 
 from cgdpm_med.data.transforms import (
     CombineMembersd as CombineMembersd,
     Degraded as Degraded,
+    FuseMembersd as FuseMembersd,
     LoadVolumed as LoadVolumed,
     LoneSpacingd as LoneSpacingd,
     SaveOnGridd as SaveOnGridd,
