@@ -22,7 +22,8 @@ from torch import Tensor
 from cgdpm_med.networks.denoiser import features_of, per_member
 
 from .batching import BatchLimit, is_out_of_memory
-from .sampling import DenoiserLike, Sampling, sample
+from .samplers import Prediction
+from .sampling import DenoiserLike, Sampling, first_prediction, sample
 from .schedule import NoiseSchedule
 
 
@@ -143,22 +144,33 @@ def sample_ensemble(
         raise ValueError(f"{len(keys)} keys for {context.shape[0]} images")
     out = torch.empty((len(ids), context.shape[0], *shape), dtype=torch.float32, device=context.device)
     todo = [(range(context.shape[0]), range(len(ids)))]
-    encoded: tuple[range, Any] | None = None
+    encoded: tuple[range, Any, Prediction | None] | None = None
+
+    def corrected(rows: range, fields: int) -> dict[str, Any]:
+        y = per_member(context[rows.start : rows.stop], fields)
+        return {"clip": clip, "correct": None if correct is None else partial(correct, y=y)}
+
+    def shared_first_step(rows: range, features: Any) -> Prediction | None:
+        if not sampling.shares_first_step(schedule):
+            return None
+        # from member 0's noise, which the network knows the like of, whichever members are drawn: it changes nothing
+        # for that member
+        noise = KeyedNoise(sampling.seed, [(keys[row], 0) for row in rows])
+        x_T = noise.randn((len(rows), *shape), device=context.device)
+        return first_prediction(denoiser, x_T, features, schedule, sampling, **corrected(rows, len(rows)))
 
     def draw(rows: range, columns: range) -> Tensor:
         nonlocal encoded
         if encoded is None or encoded[0] != rows:
             encoded = None  # the features before need not be held beside the new ones
-            encoded = rows, features_of(denoiser, context[rows.start : rows.stop])
-        corrected = None
-        if correct is not None:
-            y = per_member(context[rows.start : rows.stop], len(rows) * len(columns))
-            corrected = partial(correct, y=y)
+            features = features_of(denoiser, context[rows.start : rows.stop])
+            encoded = rows, features, shared_first_step(rows, features)
         # members of one image lie beside each other in the batch
         noise = KeyedNoise(sampling.seed, [(keys[row], ids[column]) for row in rows for column in columns])
         x_T = noise.randn((len(rows) * len(columns), *shape), device=context.device)
-        features = per_member(encoded[1], len(x_T))
-        return sample(denoiser, x_T, features, schedule, sampling, generator=noise, clip=clip, correct=corrected)
+        features, first = per_member(encoded[1], len(x_T)), encoded[2]
+        fixed = corrected(rows, len(x_T))
+        return sample(denoiser, x_T, features, schedule, sampling, generator=noise, first=first, **fixed)
 
     while todo:
         rows, columns = todo.pop()

@@ -18,6 +18,8 @@ from cgdpm_med.networks.arguments import KeepsArguments
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 # x_0 from eps at T-1 multiplies the network's error by 1 / sqrt(alpha_bar): 157 for linear betas, 20,290 for the cosine
 ILL_POSED_GAIN = 1000.0
+NEGLIGIBLE = 1e-4
+"""Greatest alpha_bar at which x_t counts as noise; linear betas end at 4e-5, the cosine below."""
 
 
 def linear_beta(T: int, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Tensor:
@@ -157,6 +159,10 @@ class NoiseSchedule(KeepsArguments):
         previous = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
         beta = self.beta if len(kept) == self.T else 1 - alpha_bar / previous
         return NoiseSchedule(self.T, beta, self.prediction_type, self.timesteps[kept])
+
+    def is_noise(self, t: int, tolerance: float = NEGLIGIBLE) -> bool:
+        """Whether x_t holds next to nothing of x_0: alpha_bar at index t is at most ``tolerance``."""
+        return float(self.alpha_bar[t]) <= tolerance
 
     def q_sample(self, x_0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
         """Eq. (3): x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps, in the dtype of ``x_0``."""
