@@ -67,9 +67,7 @@ Steps = Annotated[
 ]
 Timesteps = Annotated[
     str | None,
-    typer.Option(
-        metavar="T,T,…", help="Timesteps to visit instead, such as 999,666,333.", show_default="the bundle's"
-    ),
+    typer.Option(metavar="T,T,…", help="Timesteps to visit instead, such as 999,666,333.", show_default="the bundle's"),
 ]
 GuidanceScale = Annotated[
     float | None,
@@ -516,7 +514,6 @@ def super_resolve(
         device=device,
         members=members,
         steps=steps,
-        timesteps=_visited(timesteps, steps),
         method=method and method.value,
         seed=seed,
         guidance_scale=guidance_scale,

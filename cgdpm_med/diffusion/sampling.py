@@ -43,8 +43,8 @@ class Sampling:
         guidance_scale: w of the guidance network, where there is one; 0 is off, 1 the paper's.
         guidance_interval: [t_lo, t_hi) in which it acts; None is everywhere.
         shared_noise: a member has one noise for all slices of a volume, and does in one slice what it does in the next.
-        shared_first_step: one evaluation for each image serves the first step of all its members where x_T holds next to
-            nothing of x_0, see :meth:`shares_first_step`.
+        shared_first_step: one evaluation for each image serves the first step of all its members where x_T is all but
+            noise, see :meth:`shares_first_step`.
 
     Raises:
         ValueError: for dials that no schedule could have.
