@@ -101,7 +101,7 @@ def score_shift(segmenter: Segmenter, patients: Mapping[str, Sequence[Mapping[st
     """Scores of every volume under one shift, and the verdict of the quality checks on every patient."""
     volumes: list[Row] = []
     for patient, items in patients.items():
-        study = Study(patient, ed=1, es=2)
+        study = Study(patient, known={"ED": 1, "ES": 2})
         for number, item in enumerate(items, start=1):
             image, label = shifted(
                 item, SHIFTS[name], key_seed(segmenter.predictor.sampling.seed, "shift", name, item["key"])

@@ -30,9 +30,9 @@ ROOMS = (
     "metrics",
     "inference",
     "training",
-    "heart",
     "studies",
     "report",
+    "heart",
     "evaluation",
 )
 # each may import what stands before it; modules of one folder may import each other without a cycle
@@ -133,6 +133,60 @@ def test_a_wrong_arrow_is_noticed(module: str, source: str, complaint: str) -> N
 )
 def test_a_right_arrow_passes(module: str, source: str) -> None:
     assert violations(module, source) == []
+
+
+# --- the heart is one task --------------------------------------------------------------------------------------------
+
+ANATOMY = re.compile(
+    r"\bACDC_LABELS\b|\b(?:LV|RV|Myo|EF|EDV|ESV)\b|\b_?(?:lv|rv|myo)(?:_\w+)?\b"
+    r"|ventric|myocard|ejection|cardiac|systol|diastol|\bheart",
+    re.IGNORECASE,
+)
+# the plug-in, the applications that wire it, the heart that is drawn, the data set, and what people call its labels
+OF_THE_HEART = ("heart", "apps", "phantom", "data.acdc", "data.structure_names")
+# how files and scanners speak of time and place in a heart, whatever is segmented; and the plug-in's address
+WORDS_OF_FILES = {
+    "volumes.orientation": {"heart"},
+    "volumes.dicom": {"heart", "cardiac"},
+    "studies.phases": {"diastol", "systol"},
+    "studies.cases": {"diastol", "systol"},
+    "studies.task": {"heart"},
+}
+
+
+def anatomy(module: str, source: str) -> list[str]:
+    """The words of the heart in a module of the package that should know none."""
+    name = module.removeprefix("cgdpm_med.")
+    if name.startswith(OF_THE_HEART):
+        return []
+    allowed = {word for place, words in WORDS_OF_FILES.items() if name.startswith(place) for word in words}
+    return [f"{module}: {word}" for word in ANATOMY.findall(source) if word.lower() not in allowed]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_anatomy_outside_the_rooms_of_the_heart(module: str) -> None:
+    assert anatomy(module, MODULES[module].read_text(encoding="utf-8")) == []
+
+
+def test_templates_of_every_page_know_no_anatomy() -> None:
+    files = [file for file in (PACKAGE / "report").rglob("*") if file.suffix in {".j2", ".css"}]
+    assert files
+    assert [found for file in files for found in anatomy(file.name, file.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["from cgdpm_med.data.acdc import ACDC_LABELS", "_LV = 3", "if labels.cardiac:", '"the myocardium"', "lv_ml = 3.0"],
+)
+def test_anatomy_is_noticed(source: str) -> None:
+    assert anatomy("cgdpm_med.evaluation.masks", source)
+    assert anatomy("cgdpm_med.heart.function", source) == []
+
+
+def test_the_left_ventricle_has_its_number_in_one_place() -> None:
+    numbered = re.compile(r"^_?(?:\w+, )*_?LV(?:, \w+)* = (?:\d, )*3|\b_?LV\b: \w+ = 3", re.MULTILINE)
+    there = [module for module, path in MODULES.items() if numbered.search(path.read_text(encoding="utf-8"))]
+    assert there == ["cgdpm_med.heart.structures"]
 
 
 def test_no_import_cycle() -> None:

@@ -40,7 +40,8 @@ from cgdpm_med.studies.outputs import (
     write_json,
     write_label_tables,
 )
-from cgdpm_med.studies.study import Study, StudyResult
+from cgdpm_med.studies.result import StudyResult
+from cgdpm_med.studies.study import Study
 from cgdpm_med.volumes import Spacing, Volume, check_spacing, frames
 
 Progress = Callable[[str, float], None]
@@ -337,8 +338,7 @@ class _Run:
             return
         study = Study(
             subject.key,
-            ed=subject.ed,
-            es=subject.es,
+            known=subject.phases,
             height=subject.height,
             weight=subject.weight,
             **({} if self.calibration is None else self.calibration.intervals()),
@@ -423,8 +423,8 @@ class _Run:
 
     def _cine(self, case: Case, volume: Volume, folder: Path, study: Study) -> tuple[dict[str, Any], list[Path]]:
         total = volume.data.shape[3]
-        for name, number in (("ED", study.ed), ("ES", study.es)):
-            if number is not None and not 1 <= number <= total:
+        for name, number in study.known.items():
+            if not 1 <= number <= total:
                 what = f"has {total} frames, so {name} cannot be frame {number}"
                 raise InputError(what, path=case.image, remedy=f"Give --{name.lower()} from 1 to {total}")
         maps, by_frame = CineMaps(volume, folder, case.name, self.options.write), {}
@@ -451,7 +451,10 @@ class _Run:
             return []
         check_codes(result.labels)
         path = seg_files(case.stack, folder, case.name)[frame - 1]
-        return [write_dicom_seg(result.mask, case.stack, path, phase=frame - 1, identity=self.options.dicom_seg)]
+        identity = self.options.dicom_seg
+        return [
+            write_dicom_seg(result.mask, case.stack, path, phase=frame - 1, identity=identity, labels=result.labels)
+        ]
 
     def _part_done(self, key: str, before: int, total: int, fraction: float) -> None:
         self.progress(key, (before + fraction) / total)

@@ -10,8 +10,8 @@ import torch
 AUTO_PIXELS = {"cpu": 2**18, "cuda": 2**22}
 """Pixels in one evaluation under "auto": 16 fields of 128 x 128 on a CPU, 256 on a GPU.
 
-On an H200, 256 of the cardiac bundle's fields reached 1.6 times the rate of 64 while each kernel was started by itself;
-with CUDA graphs the choice was not looked at again.
+On an H200, 256 of the segmentation bundle's fields reached 1.6 times the rate of 64 while each kernel was started by
+itself; with CUDA graphs the choice was not looked at again.
 
 On a CPU half as many are slower by some percent. Twice as many gain one percent where freed memory is kept, but make
 activations of more than 32 MB, which glibc otherwise maps anew each time.

@@ -8,27 +8,27 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from cgdpm_med.inference.labels import colour_of
-
-_RV, _LV = 1, 3  # whose curves have the colours of their contours where the page is dark
+_REPORT = "cgdpm_med.report"
 
 
-def render(template: str, **values: Any) -> str:
-    """HTML of a template. Texts are escaped, except where the template calls them ``safe``, being HTML already."""
-    return _environment().get_template(template).render(values).strip()
+def render(template: str, package: str = _REPORT, **values: Any) -> str:
+    """HTML of a template. Texts are escaped, except where the template calls them ``safe``, being HTML already.
+
+    Args:
+        package: whose folder ``templates`` holds it.
+    """
+    return _environment(package).get_template(template).render(values).strip()
 
 
 def render_page(template: str, **values: Any) -> str:
     """A whole document, with its style inside; see ``page.html.j2`` for what every page needs."""
-    return (
-        render(template, stylesheet=_stylesheet(), rv_colour=colour_of(_RV), lv_colour=colour_of(_LV), **values) + "\n"
-    )
+    return render(template, stylesheet=_stylesheet(), **values) + "\n"
 
 
 @cache
-def _environment() -> Environment:
+def _environment(package: str) -> Environment:
     environment = Environment(
-        loader=PackageLoader("cgdpm_med.report"),
+        loader=PackageLoader(package),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -40,9 +40,9 @@ def _environment() -> Environment:
 
 @cache
 def _stylesheet() -> str:
-    loader = _environment().loader
+    loader = _environment(_REPORT).loader
     assert loader is not None
-    return loader.get_source(_environment(), "report.css")[0].strip()
+    return loader.get_source(_environment(_REPORT), "report.css")[0].strip()
 
 
 def _pixels(position: float) -> str:

@@ -43,11 +43,12 @@ CINES = "cines whose ED and ES frames are segmented"
 
 @dataclass(frozen=True)
 class Subject:
-    """Whose heart: what is known of a study besides its images.
+    """Whose images: what is known of a study besides them.
 
     Attributes:
         key: of the study.
-        ed, es: numbers of the end-diastolic and end-systolic frames, counted from 1.
+        ed, es: numbers of the end-diastolic and end-systolic frames, counted from 1, as Info.cfg, files' names or the
+            command line state them.
         height, weight: in cm and kg.
     """
 
@@ -56,6 +57,12 @@ class Subject:
     es: int | None = None
     height: float | None = None
     weight: float | None = None
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """Numbers of the frames that are known, by the name of the phase."""
+        known = {"ED": self.ed, "ES": self.es}
+        return {phase: number for phase, number in known.items() if number is not None}
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ class Case:
 
     @property
     def study(self) -> Subject:
-        """The subject, or a nameless heart under this case's own key."""
+        """The subject, or a nameless one under this case's own key."""
         return self.subject or Subject(self.key)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cgdpm_med.data.transforms import case_name
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.files import InputError, atomic_write
-from cgdpm_med.inference.labels import ACDC, Labels, colour_of
+from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.studies.map_names import OUTPUTS
 from cgdpm_med.volumes import Grid, Volume, read_labels, read_volume, slice_order, write_on_grid
@@ -84,6 +84,8 @@ def read_ensemble(mask: Volume) -> Segmentation | None:
         if array.shape[1:] != mask.data.shape:
             what = f"has the shape {array.shape[1:]}, its mask {mask.data.shape}"
             raise InputError(what, path=path, remedy="Segment the image again")
+    record = _record(folder / f"{name}.json")
+    names = record.get("labels")
     votes = np.stack([np.count_nonzero(members == label, axis=0) for label in range(len(probabilities))])
     return Segmentation(
         key=name,
@@ -93,15 +95,18 @@ def read_ensemble(mask: Volume) -> Segmentation | None:
         disagreement=(1 - votes.max(axis=0) / len(members)).astype(np.float32),
         members=members,
         volume=mask,
-        temperature=_recorded_temperature(folder / f"{name}.json"),
+        temperature=record.get("temperature"),
+        channel_names=names if isinstance(names, dict) else None,
     )
 
 
-def _recorded_temperature(path: Path) -> float | None:
+def _record(path: Path) -> dict[str, Any]:
+    """What :func:`describe` wrote; {} where it is not there, or is anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("temperature")
-    except (OSError, ValueError, AttributeError):
-        return None
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def write_json(value: Mapping[str, Any], path: Path) -> Path:
@@ -176,9 +181,9 @@ class CineMaps:
 # --- names and colours ------------------------------------------------------------------------------------------------
 
 
-def label_tables(labels: Labels = ACDC) -> dict[str, str]:
+def label_tables(labels: Labels = DEFAULT_LABELS) -> dict[str, str]:
     """Names and colours of the labels by file name: a colour table for 3D Slicer, label descriptions for ITK-SNAP."""
-    rows = [(label, name, *bytes.fromhex(colour_of(label)[1:])) for label, name in labels.by_number.items()]
+    rows = [(label, name, *bytes.fromhex(labels.colour_of(label)[1:])) for label, name in labels.by_number.items()]
     slicer = ["# Color table file labels.ctbl", f"# {len(rows) + 1} values", "0 background 0 0 0 0"]
     # its columns are parted by spaces
     slicer += [f"{label} {'_'.join(name.split())} {r} {g} {b} 255" for label, name, r, g, b in rows]
@@ -187,7 +192,7 @@ def label_tables(labels: Labels = ACDC) -> dict[str, str]:
     return {"labels.ctbl": "\n".join(slicer) + "\n", "labels.label": "\n".join(snap) + "\n"}
 
 
-def write_label_tables(folder: Path, labels: Labels = ACDC) -> list[Path]:
+def write_label_tables(folder: Path, labels: Labels = DEFAULT_LABELS) -> list[Path]:
     """Write :func:`label_tables` into a folder."""
     files = []
     for name, text in label_tables(labels).items():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cgdpm_med.heart.function import Estimate, VolumeCurve
+from cgdpm_med.heart.function import VolumeCurve
+from cgdpm_med.metrics.volumetry import Estimate
 from cgdpm_med.report.rendering import render
+
+TEMPLATES = "cgdpm_med.heart"
+"""The package whose folder ``templates`` holds them."""
 
 _WIDTH = 1000
 _LEFT, _RIGHT = 52.0, _WIDTH - 64.0  # ends of the plotting area of the curves
@@ -21,14 +25,19 @@ Scale = Callable[[float], float]
 # --- volumes against time ---------------------------------------------------------------------------------------------
 
 
-def volume_chart(curve: VolumeCurve, ed: int | None = None, es: int | None = None) -> str:
-    """Left and right ventricle in ml against the frame number, with their intervals; ED and ES marked."""
+def volume_chart(curve: VolumeCurve, phases: Mapping[str, int] | None = None) -> str:
+    """Left and right ventricle in ml against the frame number, with their intervals; ED and ES marked.
+
+    Args:
+        phases: number of each frame to mark, by what is written there.
+    """
     ticks = _ticks(max((e.upper if e.upper is not None else e.value) or 0.0 for e in (*curve.lv, *curve.rv)))
     x = _scale(curve.frames[0], curve.frames[-1], _LEFT, _RIGHT)
     y = _scale(0.0, ticks[-1], _BOTTOM, _TOP)
     labels = [f"{volume:g}" for volume in ticks[:-1]] + [f"{ticks[-1]:g} ml"]
     return render(
         "volume_chart.html.j2",
+        TEMPLATES,
         width=_WIDTH,
         height=f"{_BOTTOM + 42:g}",
         count=len(curve.frames),
@@ -38,7 +47,7 @@ def volume_chart(curve: VolumeCurve, ed: int | None = None, es: int | None = Non
         bottom=_BOTTOM,
         volumes=[(y(volume), label) for volume, label in zip(ticks, labels, strict=True)],
         frames=[(x(frame), frame) for frame in _few(curve.frames)],
-        marks=[(x(frame), name) for name, frame in (("ED", ed), ("ES", es)) if frame is not None],
+        marks=[(x(frame), name) for name, frame in (phases or {}).items()],
         curves={kind: _curve(curve.frames, of, x, y) for kind, of in (("rv", curve.rv), ("lv", curve.lv))},
         ends=_end_labels(curve, y),
     )
@@ -76,6 +85,7 @@ def ejection_chart(estimates: Sequence[tuple[str, Estimate]]) -> str:
     y = _scale(-0.5, len(known) - 0.5, top, top + row_height * len(known))
     return render(
         "ejection_chart.html.j2",
+        TEMPLATES,
         width=_WIDTH,
         height=f"{top + row_height * len(known) + 24:g}",
         left=left,
