@@ -41,7 +41,7 @@ _EXPORTS: dict[str, str] = {
     "ImageTarget": "diffusion.targets",
     "ResidualTarget": "diffusion.targets",
     "MaskDenoiser": "diffusion.targets",
-    "sample_ensemble": "diffusion.ensemble",
+    "sample_ensemble": "runtime.batching",
     "GuidanceLoss": "diffusion.losses",
     "Replay": "diffusion.guidance",
     "ScaledGuide": "diffusion.guidance",

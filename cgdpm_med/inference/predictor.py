@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cgdpm_med.diffusion.batching import BatchLimit
-from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.sampling import Sampling, check_prediction
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskDenoiser, MaskTarget, Target
 from cgdpm_med.files import InputError
 from cgdpm_med.runtime.autocast import Autocast
+from cgdpm_med.runtime.batching import BatchLimit, sample_ensemble
 from cgdpm_med.runtime.precision import autocast_dtype, check_precision
 
 

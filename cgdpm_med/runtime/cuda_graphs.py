@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from cgdpm_med.diffusion.batching import is_out_of_memory
 from cgdpm_med.networks.denoiser import Denoiser, evaluate, features_of
+from cgdpm_med.runtime.batching import is_out_of_memory
 
 from .cast_copy import CastCopy
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cgdpm_med import autocast_dtype, keep_freed_memory
-from cgdpm_med.diffusion.batching import BatchLimit
+from cgdpm_med.runtime.batching import BatchLimit
 
 from .contestants import CLASSES, condition, flops, network_of, shipped
 from .harness import Claim, Result, Table, alternate, console, median, timed
