@@ -112,13 +112,8 @@ from cgdpm_med.training.guidance import (
     load_guide as load_guide,
 )
 from cgdpm_med.training.handlers import Progress as Progress, SampleGrid as SampleGrid
-from cgdpm_med.volumes import (
-    Volume as Volume,
-    find_dicom as find_dicom,
-    read_dicom as read_dicom,
-    read_labels as read_labels,
-    read_volume as read_volume,
-)
+from cgdpm_med.volumes import Volume as Volume, read_labels as read_labels, read_volume as read_volume
+from cgdpm_med.volumes.dicom.finding import find_dicom as find_dicom, read_dicom as read_dicom
 
 __version__: str
 __all__: list[str]

@@ -151,6 +151,9 @@ def test_no_import_cycle() -> None:
     [
         ("import cgdpm_med", {"torch", "numpy", "monai"}),
         ("import cgdpm_med.diffusion, cgdpm_med.networks", {"monai", "ignite", "nibabel", "SimpleITK", "matplotlib"}),
+        ("from cgdpm_med import DiffusionPredictor", {"monai", "ignite", "nibabel", "scipy", "SimpleITK", "pydicom"}),
+        ("from cgdpm_med import read_volume", {"torch", "monai", "SimpleITK", "cgdpm_med.volumes.nrrd"}),
+        ("from cgdpm_med import segment", {"SimpleITK", "jinja2", "highdicom", "cgdpm_med.report.case"}),
     ],
 )
 def test_light_imports(statement: str, absent: set[str]) -> None:

@@ -26,7 +26,7 @@ def provenance(settings: Mapping[str, Any], *weights: str | Path) -> Provenance:
     """The versions in use, the settings given, and the SHA-256 of each weights file (its name without the folder).
 
     Args:
-        settings: for example what :func:`~cgdpm_med.evaluation.segmenter.settings` returns.
+        settings: for example what :func:`~cgdpm_med.inference.predictor.predictor_settings` returns.
     """
     versions = {"cgdpm_med": __version__, "python": platform.python_version()}
     for name in ("torch", "monai", "numpy"):

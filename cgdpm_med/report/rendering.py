@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from cgdpm_med.files import atomic_write
 from cgdpm_med.inference.labels import colour_of
 
 _RV, _LV = 1, 3  # whose curves have the colours of their contours where the page is dark
@@ -23,6 +25,13 @@ def render_page(template: str, **values: Any) -> str:
     return (
         render(template, stylesheet=_stylesheet(), rv_colour=colour_of(_RV), lv_colour=colour_of(_LV), **values) + "\n"
     )
+
+
+def write_report(html: str, path: str | Path) -> Path:
+    """Write a page, whole or not at all; returns the path."""
+    with atomic_write(path) as file:
+        file.write(html.encode("utf-8"))
+    return Path(path)
 
 
 @cache

@@ -42,9 +42,7 @@ from cgdpm_med.volumes.formats import (
     pair_header,
     volume_stem,
 )
-from cgdpm_med.volumes.metaimage import metaimage_raster
-from cgdpm_med.volumes.nrrd import nrrd_raster
-from cgdpm_med.volumes.reading import files_of
+from cgdpm_med.volumes.reading import files_of, raster_of
 
 LABEL_MAPS, OTHER_VIEWS = "label maps", "views other than the short axis, by their names"
 RESULTS, PICTURES = "results of an earlier run", "pictures"
@@ -307,10 +305,8 @@ def _holds_labels(path: Path) -> bool:
 
 
 def _stored_type(path: Path) -> np.dtype[Any]:
-    if is_named(path, NRRD):
-        return nrrd_raster(path).dtype
-    if is_named(path, METAIMAGE):
-        return metaimage_raster(path).dtype
+    if is_named(path, (*NRRD, *METAIMAGE)):
+        return raster_of(path).dtype
     return np.dtype(nib.load(path).header.get_data_dtype())  # type: ignore[attr-defined]
 
 

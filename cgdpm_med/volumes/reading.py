@@ -1,9 +1,10 @@
-"""Which reader a volume's file goes to, and which files it is made of."""
+"""Which reader a volume's file goes to, and which files it is made of; a reader is imported for files of its kind."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -19,11 +20,10 @@ from cgdpm_med.volumes.formats import (
     pair_voxels,
 )
 from cgdpm_med.volumes.grid import Grid
-from cgdpm_med.volumes.metaimage import metaimage_files, metaimage_raster
-from cgdpm_med.volumes.mgh import read_mgh
-from cgdpm_med.volumes.nrrd import nrrd_files, nrrd_raster
-from cgdpm_med.volumes.raster import read_raster
 from cgdpm_med.volumes.spacing import Spacing
+
+if TYPE_CHECKING:
+    from cgdpm_med.volumes.raster import Raster
 
 
 def is_other_format(path: Path) -> bool:
@@ -38,9 +38,27 @@ def read_other(path: Path, spacing: Spacing) -> tuple[NDArray[Any], Grid]:
         InputError: the file cannot be used.
     """
     if is_named(path, MGH):
+        from cgdpm_med.volumes.mgh import read_mgh
+
         return read_mgh(path, spacing)
-    raster = nrrd_raster(path) if is_named(path, NRRD) else metaimage_raster(path)
-    return read_raster(raster, path, spacing)
+    from cgdpm_med.volumes.raster import read_raster
+
+    return read_raster(raster_of(path), path, spacing)
+
+
+def raster_of(path: Path) -> Raster:
+    """What the header of a NRRD or MetaImage file says of its voxels.
+
+    Raises:
+        InputError: the header cannot be used.
+    """
+    if is_named(path, NRRD):
+        from cgdpm_med.volumes.nrrd import nrrd_raster
+
+        return nrrd_raster(path)
+    from cgdpm_med.volumes.metaimage import metaimage_raster
+
+    return metaimage_raster(path)
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -49,8 +67,20 @@ def files_of(path: Path) -> tuple[Path, ...]:
         return path, pair_voxels(path)
     if is_named(path, PAIR_VOXELS):
         return pair_header(path), path
-    find = nrrd_files if is_named(path, NRRD) else metaimage_files if is_named(path, METAIMAGE) else None
     try:
-        return (path, *find(path)) if find else (path,)
+        return path, *_voxel_files(path)
     except InputError:
         return (path,)
+
+
+def _voxel_files(path: Path) -> Sequence[Path]:
+    """The files a NRRD or MetaImage header names."""
+    if is_named(path, NRRD):
+        from cgdpm_med.volumes.nrrd import nrrd_files
+
+        return nrrd_files(path)
+    if is_named(path, METAIMAGE):
+        from cgdpm_med.volumes.metaimage import metaimage_files
+
+        return metaimage_files(path)
+    return ()
