@@ -17,7 +17,6 @@ from cgdpm_med.data.slices import EpochSampler as EpochSampler, SliceDataset as 
 from cgdpm_med.data.transforms import (
     CombineMembersd as CombineMembersd,
     Degraded as Degraded,
-    FuseMembersd as FuseMembersd,
     LoadVolumed as LoadVolumed,
     LoneSpacingd as LoneSpacingd,
     SaveOnGridd as SaveOnGridd,
@@ -87,7 +86,6 @@ from cgdpm_med.models import (
 )
 from cgdpm_med.networks.adm import load_adm_upsampler as load_adm_upsampler
 from cgdpm_med.networks.classes import ClassConditioned as ClassConditioned
-from cgdpm_med.networks.denoiser import Denoiser as Denoiser
 from cgdpm_med.networks.unet import ConditionalUNet as ConditionalUNet
 from cgdpm_med.phantom import write_phantom_dataset as write_phantom_dataset
 from cgdpm_med.report.overlay import draw_overlay as draw_overlay

@@ -113,7 +113,11 @@ def front_door() -> tuple[list[str], list[str]]:
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     tables = [n.value for n in ast.walk(tree) if isinstance(n, ast.AnnAssign) and _name(n.target) == "_EXPORTS"]
     names = [str(ast.literal_eval(key)) for table in tables if isinstance(table, ast.Dict) for key in table.keys if key]
-    places = [path for folder in ("bundles", "configs", "docs", "scripts") for path in (REPO / folder).rglob("*")]
+    places = [
+        path
+        for folder in ("bundles", "configs", "docs", "scripts", "benchmarks")
+        for path in (REPO / folder).rglob("*")
+    ]
     read = [path for path in (*places, REPO / "README.md") if path.suffix in (".yaml", ".md", ".py")]
     words = {word for path in read for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
     return names, [name for name in names if name not in words]

@@ -24,9 +24,9 @@ from cgdpm_med.phantom import Phantom, PhantomSpec, make_phantom
 from cgdpm_med.report.case import case_report
 from cgdpm_med.report.charts import ejection_chart, volume_chart
 from cgdpm_med.report.cohort import cohort_report
-from cgdpm_med.report.origin import Provenance, provenance
 from cgdpm_med.report.pictures import heart_window, shown_slices, slice_tiles
 from cgdpm_med.report.rendering import write_report
+from cgdpm_med.studies.outputs import Provenance, provenance
 from cgdpm_med.studies.study import Study, StudyResult
 from cgdpm_med.volumes import Volume, read_volume
 

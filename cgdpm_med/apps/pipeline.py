@@ -23,7 +23,6 @@ from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
 from cgdpm_med.files import InputError, sweep_temporaries
 from cgdpm_med.inference.components import keep_largest
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device, ensemble_settings
-from cgdpm_med.report.origin import Provenance, provenance
 from cgdpm_med.report.records import COHORT, read_study_record, save_cohort, study_record
 from cgdpm_med.runtime.precision import autocast_dtype
 from cgdpm_med.studies.cases import Case, Subject, group_studies, search
@@ -31,9 +30,11 @@ from cgdpm_med.studies.folders import FolderWarning, left_out_lines, real_path
 from cgdpm_med.studies.outputs import (
     WRITTEN,
     CineMaps,
+    Provenance,
     check_outputs,
     describe,
     map_file,
+    provenance,
     save_maps,
     write_json,
     write_label_tables,

@@ -19,9 +19,9 @@ from cgdpm_med.inference.quality import Quality
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.report.charts import volume_chart
 from cgdpm_med.report.headlines import HEADLINES, page_title, subject
-from cgdpm_med.report.origin import Provenance
 from cgdpm_med.report.pictures import MOST_ENTROPY, entropy_colours, heart_window, slice_tiles
 from cgdpm_med.report.rendering import render_page
+from cgdpm_med.studies.outputs import Provenance
 from cgdpm_med.studies.study import StudyResult
 from cgdpm_med.tables.numbers import MISSING, format_interval, format_number
 

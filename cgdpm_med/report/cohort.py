@@ -10,8 +10,8 @@ from cgdpm_med.heart.function import MEASURES, Estimate
 from cgdpm_med.inference.labels import ACDC, Labels
 from cgdpm_med.report.charts import ejection_chart
 from cgdpm_med.report.headlines import HEADLINES, page_title, subject
-from cgdpm_med.report.origin import Provenance
 from cgdpm_med.report.rendering import render_page
+from cgdpm_med.studies.outputs import Provenance
 from cgdpm_med.studies.study import StudyResult
 from cgdpm_med.tables.numbers import MISSING, format_interval, format_number
 

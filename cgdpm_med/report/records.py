@@ -15,7 +15,7 @@ from cgdpm_med.files import InputError
 from cgdpm_med.heart.function import MEASURES, CardiacFunction, Estimate, FrameVolumes
 from cgdpm_med.inference.labels import ACDC, Labels
 from cgdpm_med.inference.quality import Finding, Quality
-from cgdpm_med.report.origin import Provenance
+from cgdpm_med.studies.outputs import Provenance
 from cgdpm_med.studies.study import StudyResult, write_cohort
 
 COHORT = "cohort"

@@ -27,9 +27,7 @@ from cgdpm_med.studies.folders import (
 from cgdpm_med.studies.map_names import OUTPUTS, is_map
 from cgdpm_med.studies.phases import cine_of, phase_pairs
 from cgdpm_med.volumes import Spacing, Volume, read_volume
-from cgdpm_med.volumes.dicom.files import is_dicom_file
-from cgdpm_med.volumes.formats import READABLE, volume_suffix
-from cgdpm_med.volumes.reading import files_of
+from cgdpm_med.volumes.formats import READABLE, files_of, is_dicom_file, volume_suffix
 
 if TYPE_CHECKING:
     from cgdpm_med.volumes.dicom.stack import DicomStack

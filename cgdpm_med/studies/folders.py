@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from cgdpm_med.files import InputError, listed
 from cgdpm_med.studies.map_names import is_map
 from cgdpm_med.volumes import read_volume
-from cgdpm_med.volumes.dicom.files import is_dicom_file
 from cgdpm_med.volumes.formats import (
     METAIMAGE,
     NIFTI,
@@ -38,11 +37,13 @@ from cgdpm_med.volumes.formats import (
     PAIR_VOXELS,
     READABLE,
     VOLUME_SUFFIXES,
+    files_of,
+    is_dicom_file,
     is_named,
     pair_header,
+    raster_of,
     volume_stem,
 )
-from cgdpm_med.volumes.reading import files_of, raster_of
 
 LABEL_MAPS, OTHER_VIEWS = "label maps", "views other than the short axis, by their names"
 RESULTS, PICTURES = "results of an earlier run", "pictures"

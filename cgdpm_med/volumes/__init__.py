@@ -9,8 +9,8 @@ in ``pixdim``. Resampling and volumes use the derived geometry, output is writte
 way to look at a stack, ``refine`` finer grids, ``nifti`` the format, and the folder ``dicom`` finds which images belong
 together and puts them in the order of space and time.
 
-Formats other than NIfTI: ``formats`` knows their names, ``reading`` chooses the reader, ``nrrd`` and ``metaimage`` read
-headers in text and ``raster`` the voxels behind them, ``mgh`` and ``pairs`` the rest.
+Formats other than NIfTI: ``formats`` knows their names and chooses the reader, ``nrrd`` and ``metaimage`` read headers
+in text and ``raster`` the voxels behind them, ``mgh`` and ``pairs`` the rest.
 """
 
 from __future__ import annotations
