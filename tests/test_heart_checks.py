@@ -26,8 +26,9 @@ from cgdpm_med.heart.stack_checks import assess_stack
 from cgdpm_med.inference.quality import Finding
 from cgdpm_med.metrics.volumetry import FrameVolumes, frame_volumes
 from cgdpm_med.phantom import GROUPS, Phantom, PhantomSpec, make_phantom, write_phantom_patient
-from cgdpm_med.report import Provenance, case_report
+from cgdpm_med.report.case import case_report
 from cgdpm_med.report.records import study_record
+from cgdpm_med.studies.outputs import Provenance
 from cgdpm_med.studies.result import StudyResult
 from cgdpm_med.studies.study import Study, write_cohort
 from cgdpm_med.volumes import Volume, read_volume

@@ -12,13 +12,13 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import REPO
+from conftest import REPO, load_script
 
 import cgdpm_med
 
 PACKAGE = REPO / "cgdpm_med"
 GROUND = ("networks", "diffusion")
-FLOOR = ("files", "progress_bar", "console")
+FLOOR = ("files", "console")
 ROOMS = (
     "tables",
     "runtime",
@@ -205,6 +205,9 @@ def test_no_import_cycle() -> None:
     [
         ("import cgdpm_med", {"torch", "numpy", "monai"}),
         ("import cgdpm_med.diffusion, cgdpm_med.networks", {"monai", "ignite", "nibabel", "SimpleITK", "matplotlib"}),
+        ("from cgdpm_med import DiffusionPredictor", {"monai", "ignite", "nibabel", "scipy", "SimpleITK", "pydicom"}),
+        ("from cgdpm_med import read_volume", {"torch", "monai", "SimpleITK", "cgdpm_med.volumes.nrrd"}),
+        ("from cgdpm_med import segment", {"SimpleITK", "jinja2", "highdicom", "cgdpm_med.report.case"}),
     ],
 )
 def test_light_imports(statement: str, absent: set[str]) -> None:
@@ -217,6 +220,19 @@ def test_light_imports(statement: str, absent: set[str]) -> None:
     program = "; ".join([statement, *ground, "import sys; print(*sys.modules)"])
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPO, check=True)
     assert absent & set(run.stdout.split()) == set()
+
+
+def test_the_front_door_is_narrow() -> None:
+    """At most 100 names, each used by a configuration, a document, a script or a benchmark."""
+    names, unused = load_script("house").front_door()
+    assert set(names) == set(cgdpm_med.__all__) - {"__version__"}
+    assert len(names) <= 100
+    assert unused == []
+
+
+def test_a_name_of_version_0_1_can_still_be_imported() -> None:
+    assert "FuseMembersd" not in cgdpm_med.__all__
+    assert vars(cgdpm_med)["__getattr__"]("FuseMembersd") is cgdpm_med.CombineMembersd
 
 
 @pytest.mark.parametrize("name", cgdpm_med.__all__)
@@ -269,5 +285,5 @@ def test_the_page_of_the_architecture_names_what_there_is() -> None:
         source = (PACKAGE / file).read_text(encoding="utf-8")
         assert re.search(rf"\b(?:def|class) {name.rpartition('.')[2]}\b", source), (name, file)
     rooms = re.findall(r"^(\w+)/? {2,}\S", page.split("```")[1].replace(".py", ""), re.MULTILINE)
-    assert set(ORDER) - set(rooms) == {"console", "progress_bar"}
+    assert set(ORDER) - set(rooms) == {"console"}
     assert [room for room in ORDER if room in rooms] == rooms[::-1]

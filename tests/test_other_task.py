@@ -37,13 +37,13 @@ from cgdpm_med import (
 from cgdpm_med.evaluation.calibrate import calibrate, format_calibration
 from cgdpm_med.evaluation.calibration_file import find_calibration
 from cgdpm_med.evaluation.label_names import parse_labels
-from cgdpm_med.evaluation.segmenter import ensemble_settings, evaluate_segmenter
+from cgdpm_med.evaluation.segmenter import evaluate_segmenter
 from cgdpm_med.inference.labels import COLOURS, Labels
-from cgdpm_med.inference.segmenter import Segmentation
+from cgdpm_med.inference.segmenter import Segmentation, ensemble_settings
 from cgdpm_med.metrics.volumetry import Estimate, FrameVolumes
 from cgdpm_med.models.description import Label
 from cgdpm_med.phantom import write_phantom_dataset
-from cgdpm_med.report import case_report
+from cgdpm_med.report.case import case_report
 from cgdpm_med.report.records import read_study_record, study_record
 from cgdpm_med.studies import task as tasks
 from cgdpm_med.studies.measures import Measure, Measurements

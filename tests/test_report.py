@@ -23,8 +23,11 @@ from cgdpm_med.inference.quality import Finding, Quality
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.metrics.volumetry import Estimate
 from cgdpm_med.phantom import Phantom, PhantomSpec, make_phantom
-from cgdpm_med.report import Provenance, case_report, cohort_report, provenance, write_report
+from cgdpm_med.report.case import case_report
+from cgdpm_med.report.cohort import cohort_report
 from cgdpm_med.report.pictures import shown_slices, slice_tiles, structure_window
+from cgdpm_med.report.rendering import write_report
+from cgdpm_med.studies.outputs import Provenance, provenance
 from cgdpm_med.studies.result import StudyResult
 from cgdpm_med.studies.study import Study
 from cgdpm_med.volumes import Volume, read_volume

@@ -17,7 +17,8 @@ from cgdpm_med.inference.quality import Finding, Quality
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.metrics.volumetry import Estimate
 from cgdpm_med.phantom import PhantomSpec, make_phantom
-from cgdpm_med.report import case_report, cohort_report
+from cgdpm_med.report.case import case_report
+from cgdpm_med.report.cohort import cohort_report
 from cgdpm_med.studies.result import StudyResult
 from cgdpm_med.studies.study import Study
 from cgdpm_med.volumes import ShortAxisView, read_volume

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.studies.task import Task, task_of
-from cgdpm_med.volumes.dicom.headers import DicomImage
-from cgdpm_med.volumes.dicom.stack import DicomStack
+
+if TYPE_CHECKING:
+    from cgdpm_med.volumes.dicom.headers import DicomImage
+    from cgdpm_med.volumes.dicom.stack import DicomStack
 
 Identity = Literal["deidentified", "identified"]
 

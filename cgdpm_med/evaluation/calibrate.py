@@ -16,10 +16,9 @@ from cgdpm_med.console import CaseBar
 from cgdpm_med.data.acdc import Section, Split, acdc_datalist, acdc_patient_folders, load_split, section_of
 from cgdpm_med.evaluation.calibration_file import CALIBRATION, Calibration, plain, write_calibration
 from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
-from cgdpm_med.evaluation.segmenter import ensemble_settings
 from cgdpm_med.evaluation.training_patients import check_unseen
 from cgdpm_med.files import InputError
-from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device, ensemble_settings
 from cgdpm_med.metrics.calibration import (
     conformal_factor,
     conformal_rank,

@@ -6,11 +6,8 @@ Masks that are there already, from whatever method, are scored by :mod:`~cgdpm_m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.data.acdc import Section, Split, acdc_datalist
@@ -21,8 +18,7 @@ from cgdpm_med.evaluation.function_scores import compare_function, known_studies
 from cgdpm_med.evaluation.training_patients import check_unseen, training_record
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.labels import Labels
-from cgdpm_med.inference.predictor import DiffusionPredictor
-from cgdpm_med.inference.segmenter import Segmenter
+from cgdpm_med.inference.segmenter import Segmenter, ensemble_settings
 from cgdpm_med.metrics.masks import VolumeScore
 from cgdpm_med.volumes import read_labels, read_volume
 
@@ -133,14 +129,3 @@ def _evaluate_item(
 
 def _dice_line(score: VolumeScore, labels: Labels) -> str:
     return ", ".join(f"{name} {score.dice[label]:.3f}" for label, name in labels.by_number.items())
-
-
-def settings(p: DiffusionPredictor, device: torch.device) -> dict[str, Any]:
-    """What a reported number depends on besides the weights and the data: all of the sampling, precision, device."""
-    unguided = {} if p.guide is not None else {"guidance_scale": 0.0, "guidance_interval": None}
-    return asdict(p.sampling) | unguided | {"precision": p.precision, "device": str(device)}
-
-
-def ensemble_settings(segmenter: Segmenter) -> dict[str, Any]:
-    """:func:`settings` of a segmenter's predictor, and what the segmenter itself adds."""
-    return settings(segmenter.predictor, segmenter.device) | {"combine": segmenter.combine}

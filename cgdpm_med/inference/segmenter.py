@@ -18,7 +18,7 @@ from cgdpm_med.data.transforms import case_name
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.bundles import bundle_path
 from cgdpm_med.inference.labels import Labels, channel_names, labels_of
-from cgdpm_med.inference.predictor import DiffusionPredictor
+from cgdpm_med.inference.predictor import DiffusionPredictor, predictor_settings
 from cgdpm_med.volumes import Grid, Volume, reoriented_grid, view_of
 
 
@@ -213,6 +213,11 @@ class Segmenter:
             channel_names=self.channel_names,
             channel_colours=self.channel_colours,
         )
+
+
+def ensemble_settings(segmenter: Segmenter) -> dict[str, Any]:
+    """What the predictor's numbers depend on, and what the segmenter itself adds."""
+    return predictor_settings(segmenter.predictor, segmenter.device) | {"combine": segmenter.combine}
 
 
 def _with_background(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:

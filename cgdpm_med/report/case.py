@@ -8,9 +8,9 @@ from typing import Any
 from cgdpm_med.inference.labels import Labels
 from cgdpm_med.inference.quality import Quality
 from cgdpm_med.inference.segmenter import Segmentation
-from cgdpm_med.report.origin import Provenance
 from cgdpm_med.report.pictures import MOST_ENTROPY, entropy_colours, slice_tiles, structure_window
 from cgdpm_med.report.rendering import render_page
+from cgdpm_med.studies.outputs import Provenance
 from cgdpm_med.studies.result import StudyResult
 from cgdpm_med.studies.task import task_of
 from cgdpm_med.tables.numbers import format_number

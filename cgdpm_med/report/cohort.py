@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cgdpm_med.inference.labels import DEFAULT_LABELS
-from cgdpm_med.report.origin import Provenance
 from cgdpm_med.report.rendering import render_page
+from cgdpm_med.studies.outputs import Provenance
 from cgdpm_med.studies.result import StudyResult
 from cgdpm_med.studies.task import Task, task_of
 

@@ -15,8 +15,8 @@ from cgdpm_med.files import InputError
 from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.quality import Finding, Quality
 from cgdpm_med.metrics.volumetry import Estimate, FrameVolumes
-from cgdpm_med.report import Provenance, cohort_report, write_report
 from cgdpm_med.studies.measures import Measurements
+from cgdpm_med.studies.outputs import Provenance
 from cgdpm_med.studies.result import StudyResult
 from cgdpm_med.studies.study import write_cohort
 from cgdpm_med.studies.task import Task, task_of
@@ -130,6 +130,9 @@ def save_cohort(
     results: Sequence[StudyResult], folder: Path, origin: Provenance, pages: Mapping[str, Path]
 ) -> list[Path]:
     """Write ``cohort.csv`` and ``cohort.html``, which links to the studies' own ``pages`` below the folder."""
+    from cgdpm_med.report.cohort import cohort_report  # templates and charts, which a record alone does not need
+    from cgdpm_med.report.rendering import write_report
+
     results = sorted(results, key=lambda result: result.key)
     settings = {name: value for name, value in origin.settings.items() if name != "device"}  # there may be several
     origin = replace(origin, settings=settings)

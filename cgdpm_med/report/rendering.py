@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from cgdpm_med.files import atomic_write
 
 _REPORT = "cgdpm_med.report"
 
@@ -23,6 +26,13 @@ def render(template: str, package: str = _REPORT, **values: Any) -> str:
 def render_page(template: str, **values: Any) -> str:
     """A whole document, with its style inside; see ``page.html.j2`` for what every page needs."""
     return render(template, stylesheet=_stylesheet(), **values) + "\n"
+
+
+def write_report(html: str, path: str | Path) -> Path:
+    """Write a page, whole or not at all; returns the path."""
+    with atomic_write(path) as file:
+        file.write(html.encode("utf-8"))
+    return Path(path)
 
 
 @cache

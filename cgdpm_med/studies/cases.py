@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from cgdpm_med.data.acdc import AcdcPatient, acdc_patient_folders, read_acdc_patient
 from cgdpm_med.data.transforms import case_name
@@ -26,11 +27,10 @@ from cgdpm_med.studies.folders import (
 from cgdpm_med.studies.map_names import OUTPUTS, is_map
 from cgdpm_med.studies.phases import cine_of, phase_pairs
 from cgdpm_med.volumes import Spacing, Volume, read_volume
-from cgdpm_med.volumes.dicom.files import is_dicom_file
-from cgdpm_med.volumes.dicom.finding import DicomFinding, find_dicom
-from cgdpm_med.volumes.dicom.stack import DicomStack
-from cgdpm_med.volumes.formats import READABLE, volume_suffix
-from cgdpm_med.volumes.reading import files_of
+from cgdpm_med.volumes.formats import READABLE, files_of, is_dicom_file, volume_suffix
+
+if TYPE_CHECKING:
+    from cgdpm_med.volumes.dicom.stack import DicomStack
 
 _LABEL_WORD = re.compile(
     r"(?<=.)[_\-. ](gt|segs?|segmentations?|labels?|masks?)$|^(gt|seg|label|mask)[_\-](?=.)", re.IGNORECASE
@@ -191,7 +191,7 @@ def search(source: str | Path, *, exclude: str | Path | None = None, series: Col
         if path not in taken
     ]
     cases += _paired_phases(scans, contents)
-    cases += _dicom_cases(source, find_dicom(source, exclude=exclude))
+    cases += _dicom_cases(source, exclude)
     cases += [_unusable_case(error, source) for error in contents.unusable]
     if not cases:
         raise _nothing(source, outside, contents)
@@ -234,11 +234,14 @@ def _paired_phases(scans: list[Case], contents: Contents) -> list[Case]:
 def _chosen_series(source: Path, exclude: str | Path | None, series: Collection[int]) -> list[Case]:
     if not source.is_dir():
         raise InputError("is no folder of DICOM series", path=source, remedy="Leave out --series, or give a folder")
-    return _without_namesakes(_dicom_cases(source, find_dicom(source, exclude=exclude, series=series)))
+    return _without_namesakes(_dicom_cases(source, exclude, series))
 
 
-def _dicom_cases(source: Path, findings: list[DicomFinding]) -> list[Case]:
+def _dicom_cases(source: Path, exclude: str | Path | None, series: Collection[int] | None = None) -> list[Case]:
     """A case for each finding, called like its folder; several in one folder are told apart by their series."""
+    from cgdpm_med.volumes.dicom.finding import find_dicom  # pydicom, which other inputs do not need
+
+    findings = find_dicom(source, exclude=exclude, series=series)
     crowd = Counter(found.folder for found in findings)
     taken: Counter[str] = Counter()
     cases = []

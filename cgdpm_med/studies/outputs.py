@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cgdpm_med import __version__
 from cgdpm_med.data.transforms import case_name
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.segmenter import Segmentation
+from cgdpm_med.models.weights import weights_digest
 from cgdpm_med.studies.map_names import OUTPUTS
 from cgdpm_med.volumes import Grid, Volume, read_labels, read_volume, slice_order, write_on_grid
 
@@ -200,3 +205,27 @@ def write_label_tables(folder: Path, labels: Labels = DEFAULT_LABELS) -> list[Pa
             file.write(text.encode())
         files.append(folder / name)
     return files
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a result depends on besides its image: software, settings (with the seed), weights by file name and hash."""
+
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    weights: Mapping[str, str]
+
+
+def provenance(settings: Mapping[str, Any], *weights: str | Path) -> Provenance:
+    """The versions in use, the settings given, and the SHA-256 of each weights file (its name without the folder).
+
+    Args:
+        settings: for example what :func:`~cgdpm_med.inference.predictor.predictor_settings` returns.
+    """
+    versions = {"cgdpm_med": __version__, "python": platform.python_version()}
+    for name in ("torch", "monai", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return Provenance(versions, settings, {Path(path).name: weights_digest(path) for path in weights})
