@@ -10,11 +10,12 @@ import torch
 from oracles import Gaussian
 from torch import Tensor
 
-from cgdpm_med.diffusion.ensemble import KeyedNoise, sample_ensemble
+from cgdpm_med.diffusion.ensemble import KeyedNoise
 from cgdpm_med.diffusion.samplers import SAMPLERS
 from cgdpm_med.diffusion.sampling import Guided, Sampling
 from cgdpm_med.diffusion.schedule import NEGLIGIBLE, NoiseSchedule
 from cgdpm_med.inference.inferers import WindowedDenoiser
+from cgdpm_med.runtime.batching import sample_ensemble
 
 SCHEDULE = NoiseSchedule(schedule="cosine", prediction_type="sample")
 SHAPE = (1, 8, 8)
