@@ -162,7 +162,7 @@ class _LastPrepared:
 
     def __init__(self, prepare: Callable[[range], dict[str, Any]]) -> None:
         self.prepare = prepare
-        self.forget()
+        self.rows, self.prepared = range(0), dict[str, Any]()
 
     def of(self, rows: range) -> dict[str, Any]:
         if self.rows != rows:
