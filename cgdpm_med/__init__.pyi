@@ -83,6 +83,7 @@ from cgdpm_med.models import (
     describe as describe,
     guidance_beside as guidance_beside,
     load_model as load_model,
+    load_upsampler as load_upsampler,
     load_weights as load_weights,
     save_model as save_model,
 )
@@ -109,7 +110,6 @@ from cgdpm_med.training.guidance import (
     ReplayLoader as ReplayLoader,
     examples_prepare_batch as examples_prepare_batch,
     guide_from_denoiser as guide_from_denoiser,
-    load_guide as load_guide,
 )
 from cgdpm_med.training.handlers import Progress as Progress, SampleGrid as SampleGrid
 from cgdpm_med.volumes import (

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from cgdpm_med.diffusion.ensemble import key_seed
 from cgdpm_med.files import InputError
 from cgdpm_med.images.datalists import Item
+from cgdpm_med.images.mosaics import mosaic
 
 
 class HeldOut(NamedTuple):
@@ -43,6 +45,9 @@ class AugmentedPictures(Dataset):
         pictures: items by index, for example a MONAI ``Dataset`` or ``CacheDataset``.
         augment: a MONAI transform over an item, or None.
         seed: of the augmentation.
+        shrink: range of a random scale below one; the canvas is kept full by other pictures
+            (:func:`~cgdpm_med.images.mosaics.mosaic`). None shrinks nothing.
+        shrink_prob: probability of shrinking.
 
     Index it with (epoch, index), as :class:`~cgdpm_med.EpochSampler` does, or with an index alone for epoch 0.
     """
@@ -52,17 +57,29 @@ class AugmentedPictures(Dataset):
         pictures: Sequence[Mapping[str, Any]],
         augment: Callable[[dict[Hashable, Any]], dict[Hashable, Any]] | None = None,
         seed: int = 0,
+        shrink: tuple[float, float] | None = None,
+        shrink_prob: float = 0.5,
     ) -> None:
+        if shrink is not None and not 0 < shrink[0] <= shrink[1] <= 1:
+            raise ValueError(f"pictures are shrunk to a range of scales in (0, 1], not {shrink}")
         self.pictures, self.augment, self.seed = pictures, augment, seed
+        self.shrink, self.shrink_prob = shrink, shrink_prob
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[Hashable, Any]:
         epoch, i = index if isinstance(index, tuple) else (0, index)
-        item: dict[Hashable, Any] = dict(self.pictures[i].items())
+        item = self._shrunk(epoch, i)
         if self.augment is None:
             return item
         if hasattr(self.augment, "set_random_state"):
             self.augment.set_random_state(seed=key_seed(self.seed, "augment", epoch, i) % 2**32)
         return self.augment(item)
+
+    def _shrunk(self, epoch: int, i: int) -> dict[Hashable, Any]:
+        item: dict[Hashable, Any] = dict(self.pictures[i].items())
+        rng = np.random.default_rng(key_seed(self.seed, "shrink", epoch, i))
+        if self.shrink is not None and rng.random() < self.shrink_prob:
+            item["image"] = mosaic(self.pictures, i, rng.uniform(*self.shrink), rng)
+        return item

@@ -81,7 +81,20 @@ class PictureInput:
             raise ValueError(f"a window has at least one pixel, not {self.window}")
 
 
+Input = VolumeInput | PictureInput
 INPUTS: Mapping[str, type[VolumeInput] | type[PictureInput]] = {"volume": VolumeInput, "picture": PictureInput}
+
+
+def input_from(content: Any) -> Input:
+    """An input as a file or a configuration writes it: a table of its fields, and its ``kind``.
+
+    Raises:
+        ValueError, KeyError: for a kind or a field that there is not, or an input that cannot be.
+    """
+    kind = content["kind"]
+    if kind not in INPUTS:
+        raise ValueError(f"the input is one of {', '.join(INPUTS)}, not {kind!r}")
+    return INPUTS[kind](**_known(INPUTS[kind], {name: value for name, value in content.items() if name != "kind"}))
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,7 @@ class ModelDescription:
     network: Mapping[str, Any]
     target: Mapping[str, Any]
     schedule: Mapping[str, Any]
-    input: VolumeInput | PictureInput
+    input: Input
     labels: tuple[Label, ...] = ()
     training: TrainingData | None = None
     denoiser: str | None = None
@@ -164,11 +177,7 @@ class ModelDescription:
         """
         try:
             given = _known(cls, content)
-            kind = given["input"]["kind"]
-            if kind not in INPUTS:
-                raise ValueError(f"the input is one of {', '.join(INPUTS)}, not {kind!r}")
-            rest = {name: value for name, value in given["input"].items() if name != "kind"}
-            given["input"] = INPUTS[kind](**_known(INPUTS[kind], rest))
+            given["input"] = input_from(given["input"])
             given["labels"] = tuple(Label(**_known(Label, label)) for label in given.get("labels", ()))
             if given.get("training") is not None:
                 given["training"] = TrainingData(**_known(TrainingData, given["training"]))

@@ -23,10 +23,11 @@ from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskTarget, Target
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.models.description import (
+    Input,
     ModelDescription,
-    PictureInput,
     TrainingData,
     VolumeInput,
+    input_from,
     labels_from,
     read_description,
 )
@@ -114,7 +115,7 @@ def describe(
     network: nn.Module,
     target: Target,
     schedule: NoiseSchedule,
-    input: VolumeInput | PictureInput,
+    input: Input | Mapping[str, Any],
     labels: Sequence[Any] = (),
     training: TrainingData | None = None,
     guides: str | Path | None = None,
@@ -123,6 +124,7 @@ def describe(
 
     Args:
         network: whose state_dict the file will hold.
+        input: what the network sees, or its fields with a ``kind``, "volume" or "picture".
         labels: of the classes 1, 2, …: names, or tables with name and colour.
         guides: where ``network`` is a guidance network, the file of its denoiser.
 
@@ -136,12 +138,12 @@ def describe(
             network=described(network),
             target=described(target),
             schedule=described(schedule),
-            input=input,
+            input=input_from(input) if isinstance(input, Mapping) else input,
             labels=labels_from(labels),
             training=training,
             denoiser=None if guides is None else weights_digest(guides),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise error if isinstance(error, InputError) else InputError(str(error), remedy="Correct it") from error
     check(made, network, target, schedule)
     _check_rebuilds(made, network)
