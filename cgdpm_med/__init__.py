@@ -101,6 +101,7 @@ _EXPORTS: dict[str, str] = {
     "image_datalist": "images",
     "imagenet_datalist": "images",
     "readable_pictures": "images",
+    "repeated": "images",
     "write_phantom_dataset": "phantom",
     # apps
     "SuperResolver": "apps.super_resolve",

@@ -71,6 +71,7 @@ from cgdpm_med.images import (
     image_datalist as image_datalist,
     imagenet_datalist as imagenet_datalist,
     readable_pictures as readable_pictures,
+    repeated as repeated,
 )
 from cgdpm_med.inference.bundles import bundle_path as bundle_path, list_bundles as list_bundles
 from cgdpm_med.inference.inferers import RegionInferer as RegionInferer, SliceEnsembleInferer as SliceEnsembleInferer

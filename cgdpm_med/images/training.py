@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from cgdpm_med.diffusion.ensemble import key_seed
-from cgdpm_med.files import InputError
+from cgdpm_med.files import InputError, listed
 from cgdpm_med.images.datalists import Item
 from cgdpm_med.images.mosaics import mosaic
 
@@ -21,18 +21,49 @@ class HeldOut(NamedTuple):
     validation: list[Item]
 
 
-def hold_out(items: Sequence[Item], count: int) -> HeldOut:
+def hold_out(items: Sequence[Item], count: int, folders: Sequence[str] = ()) -> HeldOut:
     """Put ``count`` items aside, at even distances in the list.
 
+    Args:
+        folders: first parts of keys; only pictures of these are put aside. All are, where none is given.
+
     Raises:
-        InputError: when nothing would be left to train on.
+        InputError: when nothing would be left to train on, or a folder holds no picture of the list.
     """
-    n = len(items)
+    _check_folders(folders, items)
+    candidates = [place for place, item in enumerate(items) if not folders or _folder(item) in folders]
+    n = len(candidates)
     if not 0 <= count < n:
         raise InputError(f"{count} of {n} pictures cannot be held out", remedy="Give more pictures, or hold out fewer")
-    places = {(2 * i + 1) * n // (2 * count) for i in range(count)}
+    places = {candidates[(2 * i + 1) * n // (2 * count)] for i in range(count)}
     train = [item for place, item in enumerate(items) if place not in places]
     return HeldOut(train, [items[place] for place in sorted(places)])
+
+
+def repeated(items: Sequence[Item], times: Mapping[str, int]) -> list[Item]:
+    """The items, those of a folder several times: a small set that resembles what is to be refined counts for more.
+
+    Args:
+        times: how often, by the first part of the key; once where a folder is not named.
+
+    Raises:
+        InputError: for a folder that holds no picture of the list, or a number below 1.
+    """
+    _check_folders(list(times), items)
+    if wrong := [folder for folder, number in times.items() if number < 1]:
+        raise InputError(f"pictures of {listed(wrong, 3)} would be left out", remedy="Repeat them once or more often")
+    return [item for item in items for _ in range(times.get(_folder(item), 1))]
+
+
+def _folder(item: Item) -> str:
+    return str(item["key"]).split("/")[0]
+
+
+def _check_folders(folders: Sequence[str], items: Sequence[Item]) -> None:
+    known = sorted({_folder(item) for item in items})
+    if unknown := [folder for folder in folders if folder not in known]:
+        remedy = f"Name folders among {listed(known, 5)}"
+        raise InputError(f"no picture lies in {listed(unknown, 3)}", remedy=remedy)
 
 
 class AugmentedPictures(Dataset):
