@@ -3,9 +3,9 @@
 python scripts/ablation_sr.py --dataset-dir TRAIN --test-dir TEST --output OUT --iterations 4000
 
 Rows: regression, SR3, B1 to B5; B5 is B4 of the same seed with a guidance network. The target is the bundle's residual;
-``--settings configs/sr_8_64.yaml configs/paper_target.yaml`` takes the paper's own. Writes ablation.csv, ablation.md and
-sheet.png, after every row. The same command continues a run that was stopped: finished rows are kept, and a row in work
-goes on from its last epoch.
+``--settings configs/sr_8_64.yaml configs/paper_target.yaml`` takes the paper's own. Writes ablation.csv, ablation.md
+and sheet.png, after every row. The same command continues a run that was stopped: finished rows are kept, and a row in
+work goes on from its last epoch.
 """
 
 from __future__ import annotations

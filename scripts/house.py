@@ -24,8 +24,9 @@ PACKAGE = REPO / "cgdpm_med"
 ENCODING = ("encode_condition", "encode")
 MACHINERY = re.compile(r"is_cpu|is_cuda|is_grad_enabled|is_compiling|torch\.compile|cuda|autocast|channels_last|mkldnn")
 PLAIN_ROOMS = ("networks", "diffusion")
-# Conventions of MONAI's bundles, and what belongs to a run and its data: weights trained with another seed or in another
-# precision are sampled as well with this one, and a split that puts training patients among the tested ones is noticed.
+# Conventions of MONAI's bundles, and what belongs to a run and its data: weights trained with another seed or in
+# another precision are sampled as well with this one, and a split that puts training patients among the tested ones is
+# noticed.
 COMMON_KEYS = ("imports", "bundle_root", "device", "network", "initialize", "precision", "seed", "split")
 TRAINING, USE = ("train", "train_guidance"), ("inference", "evaluate")
 

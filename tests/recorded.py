@@ -1,8 +1,8 @@
 """What the shipped weights and seeded runs give, summed up for ``test_stays_equal.py``.
 
 ``python tests/recorded.py`` writes ``tests/data/recorded.json``: record before a change that shall change nothing, and
-only then; with names, those cases alone, on the machine of the others. Arrays are summed up by a digest of their bytes, and by numbers that hold where another CPU's kernels add in
-another order.
+only then; with names, those cases alone, on the machine of the others. Arrays are summed up by a digest of their bytes,
+and by numbers that hold where another CPU's kernels add in another order.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ IMAGENET = ("imagenet_sr_64_256", "imagenet_sr_128_512")
 BUNDLES = (*FACES, *IMAGENET)
 # in which two sizes of a bundle differ: pixels, the network, the budget, and the names of ADM's files
 VALUES = {"size", "channels", "attention_levels", "num_res_blocks", "epochs", "iterations", "batch_size", "warmup"}
-VALUES |= {"learning_rate", "ema_momentum", "shrink_prob", "held_out", "cached", "workers", "max_batch"}
+VALUES |= {"learning_rate", "ema_momentum", "held_out", "cached", "workers", "max_batch"}
 VALUES |= {"weights", "initial_weights", "model"}
 CLASSES = {"n00000001": 0, "n00000002": 1}
 SIZE, FACTOR = 16, 4  # of configs/sr_smoke.yaml
@@ -397,7 +397,8 @@ def test_the_model_file_of_a_row_says_what_it_is(
     assert model.schedule.prediction_type == expected
     assert math.isclose(float(model.schedule.beta[-1]), 0.02 if paper or row == "sr3" else 0.999)
     assert isinstance(model.target, ImageTarget if paper else ResidualTarget)
-    assert (model.network if kind is None else model.network.network).fusion == fusion
+    arguments = model.description.network["arguments"]
+    assert (arguments if kind is None else arguments["network"]["arguments"])["fusion"] == fusion
     assert kind is None or isinstance(model.network, kind)
     assert model.network.state_dict().keys() == network.state_dict().keys()
 

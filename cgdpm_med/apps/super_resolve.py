@@ -146,8 +146,9 @@ class SuperResolver:
         Raises:
             InputError: for weights that are no ADM upsampler, or a class that is missing or does not exist.
         """
-        heads = {"num_heads": num_heads, "num_head_channels": num_head_channels}
-        model = load_upsampler(weights, window=window, project=project, **heads)
+        model = load_upsampler(
+            weights, window=window, project=project, num_heads=num_heads, num_head_channels=num_head_channels
+        )
         classes = _classes_of(model.network)
         if classes is not None and (class_index is None or not 0 <= class_index < classes):
             what = "needs the class of the images" if class_index is None else f"has no class {class_index}"

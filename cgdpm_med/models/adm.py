@@ -1,4 +1,4 @@
-"""ADM's published upsamplers as models: their files say nothing of themselves, so what is known of them is said here."""
+"""ADM's published upsamplers as models: their files say nothing of themselves, so what is known is said here."""
 
 from __future__ import annotations
 
@@ -48,9 +48,11 @@ def load_upsampler(
         raise InputError("holds no upsampler of ADM", path=path, remedy=_REMEDY)
     else:
         model = load_model(path, allow=allow, description=description)
-    if project and not isinstance(model.target, ImageTarget):
+    if not project:
+        return model
+    if not isinstance(model.target, ImageTarget):
         raise InputError("makes another target than pictures as they are", path=path, remedy="Leave out project")
-    return replace(model, target=replace(model.target, project=project)) if project else model
+    return replace(model, target=replace(model.target, project=True))
 
 
 def _of_tensors(path: Path, tensors: Tensors, window: int, heads: dict[str, Any]) -> Model:
@@ -61,5 +63,7 @@ def _of_tensors(path: Path, tensors: Tensors, window: int, heads: dict[str, Any]
     network = unet if unet.num_classes is None else ClassConditioned(unet).eval()
     target = ImageTarget(unet.out_channels, unet.cond_scale, learn_sigma=unet.learn_sigma)
     schedule = NoiseSchedule()  # ADM's: linear betas, epsilon
-    parts = (described(part) for part in (network, target, schedule))
-    return Model(network, target, schedule, ModelDescription("denoiser", *parts, PictureInput(window)), path)
+    said = ModelDescription(
+        "denoiser", described(network), described(target), described(schedule), PictureInput(window)
+    )
+    return Model(network, target, schedule, said, path)

@@ -39,7 +39,7 @@ from cgdpm_med.models.weights import (
     digest_of,
     place_tensors,
     read_content,
-    tensors_of,
+    rounded,
     weights_digest,
 )
 
@@ -101,7 +101,7 @@ class Model:
                 description = ModelDescription.from_dict(content, path)
                 if description.kind != "guidance":
                     raise InputError("is a denoiser, not a guidance network", path=path)
-                if description.denoiser != self.digest:
+                if description.denoiser not in (self.digest, self.description.rounded_from):
                     raise InputError("was trained to guide another denoiser", path=path)
             network = _made(content["network"] if content else self.description.network, path, self.allow)
             place_tensors(network, tensors, path)
@@ -219,15 +219,36 @@ def _of_innermost(network: Any, name: str) -> Any:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def save_model(path: str | Path, network: nn.Module | Tensors, description: ModelDescription) -> None:
+def save_model(
+    path: str | Path,
+    network: nn.Module | Tensors,
+    description: ModelDescription,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Write a model file, whole or not at all.
 
     Args:
         network: or its state_dict.
+        dtype: torch.float16 or torch.bfloat16 rounds floating-point tensors, which halves the file; read, they are
+            float32 again. None writes them as they are.
+
+    Raises:
+        InputError: for a tensor with values beyond what ``dtype`` holds.
+        ValueError: for another dtype.
     """
-    tensors = tensors_of(network) if isinstance(network, nn.Module) else dict(network)
+    tensors = dict(network.state_dict() if isinstance(network, nn.Module) else network)
+    if dtype is not None:
+        before, tensors = tensors, rounded(tensors, dtype, path)
+        description = _of_rounded(description, before, tensors, dtype)
     with atomic_write(path) as file:
         torch.save({TENSORS: tensors, DESCRIPTION: description.as_dict()}, file)
+
+
+def _of_rounded(said: ModelDescription, before: Tensors, after: Tensors, dtype: torch.dtype) -> ModelDescription:
+    """Rounding what was rounded so already changes nothing, and its origin stays known."""
+    precision = str(dtype).removeprefix("torch.")
+    again = said.precision == precision and all(torch.equal(after[name].to(t.dtype), t) for name, t in before.items())
+    return replace(said, precision=precision, rounded_from=said.rounded_from if again else digest_of(before))
 
 
 def load_model(
