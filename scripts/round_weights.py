@@ -24,9 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="a model file, of a denoiser or a guidance network")
     parser.add_argument("target", type=Path)
-    parser.add_argument(
-        "--precision", choices=DTYPES, default="float16", help="float16 rounds less"
-    )
+    parser.add_argument("--precision", choices=DTYPES, default="float16", help="float16 rounds less")
     arguments = parser.parse_args()
     try:
         round_file(arguments.source, arguments.target, DTYPES[arguments.precision])
