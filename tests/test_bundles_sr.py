@@ -33,7 +33,9 @@ from cgdpm_med import (
 )
 from cgdpm_med.apps.super_resolve import load_resolver
 from cgdpm_med.images import read_picture
-from cgdpm_med.models import load_model, save_model
+from cgdpm_med.models import load_model, save_model, save_weights
+from cgdpm_med.models.files import OldModelWarning
+from cgdpm_med.models.rebuild import rebuilt
 
 FACES = ("face_sr_16_128", "face_sr_64_512")
 IMAGENET = ("imagenet_sr_64_256", "imagenet_sr_128_512")
@@ -367,6 +369,47 @@ def test_the_command_line_hands_the_class_to_a_bundle(data: Path) -> None:
     assert resolver.class_index == 1
     with pytest.raises(InputError, match="no key 'class_index'"):
         load_resolver(data / "adm.pt", configs("face_sr_16_128").parent, class_index=1, device="cpu")
+
+
+# --- version 0.1 ------------------------------------------------------------------------------------------------------
+
+
+def of_version_0_1(bundle: str, **changes: Any) -> torch.nn.Module:
+    said = json.loads((configs(bundle) / "version_0_1.json").read_text(encoding="utf-8"))["network"]
+    network = rebuilt({**said, "arguments": {**said["arguments"], **changes}})
+    assert isinstance(network, torch.nn.Module)
+    return network
+
+
+@pytest.mark.parametrize("bundle", FACES)
+def test_weights_of_version_0_1_are_read_with_a_note(bundle: str, tmp_path: Path) -> None:
+    save_weights(of_version_0_1(bundle), tmp_path / "model.pt")
+    save_weights(of_version_0_1(bundle), tmp_path / "guidance.pt")
+    given: dict[str, Any] = {"weights": str(tmp_path / "model.pt"), "guidance_scale": 1.0, "device": "cpu"}
+    with pytest.warns(OldModelWarning) as notes:
+        resolver = SuperResolver.from_bundle(configs(bundle).parent, **given)
+    assert len([note for note in notes if note.category is OldModelWarning]) == 1
+    assert resolver.predictor.schedule.prediction_type == "v_prediction"
+    assert isinstance(resolver.predictor.target, ImageTarget)
+    assert resolver.predictor.guide is not None
+
+
+@pytest.mark.parametrize("bundle", IMAGENET)
+def test_condition_branches_of_version_0_1_have_a_description(bundle: str) -> None:
+    with torch.device("meta"):
+        network = of_version_0_1(bundle)
+    assert isinstance(network, ClassConditioned)
+
+
+def test_a_run_of_version_0_1_is_not_continued_by_another_network(data: Path, tmp_path: Path) -> None:
+    network = of_version_0_1("face_sr_16_128")
+    state = {name: {} for name in ("optimizer", "best", "lr_scheduler", "random")}
+    place = {"epoch": 0, "iteration": 0}
+    weights = network.state_dict()
+    torch.save({"network": weights, "ema": weights, **state, "place": place}, tmp_path / "checkpoint.pt")
+    with pytest.raises(RuntimeError) as refused:
+        train("face_sr_16_128", data, tmp_path).run()
+    assert "does not fit this run's network" in str(refused.value.__cause__)
 
 
 # --- baselines and ablation -------------------------------------------------------------------------------------------
