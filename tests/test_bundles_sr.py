@@ -403,13 +403,26 @@ def test_condition_branches_of_version_0_1_have_a_description(bundle: str) -> No
 
 def test_a_run_of_version_0_1_is_not_continued_by_another_network(data: Path, tmp_path: Path) -> None:
     network = of_version_0_1("face_sr_16_128")
-    state = {name: {} for name in ("optimizer", "best", "lr_scheduler", "random")}
+    state: dict[str, Any] = {name: {} for name in ("optimizer", "best", "lr_scheduler", "random")}
     place = {"epoch": 0, "iteration": 0}
     weights = network.state_dict()
     torch.save({"network": weights, "ema": weights, **state, "place": place}, tmp_path / "checkpoint.pt")
     with pytest.raises(RuntimeError) as refused:
         train("face_sr_16_128", data, tmp_path).run()
     assert "does not fit this run's network" in str(refused.value.__cause__)
+
+
+def test_a_run_is_not_continued_towards_another_target(trained: tuple[str, Path], data: Path, tmp_path: Path) -> None:
+    bundle, output = trained
+    run = shutil.copytree(output, tmp_path / "run")
+    changes = {"target#scale": 1.0} if bundle in FACES else {"schedule#num_train_timesteps": 500}
+    with pytest.raises(RuntimeError) as refused:
+        train(bundle, data, run, epochs=3, **changes).run()
+    assert "was trained with another" in str(refused.value.__cause__)
+    tensors = load_model(run / "model_last.pt").network
+    save_weights(tensors, run / "model_last.pt")  # as version 0.1 wrote it
+    with pytest.warns(OldModelWarning, match="this configuration"):
+        train(bundle, data, run, epochs=3).run()
 
 
 # --- baselines and ablation -------------------------------------------------------------------------------------------

@@ -297,6 +297,36 @@ def training_data_of(path: str | Path) -> TrainingData | None:
     return None if content is None else ModelDescription.from_dict(content, path).training
 
 
+def check_continues(path: str | Path, description: ModelDescription) -> None:
+    """That a training with this description may go on where one has written a model file.
+
+    Arguments that one of the two leaves to their defaults are not compared.
+
+    Raises:
+        InputError: for a file of another network, target, schedule or input.
+
+    Warns:
+        OldModelWarning: for one of version 0.1, which cannot be compared.
+    """
+    content = read_content(path)[1]
+    if content is None:
+        text = f"{Path(path).name} is of version 0.1 and does not say how it was trained: this configuration goes on"
+        warnings.warn(text, OldModelWarning, stacklevel=2)
+        return
+    said, wanted = ModelDescription.from_dict(content, path).as_dict(), description.as_dict()
+    if differing := [
+        name for name in ("network", "target", "schedule", "input") if not _alike(said[name], wanted[name])
+    ]:
+        what = f"was trained with another {' and '.join(differing)} than this configuration has"
+        raise InputError(what, path=path, remedy="Give the run another output folder")
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return all(_alike(one[name], other[name]) for name in one.keys() & other.keys())
+    return bool(one == other)
+
+
 def guidance_beside(weights: str | Path) -> Path:
     """Where the guidance network of a denoiser lies: ``guidance.pt`` beside its weights, else in a folder ``guidance``.
 
