@@ -65,6 +65,10 @@ Members = Annotated[
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Number of sampling steps of each mask.", show_default="the bundle's")
 ]
+Timesteps = Annotated[
+    str | None,
+    typer.Option(metavar="T,T,…", help="Timesteps to visit instead, such as 999,666,333.", show_default="the bundle's"),
+]
 GuidanceScale = Annotated[
     float | None,
     typer.Option(min=0, help="Weight w of the guidance network; 0 turns it off.", show_default="the bundle's"),
@@ -232,6 +236,17 @@ def _timesteps(text: str) -> list[int]:
     return [int(low), int(high)]
 
 
+def _visited(text: str | None, steps: int | None) -> list[int] | None:
+    if text is None:
+        return None
+    if steps is not None:
+        raise typer.BadParameter("they say how many steps there are: leave out --steps", param_hint="--timesteps")
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise typer.BadParameter(f"{text!r} are no timesteps, such as 999,666,333", param_hint="--timesteps")
+    return [int(word) for word in words]
+
+
 def _series_numbers(texts: list[str] | None) -> list[int] | None:
     if not texts:
         return None
@@ -249,6 +264,7 @@ def segment(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; made if absent.")],
     members: Members = None,
     steps: Steps = None,
+    timesteps: Timesteps = None,
     method: Annotated[Method | None, typer.Option(help="Sampling method.", show_default="the bundle's")] = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -352,6 +368,7 @@ def segment(
         combine=None if combine is None or combine is Combination.staple else combine.value,
         members=members,
         steps=steps,
+        timesteps=_visited(timesteps, steps),
         method=method and method.value,
         seed=seed,
         precision=precision and precision.value,
@@ -377,6 +394,7 @@ def calibrate(
     ] = None,
     members: Members = None,
     steps: Steps = None,
+    timesteps: Timesteps = None,
     method: Annotated[Method | None, typer.Option(help="Sampling method.", show_default="the bundle's")] = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -407,6 +425,7 @@ def calibrate(
         spacing=_voxel_size(spacing),
         members=members,
         steps=steps,
+        timesteps=_visited(timesteps, steps),
         method=method and method.value,
         seed=seed,
         weights=weights and str(weights),
