@@ -490,6 +490,12 @@ def super_resolve(
         Path | None,
         typer.Option(help="Weights of the bundle's guidance network.", show_default="guidance.pt beside --weights"),
     ] = None,
+    project: Annotated[
+        bool | None,
+        typer.Option(
+            help="Make samples of ADM's networks agree with their input.", show_default="the bundle's; ADM: off"
+        ),
+    ] = None,
     device: Device = "auto",
     precision: Annotated[
         Precision | None, typer.Option(help="Numerical precision of the network.", show_default="the bundle's")
@@ -518,6 +524,7 @@ def super_resolve(
         seed=seed,
         guidance_scale=guidance_scale,
         guidance_weights=guidance_weights and str(guidance_weights),
+        project=project,
         precision=precision and precision.value,
     )
     result = run(resolver, source, out, spacing=voxels)

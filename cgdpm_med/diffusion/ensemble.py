@@ -164,8 +164,8 @@ def shared_first_step(
 ) -> Prediction | None:
     """What serves the first step of all members of these images; None where each member evaluates its own.
 
-    From member 0's noise, whichever members are drawn: the network knows the like of it, as it does not of zeros or a
-    mean over members; and member 0 keeps the walk it would have alone. Arguments as for :func:`sample_members`.
+    From member 0's noise, whichever members are drawn: the network knows the like of it, as it does not of zeros or of
+    a mean over members, and member 0 keeps the walk it would have alone. Arguments as for :func:`sample_members`.
     """
     if not sampling.shares_first_step(schedule):
         return None

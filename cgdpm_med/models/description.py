@@ -15,6 +15,7 @@ from cgdpm_med import __version__
 from cgdpm_med.files import InputError
 
 KINDS = ("denoiser", "guidance")
+PRECISIONS = ("float32", "float16", "bfloat16")
 VIEWS = ("short-axis",)
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
 _REMEDY = "Use a file as the training wrote it"
@@ -81,7 +82,20 @@ class PictureInput:
             raise ValueError(f"a window has at least one pixel, not {self.window}")
 
 
+Input = VolumeInput | PictureInput
 INPUTS: Mapping[str, type[VolumeInput] | type[PictureInput]] = {"volume": VolumeInput, "picture": PictureInput}
+
+
+def input_from(content: Any) -> Input:
+    """An input as a file or a configuration writes it: a table of its fields, and its ``kind``.
+
+    Raises:
+        ValueError, KeyError: for a kind or a field that there is not, or an input that cannot be.
+    """
+    kind = content["kind"]
+    if kind not in INPUTS:
+        raise ValueError(f"the input is one of {', '.join(INPUTS)}, not {kind!r}")
+    return INPUTS[kind](**_known(INPUTS[kind], {name: value for name, value in content.items() if name != "kind"}))
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,9 @@ class ModelDescription:
         labels: of the classes 1, 2, …; none where no mask is made.
         training: None where it is not known.
         denoiser: of a guidance network, the digest of the tensors it guides.
+        precision: of the floating-point tensors in the file; read, they are float32.
+        rounded_from: where they were rounded to that precision, the digest of what they were before: a guidance network
+            that was trained on those guides these too.
         versions: that the file was written with.
     """
 
@@ -126,15 +143,19 @@ class ModelDescription:
     network: Mapping[str, Any]
     target: Mapping[str, Any]
     schedule: Mapping[str, Any]
-    input: VolumeInput | PictureInput
+    input: Input
     labels: tuple[Label, ...] = ()
     training: TrainingData | None = None
     denoiser: str | None = None
+    precision: str = "float32"
+    rounded_from: str | None = None
     versions: Mapping[str, str] = field(default_factory=versions)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"the kind is one of {', '.join(KINDS)}, not {self.kind!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"the precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         if (self.kind == "guidance") != (self.denoiser is not None):
             raise ValueError("a guidance network, and no other, names the denoiser it guides")
 
@@ -169,11 +190,7 @@ class ModelDescription:
         """
         try:
             given = _known(cls, content)
-            kind = given["input"]["kind"]
-            if kind not in INPUTS:
-                raise ValueError(f"the input is one of {', '.join(INPUTS)}, not {kind!r}")
-            rest = {name: value for name, value in given["input"].items() if name != "kind"}
-            given["input"] = INPUTS[kind](**_known(INPUTS[kind], rest))
+            given["input"] = input_from(given["input"])
             given["labels"] = tuple(Label(**_known(Label, label)) for label in given.get("labels", ()))
             if given.get("training") is not None:
                 given["training"] = TrainingData(**_known(TrainingData, given["training"]))

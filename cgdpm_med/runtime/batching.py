@@ -162,7 +162,8 @@ class _LastPrepared:
 
     def __init__(self, prepare: Callable[[range], dict[str, Any]]) -> None:
         self.prepare = prepare
-        self.rows, self.prepared = range(0), dict[str, Any]()
+        self.rows = range(0)
+        self.prepared: dict[str, Any] = {}
 
     def of(self, rows: range) -> dict[str, Any]:
         if self.rows != rows:
@@ -171,7 +172,7 @@ class _LastPrepared:
         return self.prepared
 
     def forget(self) -> None:
-        self.rows, self.prepared = range(0), dict[str, Any]()
+        self.rows, self.prepared = range(0), {}
 
 
 def _if_it_fits(draw: Callable[[], Tensor]) -> Tensor | None:
