@@ -26,6 +26,7 @@ ROOMS = (
     "models",
     "images",
     "data",
+    "datasets",
     "phantom",
     "metrics",
     "inference",
