@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +165,8 @@ def _item(item: Any, part: str, path: Path) -> Example:
     images = content.get("image")
     files = [images] if isinstance(images, str) else images
     label = content.get("label")
-    bad = not isinstance(files, Sequence) or not files or not all(isinstance(name, str) for name in files)
-    if bad or not (label is None or isinstance(label, str)):
+    named = isinstance(files, list) and files and all(isinstance(name, str) for name in files)
+    if not isinstance(files, list) or not named or not (label is None or isinstance(label, str)):
         remedy = 'Write {"image": "a.nii.gz", "label": "a_mask.nii.gz"}; image may be a list of channels'
         raise InputError(f"has an item that names no files: {str(item)[:60]}", path=path, remedy=remedy)
     if label is None and part != "test":

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.datasets.dataset import DataSet, Example
+from cgdpm_med.datasets.dataset import DataSet, Example, data_files, stem
 from cgdpm_med.datasets.label_values import as_classes, stored_labels
 from cgdpm_med.files import InputError
 from cgdpm_med.images.pictures import read_picture
@@ -28,17 +29,17 @@ class View:
     axes: tuple[int, int, int] = (0, 1, 2)
     flips: tuple[int, ...] = ()
 
-    def apply(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
+    def apply(self, stored: NDArray[Any]) -> NDArray[Any]:
         """(…, X, Y, Z) as stored to the view."""
         lead = stored.ndim - 3
         order = [*range(lead), *(lead + axis for axis in self.axes)]
-        return np.flip(stored.transpose(order), [lead + axis for axis in self.flips])
+        return np.flip(stored.transpose(order), tuple(lead + axis for axis in self.flips))
 
-    def undo(self, shown: NDArray[np.generic]) -> NDArray[np.generic]:
+    def undo(self, shown: NDArray[Any]) -> NDArray[Any]:
         """The inverse of :meth:`apply`."""
         lead = shown.ndim - 3
         order = [*range(lead), *(lead + int(axis) for axis in np.argsort(self.axes))]
-        return np.flip(shown, [lead + axis for axis in self.flips]).transpose(order)
+        return np.flip(shown, tuple(lead + axis for axis in self.flips)).transpose(order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +153,6 @@ def input_files(source: Path) -> Mapping[str, tuple[Path, ...]]:
     Raises:
         InputError: there are none.
     """
-    from cgdpm_med.datasets.dataset import data_files, stem
-
     files = [source] if source.is_file() else data_files(source)
     groups: dict[str, list[Path]] = {}
     for path in files:
