@@ -23,8 +23,9 @@ from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskTarget, Target
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.models.description import (
+    Input,
     ModelDescription,
-    PictureInput,
+    SliceInput,
     TrainingData,
     VolumeInput,
     labels_from,
@@ -68,7 +69,7 @@ class Model:
 
     @property
     def input(self) -> Any:
-        """A :class:`VolumeInput` or :class:`PictureInput`."""
+        """A :class:`VolumeInput`, :class:`PictureInput` or :class:`SliceInput`."""
         return self.description.input
 
     @property
@@ -114,7 +115,7 @@ def describe(
     network: nn.Module,
     target: Target,
     schedule: NoiseSchedule,
-    input: VolumeInput | PictureInput,
+    input: Input,
     labels: Sequence[Any] = (),
     training: TrainingData | None = None,
     guides: str | Path | None = None,
@@ -203,7 +204,7 @@ def check(
         what = f"names {len(description.labels)} labels for {target.num_classes} classes with the background"
         raise InputError(what, path=path, remedy=remedy)
     seen = _of_innermost(network, "cond_channels")
-    if isinstance(description.input, VolumeInput) and seen not in (None, len(description.input.channels)):
+    if isinstance(description.input, (VolumeInput, SliceInput)) and seen not in (None, len(description.input.channels)):
         what = f"has {description.input.neighbours} neighbours on each side, its network sees {seen} slices"
         raise InputError(what, path=path, remedy=remedy)
 
