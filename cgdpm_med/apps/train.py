@@ -20,6 +20,7 @@ from cgdpm_med.console import input_error_behind
 from cgdpm_med.datasets.dataset import DataSet
 from cgdpm_med.datasets.fingerprint import Fingerprint, fingerprint
 from cgdpm_med.datasets.folders import read_dataset
+from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.loading import load_example
 from cgdpm_med.datasets.plan import Plan, make_plan, parse_settings, plan_page, write_plan
 from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, slice_input
@@ -60,7 +61,7 @@ class Wishes:
     @property
     def none(self) -> bool:
         """Whether nothing is decided."""
-        return self == Wishes(settings=self.settings) and not self.settings
+        return not self.settings and self == Wishes(settings=self.settings)
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,9 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
     _write_json(run / "configs" / "metadata.json", metadata(planned))
     _write_json(run / SPLIT, {**planned.parts, "trained_on": sorted(planned.parts["train"])})
     task = {"name": planned.dataset.name, "labels": planned.seen.labels, "channels": planned.seen.channels}
-    _write_json(run / TASK, {**task, "patients": wishes.patients, "fingerprint": asdict(planned.seen)})
+    _write_json(
+        run / TASK, {**task, "patients": wishes.patients, "wishes": asdict(wishes), "fingerprint": asdict(planned.seen)}
+    )
     _write(run / "docs" / "README.md", planned.page + _USE)
     write_plan(planned.plan, run / PLAN)
 
@@ -248,9 +251,10 @@ def train(
     """
     source, run, wishes = Path(source), Path(run), wishes or Wishes()
     if (run / PLAN).is_file():
-        if not wishes.none:
+        begun = read_json(run / TASK)["wishes"]
+        if not wishes.none and json.loads(json.dumps(asdict(wishes))) != begun:
             remedy = "Leave the options out to continue it, or give another folder"
-            raise InputError("is planned already", path=run, remedy=remedy)
+            raise InputError("is planned already, with other options", path=run, remedy=remedy)
         say(f"continuing {run}")
     else:
         _check_new(run)
@@ -297,8 +301,7 @@ def _run_training(source: Path, run: Path, device: torch.device) -> None:
 
 
 def _test(source: Path, run: Path, device: str) -> dict[str, Any] | None:
-    parts = json.loads((run / SPLIT).read_text(encoding="utf-8"))
-    if not parts["test"]:
+    if not read_json(run / SPLIT)["test"]:
         return None
     segmenter = load_segmenter(run, device=f"$torch.device('{choose_device(device)}')")
     return evaluate_part(segmenter, run, source, "test", run / "evaluation")
