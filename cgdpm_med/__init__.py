@@ -28,7 +28,6 @@ __version__ = "0.1.0"
 _EXPORTS: dict[str, str] = {
     # networks
     "ConditionalUNet": "networks.unet",
-    "Denoiser": "networks.denoiser",
     "ClassConditioned": "networks.classes",
     "load_adm_upsampler": "networks.adm",
     # diffusion
@@ -41,7 +40,7 @@ _EXPORTS: dict[str, str] = {
     "ImageTarget": "diffusion.targets",
     "ResidualTarget": "diffusion.targets",
     "MaskDenoiser": "diffusion.targets",
-    "sample_ensemble": "diffusion.ensemble",
+    "sample_ensemble": "runtime.batching",
     "GuidanceLoss": "diffusion.losses",
     "Replay": "diffusion.guidance",
     "ScaledGuide": "diffusion.guidance",
@@ -57,7 +56,6 @@ _EXPORTS: dict[str, str] = {
     "LoneSpacingd": "data.transforms",
     "Degraded": "data.transforms",
     "CombineMembersd": "data.transforms",
-    "FuseMembersd": "data.transforms",
     "SaveOnGridd": "data.transforms",
     "SliceDataset": "data.slices",
     "EpochSampler": "data.slices",
@@ -89,8 +87,8 @@ _EXPORTS: dict[str, str] = {
     "Volume": "volumes",
     "read_labels": "volumes",
     "read_volume": "volumes",
-    "find_dicom": "volumes",
-    "read_dicom": "volumes",
+    "find_dicom": "volumes.dicom.finding",
+    "read_dicom": "volumes.dicom.finding",
     "acdc_datalist": "data.acdc",
     "AppendClassd": "images",
     "AugmentedPictures": "images",
@@ -133,13 +131,16 @@ _EXPORTS: dict[str, str] = {
     "Options": "apps.pipeline",
 }
 
+_FORMER = {"FuseMembersd": "data.transforms"}  # names of version 0.1 that configurations of users hold
+
 __all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
+    module = _EXPORTS.get(name) or _FORMER.get(name)
+    if module is None:
         raise AttributeError(f"module 'cgdpm_med' has no attribute {name!r}")
-    value = getattr(import_module(f"cgdpm_med.{_EXPORTS[name]}"), name)
+    value = getattr(import_module(f"cgdpm_med.{module}"), name)
     globals()[name] = value
     return value
 

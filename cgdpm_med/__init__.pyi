@@ -17,7 +17,6 @@ from cgdpm_med.data.slices import EpochSampler as EpochSampler, SliceDataset as 
 from cgdpm_med.data.transforms import (
     CombineMembersd as CombineMembersd,
     Degraded as Degraded,
-    FuseMembersd as FuseMembersd,
     LoadVolumed as LoadVolumed,
     LoneSpacingd as LoneSpacingd,
     SaveOnGridd as SaveOnGridd,
@@ -29,7 +28,6 @@ from cgdpm_med.diffusion.baselines import (
     NoiseLevelConditioned as NoiseLevelConditioned,
     Regression as Regression,
 )
-from cgdpm_med.diffusion.ensemble import sample_ensemble as sample_ensemble
 from cgdpm_med.diffusion.guidance import (
     Replay as Replay,
     ScaledGuide as ScaledGuide,
@@ -88,12 +86,12 @@ from cgdpm_med.models import (
 )
 from cgdpm_med.networks.adm import load_adm_upsampler as load_adm_upsampler
 from cgdpm_med.networks.classes import ClassConditioned as ClassConditioned
-from cgdpm_med.networks.denoiser import Denoiser as Denoiser
 from cgdpm_med.networks.unet import ConditionalUNet as ConditionalUNet
 from cgdpm_med.phantom import write_phantom_dataset as write_phantom_dataset
 from cgdpm_med.report.overlay import draw_overlay as draw_overlay
 from cgdpm_med.runtime.allocator import keep_freed_memory as keep_freed_memory
 from cgdpm_med.runtime.autocast import Autocast as Autocast
+from cgdpm_med.runtime.batching import sample_ensemble as sample_ensemble
 from cgdpm_med.runtime.precision import autocast_dtype as autocast_dtype
 from cgdpm_med.runtime.processes import leave_process_group as leave_process_group
 from cgdpm_med.studies.cases import find_cases as find_cases
@@ -112,13 +110,8 @@ from cgdpm_med.training.guidance import (
     load_guide as load_guide,
 )
 from cgdpm_med.training.handlers import Progress as Progress, SampleGrid as SampleGrid
-from cgdpm_med.volumes import (
-    Volume as Volume,
-    find_dicom as find_dicom,
-    read_dicom as read_dicom,
-    read_labels as read_labels,
-    read_volume as read_volume,
-)
+from cgdpm_med.volumes import Volume as Volume, read_labels as read_labels, read_volume as read_volume
+from cgdpm_med.volumes.dicom.finding import find_dicom as find_dicom, read_dicom as read_dicom
 
 __version__: str
 __all__: list[str]

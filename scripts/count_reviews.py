@@ -57,7 +57,7 @@ def studies(folder: str, masks: Path | None, *, turned: bool) -> Iterator[Study]
         image, labels = read_volume(item["image"]), read_labels(path)
         if turned:
             image = Volume(image.data[..., ::-1], image.grid, image.path)
-        study = found.setdefault(item["patient"], Study(item["patient"], ed=1, es=2))
+        study = found.setdefault(item["patient"], Study(item["patient"], known={"ED": 1, "ES": 2}))
         study.add(("ED", "ES").index(item["frame"]) + 1, segmentation_of(image, labels, item["key"]))
     yield from found.values()
 

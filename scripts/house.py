@@ -3,12 +3,16 @@
 
 python scripts/house.py             # this checkout
 python scripts/house.py --trace     # and the files that segmenting one volume walks through (half a minute)
+
+A file is walked if one of its functions runs, from the call of ``segment`` to its end; bodies of modules and classes,
+which run once at import, do not count. The volume is one NIfTI file, without a page.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import re
 import sys
 import tempfile
@@ -109,7 +113,11 @@ def front_door() -> tuple[list[str], list[str]]:
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     tables = [n.value for n in ast.walk(tree) if isinstance(n, ast.AnnAssign) and _name(n.target) == "_EXPORTS"]
     names = [str(ast.literal_eval(key)) for table in tables if isinstance(table, ast.Dict) for key in table.keys if key]
-    places = [path for folder in ("bundles", "configs", "docs", "scripts") for path in (REPO / folder).rglob("*")]
+    places = [
+        path
+        for folder in ("bundles", "configs", "docs", "scripts", "benchmarks")
+        for path in (REPO / folder).rglob("*")
+    ]
     read = [path for path in (*places, REPO / "README.md") if path.suffix in (".yaml", ".md", ".py")]
     words = {word for path in read for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
     return names, [name for name in names if name not in words]
@@ -120,7 +128,7 @@ def _name(node: ast.AST) -> str:
 
 
 def walked() -> tuple[set[str], int]:
-    """Files of the package that segmenting one volume runs through, and how often one gives way to another."""
+    """Files of the package whose functions segmenting one volume runs, and how often one gives way to another."""
     from cgdpm_med import Options, segment, write_phantom_dataset
 
     files: set[str] = set()
@@ -129,7 +137,7 @@ def walked() -> tuple[set[str], int]:
     def follow(frame: Any, event: str, _: Any) -> None:
         nonlocal steps, here
         name = frame.f_code.co_filename
-        if event == "call" and name.startswith(str(PACKAGE)) and frame.f_code.co_name != "<module>":
+        if event == "call" and name.startswith(str(PACKAGE)) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
             steps, here = steps + (name != here), name
             files.add(str(Path(name).relative_to(PACKAGE)))
 
@@ -162,7 +170,8 @@ def main() -> None:
     print(f"front door: {len(names)} names, {len(unused)} used nowhere outside ({', '.join(unused)})")
     if arguments.trace:
         files, steps = walked()
-        print(f"segment of one volume: {len(files)} files, {steps} changes of file")
+        rooms = Counter(file.partition("/")[0] for file in files)
+        print(f"segment of one volume: {len(files)} files, {steps} changes of file ({_listed(rooms)})")
 
 
 def _listed(counts: Mapping[str, int]) -> str:

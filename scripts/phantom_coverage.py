@@ -23,15 +23,22 @@ from cgdpm_med.apps.pipeline import Options, segment_all
 from cgdpm_med.data.acdc import acdc_patients
 from cgdpm_med.evaluation.calibrate import fit_intervals
 from cgdpm_med.evaluation.files import format_function
-from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy, compare_function, compare_records, true_volumes
+from cgdpm_med.evaluation.function_scores import (
+    FrameTruth,
+    KnownStudy,
+    compare_function,
+    compare_records,
+    known_studies,
+    true_volumes,
+)
 from cgdpm_med.evaluation.statistics_page import function_table, statistics_page
 from cgdpm_med.files import atomic_write
-from cgdpm_med.heart.function import CardiacFunction
 from cgdpm_med.inference.segmenter import Segmenter, choose_device
 from cgdpm_med.phantom import write_phantom_dataset
 from cgdpm_med.report.records import read_study
 from cgdpm_med.studies.cases import find_cases
-from cgdpm_med.studies.study import StudyResult
+from cgdpm_med.studies.measures import Measurements
+from cgdpm_med.studies.result import StudyResult
 from cgdpm_med.volumes import HeaderWarning, read_labels
 
 FIRST, IN_A_SEED = 901, 50
@@ -73,7 +80,7 @@ def main() -> None:
                 FrameTruth(key, phase, record.volumes[n], truth_of(patient.label(n)))
                 for phase, n in (("ED", patient.ed), ("ES", patient.es))
             ]
-            studies.append(KnownStudy(key, *frames))
+            studies += known_studies(frames)
             records[key] = replace(record, key=key)
     summary = compare_records(studies, records)
     halves = compare_function(studies, cross_calibrated(studies)) if len(studies) >= 20 else None
@@ -108,7 +115,7 @@ def truth_of(mask: Path) -> Any:
     return true_volumes(reference.data, reference.grid.voxel_volume)
 
 
-def cross_calibrated(studies: Sequence[KnownStudy]) -> list[CardiacFunction]:
+def cross_calibrated(studies: Sequence[KnownStudy]) -> list[Measurements]:
     """Function of every study with intervals fitted to those of the other half; each half has all groups."""
     groups = 5
     halves = [[s for i, s in enumerate(studies) if i // groups % 2 == half] for half in (0, 1)]

@@ -31,7 +31,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from torch.utils.flop_counter import FlopCounterMode
 
 from cgdpm_med import InputError, Segmenter, acdc_datalist, bundle_path, keep_freed_memory
-from cgdpm_med.evaluation.sweep import SCORES, score_setting
+from cgdpm_med.evaluation.sweep import score_setting
 from cgdpm_med.models.weights import weights_digest
 from cgdpm_med.tables.csv_files import write_csv
 from cgdpm_med.tables.markdown import markdown_table
@@ -40,6 +40,7 @@ from cgdpm_med.tables.rows import Row, kept_row, write_text
 
 RECIPES = Path(__file__).resolve().parents[1] / "configs" / "recipes"
 DEFAULT = "default"
+SCORES = ("dice", "rv", "myo", "lv", "member_dice", "pairwise_dice", "ged", "ece", "brier", "auroc", "seconds")
 # column -> heading and digits
 COLUMNS = {
     "dice": ("Dice %", 2),

@@ -12,14 +12,15 @@ from dataclasses import asdict
 import numpy as np
 
 from cgdpm_med.data.acdc import ACDC_LABELS, acdc_datalist
-from cgdpm_med.heart.checks import heart_sizes
-from cgdpm_med.heart.function import FrameVolumes, cardiac_function, frame_volumes
+from cgdpm_med.heart.checks import heart_sizes, open_cavity_fraction
+from cgdpm_med.heart.function import cardiac_function
 from cgdpm_med.heart.stack_checks import slice_likeness
-from cgdpm_med.inference.quality import fragment_fraction, missing_slices, open_cavity_fraction
+from cgdpm_med.heart.structures import LV, MYO, RV
+from cgdpm_med.inference.quality import fragment_fraction, missing_slices
+from cgdpm_med.metrics.volumetry import FrameVolumes, frame_volumes
 from cgdpm_med.volumes import Volume, read_labels, read_volume
 
 Found = defaultdict[str, list[float]]
-RV, MYO, LV = 1, 2, 3
 
 
 def add_stack(found: Found, image: Volume) -> None:

@@ -25,10 +25,9 @@ from rich.console import Console
 from cgdpm_med import Segmenter, acdc_datalist, keep_freed_memory, read_labels, read_volume
 from cgdpm_med.data.acdc import ACDC_LABELS
 from cgdpm_med.diffusion.ensemble import key_seed
-from cgdpm_med.evaluation.segmenter import ensemble_settings
 from cgdpm_med.evaluation.shifts import SHIFTS, Shift
 from cgdpm_med.files import atomic_write
-from cgdpm_med.inference.segmenter import choose_device
+from cgdpm_med.inference.segmenter import choose_device, ensemble_settings
 from cgdpm_med.metrics.masks import dice_per_structure, foreground_region, mean_pairwise_dice
 from cgdpm_med.models.weights import weights_digest
 from cgdpm_med.studies.study import Study
@@ -101,7 +100,7 @@ def score_shift(segmenter: Segmenter, patients: Mapping[str, Sequence[Mapping[st
     """Scores of every volume under one shift, and the verdict of the quality checks on every patient."""
     volumes: list[Row] = []
     for patient, items in patients.items():
-        study = Study(patient, ed=1, es=2)
+        study = Study(patient, known={"ED": 1, "ES": 2})
         for number, item in enumerate(items, start=1):
             image, label = shifted(
                 item, SHIFTS[name], key_seed(segmenter.predictor.sampling.seed, "shift", name, item["key"])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cgdpm_med import Sampling, Volume, read_labels
-from cgdpm_med.inference.labels import ACDC
+from cgdpm_med.inference.labels import DEFAULT_LABELS
 from cgdpm_med.inference.segmenter import Segmentation
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Stub(Standing):
         self.predictor: Any = SimpleNamespace(**({"sampling": sampling, "precision": "float32", "guide": None} | how))
         self.device = torch.device("cpu")
         self.weights: tuple[Path, ...] = ()
-        self.labels = ACDC
+        self.labels = DEFAULT_LABELS
         self.combine = "mean"
         self.seen: list[str] = []
 

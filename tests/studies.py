@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy
-from cgdpm_med.heart.function import FrameVolumes
+from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy, known_studies
+from cgdpm_med.metrics.volumetry import FrameVolumes
 
 
 def volumes(lv: float, members: tuple[float, ...] = (), rv: float = 100.0) -> FrameVolumes:
@@ -14,8 +14,9 @@ def volumes(lv: float, members: tuple[float, ...] = (), rv: float = 100.0) -> Fr
 
 
 def study(name: str, ed: float, es: float, true_ed: float, true_es: float) -> KnownStudy:
-    frames = {
-        "ED": FrameTruth(name, "ED", volumes(ed, (ed - 10, ed + 10)), volumes(true_ed)),
-        "ES": FrameTruth(name, "ES", volumes(es, (es, es)), volumes(true_es)),
-    }
-    return KnownStudy(name, frames["ED"], frames["ES"])
+    frames = [
+        FrameTruth(name, "ED", volumes(ed, (ed - 10, ed + 10)), volumes(true_ed)),
+        FrameTruth(name, "ES", volumes(es, (es, es)), volumes(true_es)),
+    ]
+    (found,) = known_studies(frames)
+    return found

@@ -12,7 +12,6 @@ import torch
 from conftest import shared_path
 from torch import Tensor
 
-from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.sampling import sample, trajectory
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ImageTarget
@@ -21,6 +20,7 @@ from cgdpm_med.inference.predictor import DiffusionPredictor
 from cgdpm_med.networks.adm import adm_upsampler, load_adm_upsampler, read_topology
 from cgdpm_med.networks.classes import ClassConditioned, append_class
 from cgdpm_med.networks.unet import ConditionalUNet
+from cgdpm_med.runtime.batching import sample_ensemble
 
 
 @pytest.fixture(scope="module")

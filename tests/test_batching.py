@@ -8,8 +8,8 @@ from small_networks import small_mask_denoiser
 from torch import Tensor, nn
 
 from cgdpm_med import DiffusionPredictor, NoiseSchedule, sample_ensemble
-from cgdpm_med.diffusion.batching import AUTO_PIXELS, BatchLimit, is_out_of_memory
 from cgdpm_med.diffusion.targets import ImageTarget
+from cgdpm_med.runtime.batching import AUTO_PIXELS, BatchLimit, is_out_of_memory
 
 SCHEDULE = NoiseSchedule(1000, "cosine", "sample")
 CPU = torch.device("cpu")

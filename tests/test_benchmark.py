@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -12,12 +13,12 @@ import pytest
 import torch
 from conftest import REPO
 
-sys.path.insert(0, str(REPO / "scripts"))
+sys.path.insert(0, str(REPO))
 
-import benchmark
 from benchmarks import contestants, distributed, efficiency, memory, peer
+from benchmarks.__main__ import main
 from benchmarks.harness import Claim, Journal, alternate, ratio
-from benchmarks.render import render
+from benchmarks.render import MISSING, render, section, show
 from benchmarks.scale import fit
 from benchmarks.validation import difference
 
@@ -110,16 +111,13 @@ def test_paired_differences() -> None:
 
 PAGE = """Before.
 
-<!-- summary -->
+<!-- holds -->
 stale
 <!-- end -->
 
 Between.
 
-<!-- speed -->
-<!-- end -->
-
-<!-- unknown -->
+<!-- fails -->
 <!-- end -->
 """
 
@@ -141,48 +139,54 @@ def written(folder: Path) -> None:
     place = {"processor": "A CPU", "threads": 2, "gpu": None, "versions": {"torch": "2.9"}}
     table = {"title": "Times", "columns": ["what", "seconds"], "rows": [["ours", "1.5"]]}
     document = {"claims": claims, "tables": [table], "environment": place, "settings": {"steps": 4}, "repeats": 5}
+    document["notes"] = ["Beside another job."]
     (folder / "speed.json").write_text(json.dumps(document), encoding="utf-8")
 
 
 def test_the_page_is_filled_from_the_files(tmp_path: Path) -> None:
-    folder, page = tmp_path / "benchmarks", tmp_path / "page.md"
-    folder.mkdir()
-    written(folder)
+    folder, page = tmp_path / "results", tmp_path / "page.md"
+    for machine in ("amd", "gpu", "other", "quick"):
+        (folder / machine).mkdir(parents=True)
+        written(folder / machine)
     page.write_text(PAGE, encoding="utf-8")
     text = render(folder, page)
-    assert "| `speed` | fast | 3.46x (3.1 … 3.9) | at least 3x | met |" in text
-    assert "| small | 0.4 | at most 0.3 | **failed** |" in text
-    assert "- speed: small: **no reason given yet**" in text
+    value = "3.46x (3.1 … 3.9)"
+    assert "| benchmark | what | target | AMD | Xeon | H200 | other |" in text
+    assert f"| `speed` | fast | at least 3x | {value} |  | {value} | {value} |" in text
+    assert "| AMD | `speed` | small | at most 0.3 | 0.4 | **no reason given yet** |" in text
+    assert "| other | `speed` | small |" in text
+    assert "told" not in text
+    assert "quick" not in text
+    assert "stale" not in text
+    assert all(prose in text for prose in ("Before.", "Between."))
+    (tmp_path / "reasons.json").write_text('{"amd/speed: small": "It is large."}', encoding="utf-8")
+    again = render(folder, page)
+    assert again == page.read_text(encoding="utf-8")
+    assert again == text.replace("**no reason given yet**", "It is large.", 1)
+
+
+def test_a_result_is_shown_in_full(tmp_path: Path) -> None:
+    written(tmp_path)
+    text = show(tmp_path)
+    assert text == "## speed\n\n" + section(json.loads((tmp_path / "speed.json").read_text(encoding="utf-8")))
     assert "| told | never |  |  |" in text
     assert "| ours | 1.5 |" in text
     assert "A CPU, 2 thread(s); torch 2.9. Settings: steps 4. Median of 5 alternating repeats." in text
-    assert "Not measured yet." in text
-    assert "stale" not in text
-    assert all(prose in text for prose in ("Before.", "Between."))
-    (folder / "reasons.json").write_text('{"speed: small": "It is large."}', encoding="utf-8")
-    again = render(folder, page)
-    assert again == page.read_text(encoding="utf-8")
-    assert again == text.replace("**no reason given yet**", "It is large.")
+    assert text.endswith("Beside another job.")
 
 
-@pytest.mark.parametrize("machine", ["gpu", "amd"])
-def test_results_of_another_machine_have_a_place_of_their_own(machine: str, tmp_path: Path) -> None:
-    folder, page = tmp_path / "benchmarks", tmp_path / "page.md"
-    (folder / machine).mkdir(parents=True)
-    (folder / "quick").mkdir()
-    written(folder / machine)
-    written(folder / "quick")
-    page.write_text(f"<!-- summary --><!-- end -->\n<!-- speed --><!-- end -->\n<!-- {machine}/speed --><!-- end -->\n")
-    text = render(folder, page)
-    assert f"| `{machine}/speed` | fast | 3.46x" in text
-    assert "quick/" not in text
-    assert "<!-- speed -->\n\nNot measured yet." in text
-    assert text.count("| ours | 1.5 |") == 1
+def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
+    """Every missed target has its reason, and nothing was written by hand."""
+    source, page = REPO / "benchmarks" / "README.md", tmp_path / "README.md"
+    for name in ("README.md", "reasons.json"):
+        shutil.copy(source.with_name(name), tmp_path)
+    assert render(REPO / "benchmarks" / "results", page) == source.read_text(encoding="utf-8")
+    assert MISSING not in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["recipe", "training", "precision"])
 def test_a_quick_run_leaves_its_numbers(name: str, tmp_path: Path) -> None:
-    assert benchmark.main([name, "--quick", "--threads", "1", "--output", str(tmp_path)]) == 0
+    assert main([name, "--quick", "--threads", "1", "--output", str(tmp_path)]) == 0
     document = json.loads((tmp_path / "quick" / f"{name}.json").read_text(encoding="utf-8"))
     assert document["quick"] is True
     assert document["environment"]["threads"] == 1

@@ -20,7 +20,7 @@ from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 
 from cgdpm_med import InputError, Segmenter, acdc_datalist, read_volume, write_phantom_dataset
 from cgdpm_med.evaluation.training_patients import training_record
-from cgdpm_med.inference.labels import ACDC, labels_of
+from cgdpm_med.inference.labels import DEFAULT_LABELS, labels_of
 from cgdpm_med.models.files import Model, load_model
 
 BUNDLE = REPO / "bundles" / "acdc_segmentation"
@@ -96,7 +96,7 @@ def test_inference_takes_what_the_network_is_from_its_file(phantoms: Path, train
 def test_metadata_name_the_classes_as_the_model_file_does() -> None:
     metadata = json.loads(METADATA.read_text(encoding="utf-8"))
     names = [metadata["network_data_format"]["outputs"]["pred"]["channel_def"], load_of_shipped().channel_names]
-    assert [labels_of(each, 4) for each in names] == [ACDC, ACDC]
+    assert [labels_of(each, 4) for each in names] == [DEFAULT_LABELS, DEFAULT_LABELS]
     inputs = metadata["network_data_format"]["inputs"]["image"]
     assert inputs["num_channels"] == len(load_of_shipped().input.channels)
 

@@ -38,9 +38,9 @@ from cgdpm_med.evaluation.calibration_file import (
     read_calibration,
     write_calibration,
 )
-from cgdpm_med.evaluation.segmenter import ensemble_settings, evaluate_segmenter
+from cgdpm_med.evaluation.segmenter import evaluate_segmenter
 from cgdpm_med.heart.function import MEASURES
-from cgdpm_med.inference.segmenter import Segmentation, Segmenter
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter, ensemble_settings
 from cgdpm_med.metrics.calibration import fit_temperature, temper
 from cgdpm_med.metrics.masks import expected_calibration_error, foreground_region
 from cgdpm_med.models.weights import sha256_of

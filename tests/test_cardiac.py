@@ -15,17 +15,14 @@ from cgdpm_med.files import InputError
 from cgdpm_med.heart.function import (
     MEASURES,
     MYOCARDIAL_DENSITY,
-    Estimate,
-    FrameVolumes,
     body_surface_area,
     cardiac_function,
     cohort_csv,
     find_ed_es,
-    frame_volumes,
-    interval_estimate,
     volume_curve,
     write_cohort_csv,
 )
+from cgdpm_med.metrics.volumetry import Estimate, FrameVolumes, frame_volumes, interval_estimate
 
 
 def heart(rv: float, myo: float, lv: float) -> list[float]:
@@ -251,13 +248,13 @@ def test_impossible_bodies_are_refused(height: float, weight: float, what: str) 
 
 def test_indexing_divides_volumes_and_mass_alone() -> None:
     function = cardiac_function(ED, ES, height=180, weight=80, level=0.5)
-    indexed = function.indexed()
+    indexed = function.indexed(MEASURES)
     assert function.body_surface == pytest.approx(2.0)
     assert ends(indexed["lv_edv"]) == pytest.approx((60.0, 55.0, 65.0))
     assert indexed["myo_mass"].value == pytest.approx(52.5)
     assert "lv_ef" not in indexed
     assert "rv_ef" not in indexed
-    assert cardiac_function(ED, ES, height=180).indexed() == {}
+    assert cardiac_function(ED, ES, height=180).indexed(MEASURES) == {}
 
 
 # --- ED and ES --------------------------------------------------------------------------------------------------------

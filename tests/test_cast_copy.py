@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cgdpm_med.diffusion.targets import MaskDenoiser
 from cgdpm_med.runtime.autocast import Autocast
-from cgdpm_med.runtime.cast_copy import CastCopy
+from cgdpm_med.runtime.precision import CastCopy
 
 CPU = torch.device("cpu")
 T = torch.tensor([300]).expand(6)

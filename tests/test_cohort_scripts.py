@@ -13,10 +13,10 @@ from monai.bundle import ConfigParser
 from stubs import Oracle, Stub, segmentation_of
 
 from cgdpm_med import read_labels, read_volume
-from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy
+from cgdpm_med.evaluation.function_scores import FrameTruth, known_studies
 from cgdpm_med.evaluation.statistics_page import statistics_page
-from cgdpm_med.heart.function import FrameVolumes
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter
+from cgdpm_med.metrics.volumetry import FrameVolumes
 from cgdpm_med.phantom import write_phantom_dataset
 from cgdpm_med.volumes import Volume
 
@@ -102,7 +102,7 @@ def test_each_half_is_judged_by_the_other() -> None:
     for i in range(20):
         error = 1.0 if i // 5 % 2 == 0 else 4.0
         frames = [FrameTruth(f"{i}", p, volumes(v - error, 2), volumes(v)) for p, v in (("ED", 120.0), ("ES", 60.0))]
-        studies.append(KnownStudy(f"{i}", *frames))
+        studies += known_studies(frames)
     found = load_script("phantom_coverage").cross_calibrated(studies)
     assert [f.widening["lv_edv"] for f in found] == pytest.approx([0.8 if i // 5 % 2 == 0 else 0.2 for i in range(20)])
     assert found[0].measures["lv_edv"].width == pytest.approx(8.0)

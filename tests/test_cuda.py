@@ -33,12 +33,12 @@ from cgdpm_med import (
     read_volume,
     sample_ensemble,
 )
-from cgdpm_med.diffusion.batching import BatchLimit
 from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.networks.blocks import conv, conv_transpose
 from cgdpm_med.phantom import write_phantom_dataset
+from cgdpm_med.runtime.batching import BatchLimit
+from cgdpm_med.runtime.layers import FastGroupNorm as GroupNorm
 from cgdpm_med.runtime.layers import fast_layer
-from cgdpm_med.runtime.normalisation import FastGroupNorm as GroupNorm
 from cgdpm_med.training.engines import DiffusionUpdate
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

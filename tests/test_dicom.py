@@ -19,9 +19,9 @@ from pydicom.uid import UID
 from cgdpm_med.files import InputError
 from cgdpm_med.studies.cases import find_cases
 from cgdpm_med.volumes import VOXEL_LIMIT, read_volume, write_on_grid
-from cgdpm_med.volumes.dicom.files import is_dicom_file
 from cgdpm_med.volumes.dicom.finding import DicomWarning, find_dicom, read_dicom
 from cgdpm_med.volumes.dicom.pixels import compression
+from cgdpm_med.volumes.formats import is_dicom_file
 
 TO_RAS = np.array([-1.0, -1.0, 1.0])
 

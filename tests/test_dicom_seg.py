@@ -103,9 +103,9 @@ def test_names_colours_and_sources(tmp_path: Path, stack: DicomStack, mask: np.n
     assert [segment.SegmentLabel for segment in ds.SegmentSequence] == ["RV", "Myo", "LV"]
     codes = [segment.SegmentedPropertyTypeCodeSequence[0].CodeValue for segment in ds.SegmentSequence]
     assert codes == ["53085002", "49848007", "87878005"]  # right ventricle, myocardium of the left ventricle, left
-    for segment, colour in zip(ds.SegmentSequence, COLOURS.values(), strict=True):
+    for label, segment in enumerate(ds.SegmentSequence, start=1):
         lab = highdicom.color.CIELabColor.from_dicom_value(segment.RecommendedDisplayCIELabValue)
-        np.testing.assert_allclose(lab.to_rgb(), list(bytes.fromhex(colour[1:])), atol=1)
+        np.testing.assert_allclose(lab.to_rgb(), list(bytes.fromhex(COLOURS[label][1:])), atol=1)
     (series,) = ds.ReferencedSeriesSequence
     assert series.SeriesInstanceUID == stack.images[0][0].series_uid
     referred = {instance.ReferencedSOPInstanceUID for instance in series.ReferencedInstanceSequence}

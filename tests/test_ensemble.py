@@ -21,13 +21,13 @@ from cgdpm_med.diffusion.ensemble import (
     entropy,
     key_seed,
     mutual_information,
-    sample_ensemble,
 )
 from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.sampling import sample
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskDenoiser
 from cgdpm_med.networks import ConditionalUNet
+from cgdpm_med.runtime.batching import sample_ensemble
 
 SCHEDULE = NoiseSchedule(prediction_type="v_prediction")
 SHAPE = (2, 8, 8)

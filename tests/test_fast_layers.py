@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cgdpm_med import ConditionalUNet, MaskDenoiser
-from cgdpm_med.networks.blocks import Attention, conv, conv_transpose
-from cgdpm_med.networks.normalisation import GroupNorm
+from cgdpm_med.networks.blocks import Attention, GroupNorm, conv, conv_transpose
 from cgdpm_med.runtime.layers import FAST, DenseConcatenation, fast_layer, optimise
 
 DEVICES = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]

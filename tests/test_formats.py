@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from cgdpm_med import InputError, read_labels, read_volume
 from cgdpm_med.volumes import write_on_grid
-from cgdpm_med.volumes.formats import volume_stem
+from cgdpm_med.volumes.formats import files_of, volume_stem
 from cgdpm_med.volumes.orientation import directions_known
-from cgdpm_med.volumes.reading import files_of
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 VOXELS = np.random.default_rng(0).integers(-200, 3000, (5, 4, 3)).astype(np.int16)

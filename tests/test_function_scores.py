@@ -39,9 +39,10 @@ def test_an_absent_ventricle_is_counted() -> None:
 
 def test_studies_need_both_phases() -> None:
     whole = study("b", 1, 1, 1, 1)
-    lonely = replace(whole.ed, patient="a")
-    (found,) = known_studies([lonely, whole.es, whole.ed, replace(whole.ed, patient="")])
-    assert (found.patient, found.ed.phase, found.es.phase) == ("b", "ED", "ES")
+    ed, es = whole.frames["ED"], whole.frames["ES"]
+    (found,) = known_studies([replace(ed, patient="a"), es, ed, replace(ed, patient="")])
+    assert (found.patient, list(found.frames)) == ("b", ["ED", "ES"])
+    assert found.frames["ES"] is es
 
 
 def test_a_true_mask_has_volumes_and_no_members() -> None:

@@ -18,12 +18,12 @@ from conftest import shared_path
 from oracles import Gaussian, guided_std
 from torch import Tensor, nn
 
-from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.guidance import Replay, ScaledGuide, guided
 from cgdpm_med.diffusion.losses import GuidanceLoss, guidance_target
 from cgdpm_med.diffusion.samplers import ddim_step, ddpm_step, shift_prediction
 from cgdpm_med.diffusion.sampling import sample, split_variance, trajectory
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.runtime.batching import sample_ensemble
 
 M, S = 0.7, 0.5
 SCHEDULE = NoiseSchedule()

@@ -21,13 +21,16 @@ from cgdpm_med.heart.checks import (
     slice_areas,
     wall_thickness,
 )
-from cgdpm_med.heart.function import FrameVolumes, frame_volumes
+from cgdpm_med.heart.limits import HeartLimits
 from cgdpm_med.heart.stack_checks import assess_stack
-from cgdpm_med.inference.quality import Finding, QualityLimits
+from cgdpm_med.inference.quality import Finding
+from cgdpm_med.metrics.volumetry import FrameVolumes, frame_volumes
 from cgdpm_med.phantom import GROUPS, Phantom, PhantomSpec, make_phantom, write_phantom_patient
-from cgdpm_med.report import Provenance, case_report
+from cgdpm_med.report.case import case_report
 from cgdpm_med.report.records import study_record
-from cgdpm_med.studies.study import Study, StudyResult, write_cohort
+from cgdpm_med.studies.outputs import Provenance
+from cgdpm_med.studies.result import StudyResult
+from cgdpm_med.studies.study import Study, write_cohort
 from cgdpm_med.volumes import Volume, read_volume
 
 SPACING = (2.0, 2.0, 10.0)
@@ -151,7 +154,7 @@ def test_limits_are_those_of_the_phase() -> None:
 
 
 def test_limits_can_be_changed() -> None:
-    limits = QualityLimits(lv_edv=(1, 10))
+    limits = HeartLimits(lv_edv=(1, 10))
     assert "1 to 10 ml" in reason(assess_heart(heart(), SPACING, frame="ED", limits=limits), "ventricular volume")
 
 
@@ -177,7 +180,7 @@ def test_slices_that_are_frames_do_not_taper() -> None:
 
 
 def test_a_wall_thinner_than_a_pixel_everywhere_is_noticed() -> None:
-    limits = QualityLimits(wall=(0.5, 30.0))
+    limits = HeartLimits(wall=(0.5, 30.0))
     labels = heart(wall=2.0)
     assert "wall thickness" not in checks(assess_heart(labels, SPACING, limits=limits))
     labels[:, ::2][labels[:, ::2] == 2] = 0  # gaps in a wall of one pixel

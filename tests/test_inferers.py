@@ -19,12 +19,12 @@ from torch import Tensor
 
 from cgdpm_med.data.slices import slice_stack
 from cgdpm_med.data.transforms import LoadVolumed
-from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.sampling import Guided, sample
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.inference.inferers import SliceEnsembleInferer, WindowedDenoiser
 from cgdpm_med.inference.predictor import DiffusionPredictor
+from cgdpm_med.runtime.batching import sample_ensemble
 
 SCHEDULE = NoiseSchedule(1000, "cosine", "sample")
 

@@ -12,13 +12,13 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import REPO
+from conftest import REPO, load_script
 
 import cgdpm_med
 
 PACKAGE = REPO / "cgdpm_med"
 GROUND = ("networks", "diffusion")
-FLOOR = ("files", "progress_bar", "console")
+FLOOR = ("files", "console")
 ROOMS = (
     "tables",
     "runtime",
@@ -31,9 +31,9 @@ ROOMS = (
     "metrics",
     "inference",
     "training",
-    "heart",
     "studies",
     "report",
+    "heart",
     "evaluation",
 )
 # each may import what stands before it; modules of one folder may import each other without a cycle
@@ -136,6 +136,60 @@ def test_a_right_arrow_passes(module: str, source: str) -> None:
     assert violations(module, source) == []
 
 
+# --- the heart is one task --------------------------------------------------------------------------------------------
+
+ANATOMY = re.compile(
+    r"\bACDC_LABELS\b|\b(?:LV|RV|Myo|EF|EDV|ESV)\b|\b_?(?:lv|rv|myo)(?:_\w+)?\b"
+    r"|ventric|myocard|ejection|cardiac|systol|diastol|\bheart",
+    re.IGNORECASE,
+)
+# the plug-in, the applications that wire it, the heart that is drawn, the data set, and what people call its labels
+OF_THE_HEART = ("heart", "apps", "phantom", "data.acdc", "data.structure_names")
+# how files and scanners speak of time and place in a heart, whatever is segmented; and the plug-in's address
+WORDS_OF_FILES = {
+    "volumes.orientation": {"heart"},
+    "volumes.dicom": {"heart", "cardiac"},
+    "studies.phases": {"diastol", "systol"},
+    "studies.cases": {"diastol", "systol"},
+    "studies.task": {"heart"},
+}
+
+
+def anatomy(module: str, source: str) -> list[str]:
+    """The words of the heart in a module of the package that should know none."""
+    name = module.removeprefix("cgdpm_med.")
+    if name.startswith(OF_THE_HEART):
+        return []
+    allowed = {word for place, words in WORDS_OF_FILES.items() if name.startswith(place) for word in words}
+    return [f"{module}: {word}" for word in ANATOMY.findall(source) if word.lower() not in allowed]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_anatomy_outside_the_rooms_of_the_heart(module: str) -> None:
+    assert anatomy(module, MODULES[module].read_text(encoding="utf-8")) == []
+
+
+def test_templates_of_every_page_know_no_anatomy() -> None:
+    files = [file for file in (PACKAGE / "report").rglob("*") if file.suffix in {".j2", ".css"}]
+    assert files
+    assert [found for file in files for found in anatomy(file.name, file.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["from cgdpm_med.data.acdc import ACDC_LABELS", "_LV = 3", "if labels.cardiac:", '"the myocardium"', "lv_ml = 3.0"],
+)
+def test_anatomy_is_noticed(source: str) -> None:
+    assert anatomy("cgdpm_med.evaluation.masks", source)
+    assert anatomy("cgdpm_med.heart.function", source) == []
+
+
+def test_the_left_ventricle_has_its_number_in_one_place() -> None:
+    numbered = re.compile(r"^_?(?:\w+, )*_?LV(?:, \w+)* = (?:\d, )*3|\b_?LV\b: \w+ = 3", re.MULTILINE)
+    there = [module for module, path in MODULES.items() if numbered.search(path.read_text(encoding="utf-8"))]
+    assert there == ["cgdpm_med.heart.structures"]
+
+
 def test_no_import_cycle() -> None:
     graph = {}
     for module, path in MODULES.items():
@@ -152,6 +206,9 @@ def test_no_import_cycle() -> None:
     [
         ("import cgdpm_med", {"torch", "numpy", "monai"}),
         ("import cgdpm_med.diffusion, cgdpm_med.networks", {"monai", "ignite", "nibabel", "SimpleITK", "matplotlib"}),
+        ("from cgdpm_med import DiffusionPredictor", {"monai", "ignite", "nibabel", "scipy", "SimpleITK", "pydicom"}),
+        ("from cgdpm_med import read_volume", {"torch", "monai", "SimpleITK", "cgdpm_med.volumes.nrrd"}),
+        ("from cgdpm_med import segment", {"SimpleITK", "jinja2", "highdicom", "cgdpm_med.report.case"}),
     ],
 )
 def test_light_imports(statement: str, absent: set[str]) -> None:
@@ -164,6 +221,19 @@ def test_light_imports(statement: str, absent: set[str]) -> None:
     program = "; ".join([statement, *ground, "import sys; print(*sys.modules)"])
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPO, check=True)
     assert absent & set(run.stdout.split()) == set()
+
+
+def test_the_front_door_is_narrow() -> None:
+    """At most 100 names, each used by a configuration, a document, a script or a benchmark."""
+    names, unused = load_script("house").front_door()
+    assert set(names) == set(cgdpm_med.__all__) - {"__version__"}
+    assert len(names) <= 100
+    assert unused == []
+
+
+def test_a_name_of_version_0_1_can_still_be_imported() -> None:
+    assert "FuseMembersd" not in cgdpm_med.__all__
+    assert vars(cgdpm_med)["__getattr__"]("FuseMembersd") is cgdpm_med.CombineMembersd
 
 
 @pytest.mark.parametrize("name", cgdpm_med.__all__)
@@ -216,5 +286,5 @@ def test_the_page_of_the_architecture_names_what_there_is() -> None:
         source = (PACKAGE / file).read_text(encoding="utf-8")
         assert re.search(rf"\b(?:def|class) {name.rpartition('.')[2]}\b", source), (name, file)
     rooms = re.findall(r"^(\w+)/? {2,}\S", page.split("```")[1].replace(".py", ""), re.MULTILINE)
-    assert set(ORDER) - set(rooms) == {"console", "progress_bar"}
+    assert set(ORDER) - set(rooms) == {"console"}
     assert [room for room in ORDER if room in rooms] == rooms[::-1]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cgdpm_med.runtime import normalisation
-from cgdpm_med.runtime.normalisation import FastGroupNorm as GroupNorm
+from cgdpm_med.runtime import layers
+from cgdpm_med.runtime.layers import FastGroupNorm as GroupNorm
 
 
 def pair(channels: int, groups: int, dtype: torch.dtype) -> tuple[GroupNorm, nn.GroupNorm]:
@@ -52,8 +52,8 @@ def test_written_out_for_compiling(silu: bool, per_image: bool) -> None:
     expected = torch.nn.functional.group_norm(x, 4)
     expected = expected * scale.reshape(-1, 12, 1, 1) + shift.reshape(-1, 12, 1, 1)
     expected = torch.nn.functional.silu(expected) if silu else expected
-    torch.testing.assert_close(normalisation._written_out(x, scale, shift, 4, theirs.eps, silu), expected)
-    rounded = normalisation._written_out(x.bfloat16(), scale.float(), shift.float(), 4, theirs.eps, silu)
+    torch.testing.assert_close(layers._written_out(x, scale, shift, 4, theirs.eps, silu), expected)
+    rounded = layers._written_out(x.bfloat16(), scale.float(), shift.float(), 4, theirs.eps, silu)
     assert rounded.dtype == torch.bfloat16
     assert (rounded.double() - expected).norm() < 4e-3 * expected.norm()
 
@@ -137,7 +137,7 @@ def test_gradients_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPat
     x = maps(5, 8, 6, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     gradients = []
     for cached in (10**6, 2 * x[0].numel(), 1):  # all five, two, two and one, and one by one
-        monkeypatch.setattr(normalisation, "CACHED", cached)
+        monkeypatch.setattr(layers, "CACHED", cached)
         leaves = [z.clone().requires_grad_() for z in (x, *film_of(*images, 8))]
         out = norm(leaves[0], (leaves[1], leaves[2]))
         gradients.append(torch.autograd.grad((out * x.flip(0)).sum(), [*leaves, *norm.parameters()]))

@@ -29,9 +29,11 @@ from cgdpm_med import (
     segment,
 )
 from cgdpm_med.apps.dicom_seg import check_codes
-from cgdpm_med.inference.labels import ACDC, channel_names, colour_of, labels_of
+from cgdpm_med.heart.plugin import CardiacTask
+from cgdpm_med.inference.labels import DEFAULT_LABELS, channel_names, colour_of, labels_of
 from cgdpm_med.report.records import collect_cohort
 from cgdpm_med.studies.outputs import label_tables
+from cgdpm_med.studies.task import task_of
 
 FIVE = {"0": "background", "1": "liver", "2": "left kidney", "3": "right kidney", "4": "spleen & <co>"}
 THREE = {"0": "background", "1": "lung", "2": "tumour"}
@@ -112,7 +114,7 @@ def test_a_series_and_a_cohort_of_five_classes(five: Path, tmp_path: Path) -> No
     assert "spleen" in (tmp_path / "out" / "cohort.html").read_text()
     page = (tmp_path / "out" / "b.html").read_text()
     assert all(f"Frame {number}" in page for number in (1, 2, 3))
-    assert all(study["function"] is None and study["ed_frame"] is None for study in result["studies"])
+    assert all(study["function"] is None and "ed_frame" not in study for study in result["studies"])
     before = (tmp_path / "out" / "cohort.html").read_text()
     assert collect_cohort(tmp_path / "out")["studies"] == ["a", "b"]
     assert (tmp_path / "out" / "cohort.html").read_text() == before
@@ -127,7 +129,8 @@ def test_masks_of_five_classes_are_scored_by_their_own_names(five: Path, tmp_pat
     nib.Nifti1Image(half.astype(np.uint8), mask.affine).to_filename(tmp_path / "ref" / "scan_seg.nii.gz")
     found = evaluate_folders(tmp_path / "out", tmp_path / "ref")
     assert set(found["structures"]) == set(FIVE.values()) - {"background"}
-    assert "scan" in found["left_out"]["ensembles"]
+    assert found["left_out"]["ensembles"] == {}
+    assert found["ensemble"]["ged"] >= 0
     again = evaluate_folders(tmp_path / "out", tmp_path / "out")  # another run of segment as the reference
     assert (again["average"]["dice"], again["failed"]) == (1.0, {})
 
@@ -169,19 +172,19 @@ def test_a_network_of_one_channel_with_two_classes(tmp_path: Path) -> None:
 
 
 def test_dicom_seg_of_structures_without_codes_is_refused() -> None:
-    check_codes(ACDC)
+    check_codes(DEFAULT_LABELS)
     with pytest.raises(InputError, match="lung"):
         check_codes(labels_of(THREE, 3))
 
 
 def test_labels_by_hand() -> None:
-    assert labels_of(None, 4) == ACDC
+    assert labels_of(None, 4) == DEFAULT_LABELS
     assert labels_of({}, 4).names == ("label 1", "label 2", "label 3")
     shipped = channel_names(REPO / "bundles" / "acdc_segmentation")
-    assert labels_of(shipped, 4) == ACDC
-    assert not labels_of(shipped, 5).cardiac
+    assert labels_of(shipped, 4) == DEFAULT_LABELS
+    assert not isinstance(task_of(labels_of(shipped, 5)), CardiacTask)
     assert labels_of({"1": "LV", "2": "Myo", "3": "RV"}, 4).names == ("LV", "Myo", "RV")
-    assert labels_of({"1": "RV cavity", "2": "LV myocardium", "3": "LV cavity"}, 4).cardiac
+    assert labels_of({"1": "RV cavity", "2": "LV myocardium", "3": "LV cavity"}, 4) == DEFAULT_LABELS
     assert channel_names("nowhere") == {}
     colours = [colour_of(label) for label in range(1, 60)]
     assert len(set(colours)) == len(colours)

@@ -16,14 +16,15 @@ from stubs import Oracle, Thresholder, segmentation_of
 
 from cgdpm_med import InputError, Options, find_cases, read_labels, segment_all, staple
 from cgdpm_med.apps.pipeline import check_options, segment_cases
-from cgdpm_med.heart.function import cardiac_function, frame_volumes
+from cgdpm_med.heart.function import cardiac_function
 from cgdpm_med.inference.components import keep_largest
 from cgdpm_med.inference.quality import Finding, Quality
 from cgdpm_med.inference.segmenter import Segmentation
+from cgdpm_med.metrics.volumetry import frame_volumes
 from cgdpm_med.phantom import write_phantom_dataset
 from cgdpm_med.report.records import read_study_record, study_record
 from cgdpm_med.studies.outputs import label_tables
-from cgdpm_med.studies.study import StudyResult
+from cgdpm_med.studies.result import StudyResult
 from cgdpm_med.volumes import Volume, frames, read_volume
 
 SMALL: dict[str, Any] = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
@@ -87,7 +88,7 @@ def test_named_frames_and_body_size_go_into_the_function(tmp_path: Path) -> None
     options = Options(pages=False, ed=1, es=4, height=180, weight=80)
     outcome = segment_cases(Cavity(), find_cases(image), tmp_path / "out", options=options)
     (result,) = outcome.results
-    assert (result.ed, result.es) == (1, 4)
+    assert result.phases == {"ED": 1, "ES": 4}
     assert result.function is not None
     assert result.function.body_surface == 2.0
 
@@ -248,7 +249,7 @@ def example_result() -> StudyResult:
         volumes[1], volumes[4], height=171, weight=66, widening={"lv_ef": 1.7}, margin={"rv_ef": 2}
     )
     quality = Quality((Finding("a", "b", review=False), Finding("c", "d")), {"ED": {1: 0.9, 3: 1.0}})
-    return StudyResult("x/y", volumes, quality, 1, 4, function)
+    return StudyResult("x/y", volumes, quality, {"ED": 1, "ES": 4}, function)
 
 
 def test_a_record_gives_back_the_result_it_was_made_of() -> None:
@@ -257,10 +258,9 @@ def test_a_record_gives_back_the_result_it_was_made_of() -> None:
     for frame, volumes in result.volumes.items():
         np.testing.assert_array_equal(again.volumes[frame].combined, volumes.combined)
         np.testing.assert_array_equal(again.volumes[frame].members, volumes.members)
-    assert (again.key, again.quality, again.ed, again.es, again.function) == (
+    assert (again.key, again.quality, again.phases, again.function) == (
         "x/y",
         result.quality,
-        1,
-        4,
+        {"ED": 1, "ES": 4},
         result.function,
     )

@@ -10,7 +10,6 @@ import torch
 from small_networks import small_mask_denoiser, small_network
 from torch import Tensor, nn
 
-from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ImageTarget, MaskDenoiser, MaskTarget, Target
@@ -20,6 +19,7 @@ from cgdpm_med.inference.predictor import DiffusionPredictor
 from cgdpm_med.networks.blocks import Attention
 from cgdpm_med.networks.unet import ConditionalUNet
 from cgdpm_med.runtime.autocast import COMPILER_OPTIONS, Autocast
+from cgdpm_med.runtime.batching import sample_ensemble
 from cgdpm_med.runtime.precision import autocast_dtype
 
 SAMPLE = NoiseSchedule(1000, "cosine", "sample")

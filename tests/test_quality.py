@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from segmentations import segmentation_of
 
 from cgdpm_med.files import InputError
-from cgdpm_med.heart.checks import assess_function
-from cgdpm_med.heart.function import CardiacFunction, Estimate, FrameVolumes, cardiac_function, frame_volumes
+from cgdpm_med.heart.checks import assess_borders, assess_function, open_cavity_fraction
+from cgdpm_med.heart.function import cardiac_function
+from cgdpm_med.heart.limits import HeartLimits
 from cgdpm_med.heart.single_images import single_image_columns
 from cgdpm_med.inference.quality import (
     Finding,
@@ -26,10 +27,11 @@ from cgdpm_med.inference.quality import (
     combine,
     fragment_fraction,
     missing_slices,
-    open_cavity_fraction,
     worst_cases_auroc,
 )
+from cgdpm_med.metrics.volumetry import Estimate, FrameVolumes, frame_volumes
 from cgdpm_med.phantom import Phantom, PhantomSpec, make_phantom, write_phantom_patient
+from cgdpm_med.studies.measures import Measurements
 from cgdpm_med.studies.study import Study, write_cohort
 from cgdpm_med.volumes import Volume, read_volume
 
@@ -119,7 +121,7 @@ def broken(what: str) -> NDArray[np.uint8]:
 )
 def test_each_defect_is_named(what: str, reason: str) -> None:
     labels = broken(what)
-    quality = assess_frame(labels, labels[None], frame="ES")
+    quality = assess_frame(labels, labels[None], frame="ES", anatomy=assess_borders(labels, frame="ES"))
     assert quality.status == "review"
     assert next(f.reason for f in quality.findings if f.check == what) == reason
 
@@ -160,7 +162,7 @@ def test_a_header_note_asks_for_review_only_on_request(asked: bool, status: str)
 def test_the_documented_limits_are_the_defaults() -> None:
     text = (REPO / "docs" / "integration.md").read_text(encoding="utf-8")
     written = dict(re.findall(r"^\| [^|]+ \| `(\w+)` \| ([^|]+) \|$", text, flags=re.MULTILINE))
-    limits = {name: value for name, value in vars(QualityLimits()).items() if name != "header_notes"}
+    limits = {name: value for name, value in vars(HeartLimits()).items() if name != "header_notes"}
     pairs = {n: v if isinstance(v, tuple) else (v,) for n, v in limits.items()}
     assert written == {name: " to ".join(f"{end:g}" for end in ends) for name, ends in pairs.items()}
 
@@ -168,7 +170,7 @@ def test_the_documented_limits_are_the_defaults() -> None:
 # --- function ---------------------------------------------------------------------------------------------------------
 
 
-def function_with(**measures: Estimate) -> CardiacFunction:
+def function_with(**measures: Estimate) -> Measurements:
     volumes = frame_volumes(ring(), ring()[None], 1.0)
     plain = cardiac_function(volumes, volumes)
     fine = {"lv_ef": Estimate(60.0, 58.0, 62.0), "rv_ef": Estimate(55.0, 50.0, 60.0)}
@@ -232,7 +234,7 @@ def test_a_cine_keeps_two_frames_and_finds_the_truth(cine: tuple[Phantom, Volume
         study.add(frame, segmentation_of(labels[None], volume))
         assert len(study._kept) <= 2
     result = study.result()
-    assert (result.ed, result.es) == (drawn.ed_frame, drawn.es_frame)
+    assert result.phases == {"ED": drawn.ed_frame, "ES": drawn.es_frame}
     assert result.function is not None
     assert result.function.measures["lv_ef"].value == pytest.approx(drawn.truth.ef_percent)
     assert result.function.measures["lv_edv"].value == pytest.approx(drawn.truth.edv_ml, rel=1e-6)
@@ -243,11 +245,11 @@ def test_a_cine_keeps_two_frames_and_finds_the_truth(cine: tuple[Phantom, Volume
 
 def test_known_frames_are_kept(cine: tuple[Phantom, Volume]) -> None:
     drawn, volume = cine
-    study = Study("phantom", ed=2, es=3)
+    study = Study("phantom", known={"ED": 2, "ES": 3})
     for frame, labels in drawn.labels.items():
         study.add(frame, segmentation_of(labels[None], volume))
     result = study.result()
-    assert (result.ed, result.es) == (2, 3)
+    assert result.phases == {"ED": 2, "ES": 3}
     np.testing.assert_array_equal(study.key_frames()["ES"].mask, drawn.labels[3])
 
 
@@ -275,7 +277,7 @@ def test_wrong_frames_are_refused(cine: tuple[Phantom, Volume]) -> None:
     drawn, volume = cine
     with pytest.raises(InputError, match="no frames"):
         Study("phantom").result()
-    study = Study("phantom", ed=1, es=9)
+    study = Study("phantom", known={"ED": 1, "ES": 9})
     for frame in (1, 2):
         study.add(frame, segmentation_of(drawn.labels[frame][None], volume))
     with pytest.raises(InputError, match="given twice"):

@@ -17,14 +17,19 @@ from numpy.typing import NDArray
 from segmentations import segmentation_of, wobbly
 
 from cgdpm_med.files import InputError
-from cgdpm_med.heart.function import MEASURES, Estimate, VolumeCurve
+from cgdpm_med.heart.charts import ejection_chart, volume_chart
+from cgdpm_med.heart.function import MEASURES, VolumeCurve
 from cgdpm_med.inference.quality import Finding, Quality
 from cgdpm_med.inference.segmenter import Segmentation
+from cgdpm_med.metrics.volumetry import Estimate
 from cgdpm_med.phantom import Phantom, PhantomSpec, make_phantom
-from cgdpm_med.report import Provenance, case_report, cohort_report, provenance, write_report
-from cgdpm_med.report.charts import ejection_chart, volume_chart
-from cgdpm_med.report.pictures import heart_window, shown_slices, slice_tiles
-from cgdpm_med.studies.study import Study, StudyResult
+from cgdpm_med.report.case import case_report
+from cgdpm_med.report.cohort import cohort_report
+from cgdpm_med.report.pictures import shown_slices, slice_tiles, structure_window
+from cgdpm_med.report.rendering import write_report
+from cgdpm_med.studies.outputs import Provenance, provenance
+from cgdpm_med.studies.result import StudyResult
+from cgdpm_med.studies.study import Study
 from cgdpm_med.volumes import Volume, read_volume
 
 VOID = {"meta", "img", "br"}
@@ -249,9 +254,9 @@ def test_slices_with_a_neighbour_on_each_side(block: Segmentation) -> None:
 
 def test_the_window_is_a_square_around_the_heart(block: Segmentation) -> None:
     # y: 20 voxels of 2.8 mm and 18 mm on both sides: 92 mm, 32.86 voxels, around x 25 and y 20
-    assert heart_window([block]) == (slice(9, 41), slice(4, 36))
+    assert structure_window([block]) == (slice(9, 41), slice(4, 36))
     empty = replace(block, mask=np.zeros_like(block.mask))
-    assert heart_window([empty]) == (slice(0, 64), slice(0, 56))
+    assert structure_window([empty]) == (slice(0, 64), slice(0, 56))
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------
@@ -259,7 +264,7 @@ def test_the_window_is_a_square_around_the_heart(block: Segmentation) -> None:
 
 def test_the_curve_goes_through_its_values() -> None:
     curve = VolumeCurve((1, 2, 3), lv=tuple(map(Estimate, (100.0, 50.0, 0.0))), rv=tuple(map(Estimate, (0.0,) * 3)))
-    page = Page(volume_chart(curve, ed=1, es=3))
+    page = Page(volume_chart(curve, {"ED": 1, "ES": 3}))
     lines = {a["class"]: a["points"] for tag, a in page.tags if tag == "polyline"}
     points = [tuple(map(float, p.split(","))) for p in lines["line lv"].split()]
     (x0, y0), (x1, y1), (x2, y2) = points

@@ -12,13 +12,15 @@ import pytest
 from segmentations import segmentation_of, wobbly
 from test_report import ORIGIN, Page, references
 
-from cgdpm_med.heart.function import Estimate
+from cgdpm_med.heart.charts import ejection_chart
 from cgdpm_med.inference.quality import Finding, Quality
 from cgdpm_med.inference.segmenter import Segmentation
+from cgdpm_med.metrics.volumetry import Estimate
 from cgdpm_med.phantom import PhantomSpec, make_phantom
-from cgdpm_med.report import case_report, cohort_report
-from cgdpm_med.report.charts import ejection_chart
-from cgdpm_med.studies.study import Study, StudyResult
+from cgdpm_med.report.case import case_report
+from cgdpm_med.report.cohort import cohort_report
+from cgdpm_med.studies.result import StudyResult
+from cgdpm_med.studies.study import Study
 from cgdpm_med.volumes import ShortAxisView, read_volume
 
 AFFINE = np.diag([-2.8, -2.8, 22.0, 1.0])

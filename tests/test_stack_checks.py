@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cgdpm_med.heart.limits import HeartLimits
 from cgdpm_med.heart.stack_checks import assess_stack, compare_grids, slice_likeness
-from cgdpm_med.inference.quality import Finding, QualityLimits
+from cgdpm_med.inference.quality import Finding
 from cgdpm_med.phantom import PhantomSpec, make_phantom
 
 Triple = tuple[float, float, float]
@@ -110,8 +111,8 @@ def test_true_slices_do_not_look_alike() -> None:
 
 
 def test_limits_can_be_changed() -> None:
-    assert assess_stack(noise(), SPACING, limits=QualityLimits(slices=12))[0].check == "few slices"
-    assert assess_stack(noise((200, 216, 3)), (1.5, 1.5, 20.0), limits=QualityLimits(slices=3)) == ()
+    assert assess_stack(noise(), SPACING, limits=HeartLimits(slices=12))[0].check == "few slices"
+    assert assess_stack(noise((200, 216, 3)), (1.5, 1.5, 20.0), limits=HeartLimits(slices=3)) == ()
 
 
 def test_voxels_of_two_frames_are_compared() -> None:

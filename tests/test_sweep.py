@@ -10,7 +10,7 @@ import pytest
 from stubs import Oracle
 
 from cgdpm_med import Segmenter, acdc_datalist, read_labels, write_phantom_dataset
-from cgdpm_med.evaluation.sweep import SCORES, score_setting, sweep
+from cgdpm_med.evaluation.sweep import score_setting, sweep
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def datalist(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
 
 def test_a_perfect_mask_scores_perfectly(datalist: list[dict[str, str]]) -> None:
     single = score_setting(Oracle(members=1), datalist)
-    assert tuple(single) == SCORES
+    assert list(single)[:5] == ["dice", "rv", "myo", "lv", "member_dice"]
     assert single["dice"] == single["lv"] == single["member_dice"] == 100
     assert single["ged"] == pytest.approx(0)
     assert np.isnan(single["pairwise_dice"])

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import REPO
 
-sys.path.insert(0, str(REPO / "scripts"))
+sys.path.insert(0, str(REPO))
 
 from benchmarks.waiting import ELSEWHERE, Span, gaps, innermost, waiting
 

@@ -14,6 +14,7 @@ import numpy as np
 from cgdpm_med.console import CaseBar
 from cgdpm_med.data.acdc import ACDC_LABELS, acdc_patients
 from cgdpm_med.files import atomic_write
+from cgdpm_med.heart.structures import LV
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device
 from cgdpm_med.metrics.masks import dice_per_structure
 from cgdpm_med.phantom import write_phantom_dataset
@@ -22,7 +23,6 @@ from cgdpm_med.studies.cases import find_cases
 from cgdpm_med.studies.outputs import save_segmentation
 from cgdpm_med.volumes import HeaderWarning, read_labels, read_volume
 
-LV = 3
 DEMO_PATIENT = 4
 """Drawn from the group of normal hearts."""
 

@@ -12,20 +12,21 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.data.acdc import ACDC_LABELS
 from cgdpm_med.files import InputError, atomic_write
-from cgdpm_med.inference.labels import Labels, colour_of
-from cgdpm_med.volumes.dicom.headers import DicomImage
-from cgdpm_med.volumes.dicom.stack import DicomStack
+from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
+from cgdpm_med.studies.task import Task, task_of
+
+if TYPE_CHECKING:
+    from cgdpm_med.volumes.dicom.headers import DicomImage
+    from cgdpm_med.volumes.dicom.stack import DicomStack
 
 Identity = Literal["deidentified", "identified"]
 
-_CODES = {1: "RightVentricle", 2: "LeftVentricleMyocardium", 3: "LeftVentricle"}  # SNOMED CT, by label
 _NO_DATE, _NO_TIME = "19000101", "000000"
 _TYPE_2 = (
     "PatientName",
@@ -50,8 +51,8 @@ def check_dicom_seg(identity: str) -> None:
 
 
 def check_codes(labels: Labels) -> None:
-    """Raises InputError for structures whose codes are not known here: all but ACDC's."""
-    if not labels.cardiac:
+    """Raises InputError for structures whose codes no task knows."""
+    if not task_of(labels).codes():
         what = f"a DICOM SEG needs a code for each structure, and there is none for {', '.join(labels.names)}"
         raise InputError(what, remedy="Leave out --dicom-seg: the masks are written as NIfTI")
 
@@ -70,6 +71,7 @@ def write_dicom_seg(
     *,
     phase: int = 0,
     identity: Identity = "deidentified",
+    labels: Labels = DEFAULT_LABELS,
 ) -> Path:
     """Write the labels of one phase as a binary segmentation, a segment for each structure.
 
@@ -77,24 +79,27 @@ def write_dicom_seg(
     colours are those of the label table.
 
     Args:
-        mask: (columns, rows, slices), labels 0 to 3, on the grid of ``stack``.
+        mask: (columns, rows, slices), on the grid of ``stack``.
         phase: index of the images that were segmented.
         identity: "deidentified" copies nothing of patient and study but the UIDs that link the object to its images,
             and replaces the date of its making, which may be that of the examination, by 1900-01-01; the bytes are then
             a function of the arguments alone. "identified" copies patient and study, as a PACS needs.
+        labels: the structures, for each of which there is a code.
 
     Raises:
         ValueError: the mask does not lie on the stack's grid.
-        InputError: highdicom is missing, the images have no frame of reference, or the file cannot be written.
+        InputError: a structure has no code, highdicom is missing, the images have no frame of reference, or the file
+            cannot be written.
     """
     check_dicom_seg(identity)
+    check_codes(labels)
     if mask.shape != stack.shape[:3]:
         raise ValueError(f"a mask of shape {mask.shape} does not lie on a stack of shape {stack.shape}")
     images = [of_slice[phase] for of_slice in stack.images]
     _require_references(images, stack)
     with warnings.catch_warnings():  # which may quote the header
         warnings.simplefilter("ignore")
-        seg = _segmentation(mask, stack, images, phase, identity)
+        seg = _segmentation(mask, stack, images, phase, identity, task_of(labels))
         with atomic_write(path) as file:
             seg.save_as(file, enforce_file_format=True)
     return Path(path)
@@ -117,7 +122,12 @@ def _require_references(images: Sequence[DicomImage], stack: DicomStack) -> None
 
 
 def _segmentation(
-    mask: NDArray[np.uint8], stack: DicomStack, images: Sequence[DicomImage], phase: int, identity: Identity
+    mask: NDArray[np.uint8],
+    stack: DicomStack,
+    images: Sequence[DicomImage],
+    phase: int,
+    identity: Identity,
+    task: Task,
 ) -> Any:
     import highdicom as hd
     from pydicom.uid import generate_uid
@@ -138,7 +148,7 @@ def _segmentation(
         source_images=sources,
         pixel_array=np.ascontiguousarray(mask.transpose(2, 1, 0)),  # slices, rows, columns
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_segment(label, __version__) for label in ACDC_LABELS],
+        segment_descriptions=[_segment(label, task, __version__) for label in task.labels.by_number],
         series_instance_uid=uid("series", first),
         series_number=1000 + (stack.series[0] if stack.series else 0),
         sop_instance_uid=uid("object", _stand_in(images[0]) if images[0].frames > 1 else images[0].instance_uid, drawn),
@@ -147,8 +157,8 @@ def _segmentation(
         manufacturer_model_name="cgdpm_med",
         software_versions=__version__,
         device_serial_number="0",
-        content_label="CARDIAC_SEG",
-        series_description="Short-axis segmentation, for research",
+        content_label=task.content_label,
+        series_description=task.series_description,
         **stamp,
     )
     seg.ReferencedSeriesSequence = _references(images)
@@ -164,20 +174,20 @@ def _segmentation(
     return seg
 
 
-def _segment(label: int, version: str) -> Any:
+def _segment(label: int, task: Task, version: str) -> Any:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
     return hd.seg.SegmentDescription(
         segment_number=label,
-        segment_label=ACDC_LABELS[label],
+        segment_label=task.labels.by_number[label],
         segmented_property_category=codes.SCT.AnatomicalStructure,
-        segmented_property_type=getattr(codes.SCT, _CODES[label]),
+        segmented_property_type=getattr(codes.SCT, task.codes()[label]),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
             name="cgdpm_med", family=codes.cid7162.ArtificialIntelligence, version=version
         ),
-        display_color=hd.color.CIELabColor.from_string(colour_of(label)),
+        display_color=hd.color.CIELabColor.from_string(task.labels.colour_of(label)),
     )
 
 

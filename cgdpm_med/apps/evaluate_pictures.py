@@ -23,9 +23,9 @@ from cgdpm_med.apps.contact_sheet import contact_sheet
 from cgdpm_med.apps.super_resolve import SuperResolver, spread
 from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.diffusion.degradation import AreaDegradation
-from cgdpm_med.evaluation.segmenter import settings
 from cgdpm_med.files import InputError, PathLike, atomic_write
 from cgdpm_med.images import area_resize, largest_centre_square, read_picture, write_picture
+from cgdpm_med.inference.predictor import predictor_settings
 from cgdpm_med.metrics.generation import FeatureStatistics, Inception, InceptionScore, Lpips, frechet_distance
 from cgdpm_med.metrics.masks import consistency, psnr, ssim
 from cgdpm_med.tables.csv_files import write_csv
@@ -261,7 +261,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _settings(resolver: SuperResolver, size: int) -> dict[str, Any]:
-    made = settings(resolver.predictor, resolver.device)
+    made = predictor_settings(resolver.predictor, resolver.device)
     return {"size": size, "factor": resolver.factor, "window": resolver.window, **made}
 
 

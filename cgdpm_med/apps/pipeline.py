@@ -20,12 +20,9 @@ from cgdpm_med.apps.dicom_seg import Identity, check_codes, check_dicom_seg, seg
 from cgdpm_med.apps.resume import Shard, finished, input_hashes
 from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
-from cgdpm_med.evaluation.segmenter import ensemble_settings
 from cgdpm_med.files import InputError, sweep_temporaries
 from cgdpm_med.inference.components import keep_largest
-from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device
-from cgdpm_med.inference.staple import combine_staple
-from cgdpm_med.report import Provenance, case_report, provenance, write_report
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device, ensemble_settings
 from cgdpm_med.report.records import COHORT, read_study_record, save_cohort, study_record
 from cgdpm_med.runtime.precision import autocast_dtype
 from cgdpm_med.studies.cases import Case, Subject, group_studies, search
@@ -33,14 +30,17 @@ from cgdpm_med.studies.folders import FolderWarning, left_out_lines, real_path
 from cgdpm_med.studies.outputs import (
     WRITTEN,
     CineMaps,
+    Provenance,
     check_outputs,
     describe,
     map_file,
+    provenance,
     save_maps,
     write_json,
     write_label_tables,
 )
-from cgdpm_med.studies.study import Study, StudyResult
+from cgdpm_med.studies.result import StudyResult
+from cgdpm_med.studies.study import Study
 from cgdpm_med.volumes import Spacing, Volume, check_spacing, frames
 
 Progress = Callable[[str, float], None]
@@ -337,8 +337,7 @@ class _Run:
             return
         study = Study(
             subject.key,
-            ed=subject.ed,
-            es=subject.es,
+            known=subject.phases,
             height=subject.height,
             weight=subject.weight,
             **({} if self.calibration is None else self.calibration.intervals()),
@@ -423,8 +422,8 @@ class _Run:
 
     def _cine(self, case: Case, volume: Volume, folder: Path, study: Study) -> tuple[dict[str, Any], list[Path]]:
         total = volume.data.shape[3]
-        for name, number in (("ED", study.ed), ("ES", study.es)):
-            if number is not None and not 1 <= number <= total:
+        for name, number in study.known.items():
+            if not 1 <= number <= total:
                 what = f"has {total} frames, so {name} cannot be frame {number}"
                 raise InputError(what, path=case.image, remedy=f"Give --{name.lower()} from 1 to {total}")
         maps, by_frame = CineMaps(volume, folder, case.name, self.options.write), {}
@@ -451,7 +450,10 @@ class _Run:
             return []
         check_codes(result.labels)
         path = seg_files(case.stack, folder, case.name)[frame - 1]
-        return [write_dicom_seg(result.mask, case.stack, path, phase=frame - 1, identity=self.options.dicom_seg)]
+        identity = self.options.dicom_seg
+        return [
+            write_dicom_seg(result.mask, case.stack, path, phase=frame - 1, identity=identity, labels=result.labels)
+        ]
 
     def _part_done(self, key: str, before: int, total: int, fraction: float) -> None:
         self.progress(key, (before + fraction) / total)
@@ -469,6 +471,8 @@ class _Run:
             result = self.calibration.apply(result)
         changes: dict[str, Any] = {}
         if self.options.staple:
+            from cgdpm_med.inference.staple import combine_staple  # SimpleITK
+
             result, changes["combine"] = combine_staple(result), "staple"
         if self.options.keep_largest:
             mask, removed = keep_largest(result.mask)
@@ -490,6 +494,9 @@ class _Run:
         files = [name for described in done for name in described["files"]]
         files += [] if alone else [f"{case.name}.json" for case in cases]
         if self.options.pages:
+            from cgdpm_med.report.case import case_report  # templates and pictures
+            from cgdpm_med.report.rendering import write_report
+
             page = write_report(case_report(result, study.key_frames(), self.origin), record.with_suffix(".html"))
             files.append(page.name)
         summary = {

@@ -221,7 +221,9 @@ def _crop(seen: Fingerprint, spacing: float, size: Sequence[int], multiple: int)
     return crop, "the structures of 95 % of the images and a margin"
 
 
-def _batch(seen: Fingerprint, crop: Sequence[int], patch: int, widths: Sequence[int], memory: float) -> tuple[int, str]:
+def _batch(
+    seen: Fingerprint, crop: Sequence[int], patch: int, widths: Sequence[int], memory: float, large: bool
+) -> tuple[int, str]:
     batch = 8 if seen.pictures and not large else 16  # a CPU learns more from twice the steps
     while batch > 1 and (batch > seen.slices // 2 or step_memory(batch, crop, patch, widths) > memory):
         batch //= 2

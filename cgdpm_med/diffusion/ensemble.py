@@ -21,7 +21,6 @@ from torch import Tensor
 
 from cgdpm_med.networks.denoiser import features_of, per_member
 
-from .batching import BatchLimit, is_out_of_memory
 from .sampling import DenoiserLike, Sampling, sample
 from .schedule import NoiseSchedule
 
@@ -86,17 +85,16 @@ class KeyedNoise:
         threads = torch.get_num_threads() if drawn.size > SERIAL else 1
         with ThreadPoolExecutor(threads) as pool:
             list((pool.map if threads > 1 else map)(fill, range(len(drawn))))
-        noise = _moved(torch.from_numpy(drawn), device).to(dtype).reshape(-1, *shape[1:])
-        return noise if len(noise) == len(self.places) else noise[_moved(torch.tensor(self.places), device)]
+        noise = self.move(torch.from_numpy(drawn), device).to(dtype).reshape(-1, *shape[1:])
+        return noise if len(noise) == len(self.places) else noise[self.move(torch.tensor(self.places), device)]
 
-
-def _moved(x: Tensor, device: torch.device | str) -> Tensor:
-    """On the device; from pinned memory to a GPU, so that the CPU goes on while the GPU has work of its own."""
-    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
+    def move(self, x: Tensor, device: torch.device | str) -> Tensor:
+        """On the device, for the noise and the places of the keys."""
+        return x.to(device)
 
 
 @torch.no_grad()
-def sample_ensemble(
+def sample_members(
     denoiser: DenoiserLike,
     context: Tensor,
     schedule: NoiseSchedule,
@@ -105,13 +103,13 @@ def sample_ensemble(
     shape: Sequence[int],
     keys: Sequence[Hashable] | None = None,
     member_ids: Sequence[int] | None = None,
-    max_batch: int | str | BatchLimit = "auto",
+    features: Any = None,
     correct: Callable[..., Tensor] | None = None,
-    progress: Callable[[int], None] | None = None,
     clip: tuple[float, float] | None = None,
+    noise: type[KeyedNoise] = KeyedNoise,
     **dials: Any,
 ) -> Tensor:
-    """K samples for each condition image, batched over members and images together.
+    """K samples for each condition image, as one batch; :func:`~cgdpm_med.sample_ensemble` cuts large ones.
 
     Args:
         context: condition images, (B, Cc, *S).
@@ -120,79 +118,51 @@ def sample_ensemble(
         keys: one key per image, by default its index; a member's noise depends on (seed, key, member) alone, so
             images of one key share it.
         member_ids: which members to draw, by default 0 … K-1; overrides ``sampling.members``.
-        max_batch: most target fields evaluated at once: a number, "auto", or a :class:`~.batching.BatchLimit` that
-            several calls share. A batch that does not fit into the memory is drawn again in halves.
+        features: of the images, where they are encoded already.
         correct: ``correct(x_0, y)`` of every predicted x_0, see :meth:`.targets.Target.correct`.
-        progress: called with the number of finished fields after each chunk.
         clip: bounds on every predicted x_0, in place of ``correct``.
+        noise: the kind of keyed noise.
         dials: fields of :class:`~.sampling.Sampling`, in place of those of ``sampling``.
 
     Returns:
         (K, B, C, *S), float32, on the context's device.
 
     Raises:
-        ValueError: without members, with another number of keys than images, or max_batch below 1.
+        ValueError: without members, or with another number of keys than images.
     """
-    sampling = replace(sampling or Sampling(steps=20, members=16), **dials)
+    sampling = ensemble_sampling(sampling, **dials)
+    keys, ids = keys_and_members(len(context), sampling, keys, member_ids)
+    features = features_of(denoiser, context) if features is None else features
+    rows = len(context) * len(ids)
+    corrected = None if correct is None else partial(correct, y=per_member(context, rows))
+    # members of one image lie beside each other in the batch
+    drawn = noise(sampling.seed, [(key, member) for key in keys for member in ids])
+    x_T = drawn.randn((rows, *shape), device=context.device)
+    condition = per_member(features, rows)
+    x_0 = sample(denoiser, x_T, condition, schedule, sampling, generator=drawn, clip=clip, correct=corrected)
+    return x_0.unflatten(0, (-1, len(ids))).transpose(0, 1)
+
+
+def ensemble_sampling(sampling: Sampling | None, **dials: Any) -> Sampling:
+    """The sampling of an ensemble with its dials in place, sixteen members of twenty steps by default."""
+    return replace(sampling or Sampling(steps=20, members=16), **dials)
+
+
+def keys_and_members(
+    images: int, sampling: Sampling, keys: Sequence[Hashable] | None, member_ids: Sequence[int] | None
+) -> tuple[list[Hashable], list[int]]:
+    """A key for each image, by default its index, and the members to draw, by default all.
+
+    Raises:
+        ValueError: without members, or with another number of keys than images.
+    """
     ids = list(range(sampling.members)) if member_ids is None else list(member_ids)
     if not ids:
         raise ValueError("an ensemble needs at least one member")
-    limit = max_batch if isinstance(max_batch, BatchLimit) else BatchLimit(max_batch)
-    keys = list(range(context.shape[0])) if keys is None else list(keys)
-    if len(keys) != context.shape[0]:
-        raise ValueError(f"{len(keys)} keys for {context.shape[0]} images")
-    out = torch.empty((len(ids), context.shape[0], *shape), dtype=torch.float32, device=context.device)
-    todo = [(range(context.shape[0]), range(len(ids)))]
-    encoded: tuple[range, Any] | None = None
-
-    def draw(rows: range, columns: range) -> Tensor:
-        nonlocal encoded
-        if encoded is None or encoded[0] != rows:
-            encoded = None  # the features before need not be held beside the new ones
-            encoded = rows, features_of(denoiser, context[rows.start : rows.stop])
-        corrected = None
-        if correct is not None:
-            y = per_member(context[rows.start : rows.stop], len(rows) * len(columns))
-            corrected = partial(correct, y=y)
-        # members of one image lie beside each other in the batch
-        noise = KeyedNoise(sampling.seed, [(keys[row], ids[column]) for row in rows for column in columns])
-        x_T = noise.randn((len(rows) * len(columns), *shape), device=context.device)
-        features = per_member(encoded[1], len(x_T))
-        return sample(denoiser, x_T, features, schedule, sampling, generator=noise, clip=clip, correct=corrected)
-
-    while todo:
-        rows, columns = todo.pop()
-        fields, most = len(rows) * len(columns), limit.of(shape[1:], context.device)
-        if fields > most:
-            todo += reversed(_parts(rows, columns, most))
-            continue
-        x_0 = None
-        try:
-            x_0 = draw(rows, columns)
-        except Exception as error:
-            if fields == 1 or not is_out_of_memory(error):
-                raise
-        if x_0 is None:  # outside the handler, where the exception no longer holds the tensors of the failed attempt
-            encoded = None
-            if context.device.type == "cuda":
-                torch.cuda.empty_cache()
-            limit.halve(fields, shape[1:])
-            todo.append((rows, columns))
-            continue
-        out[columns.start : columns.stop, rows.start : rows.stop] = x_0.unflatten(0, (-1, len(columns))).transpose(0, 1)
-        if progress is not None:
-            progress(fields)
-    return out
-
-
-def _parts(rows: range, columns: range, fields: int) -> list[tuple[range, range]]:
-    """A block of images x members in blocks of at most ``fields``: whole images first, then parts of the members."""
-    images, per_image = max(1, fields // len(columns)), min(len(columns), fields)
-    return [
-        (range(b, min(b + images, rows.stop)), range(k, min(k + per_image, columns.stop)))
-        for b in range(rows.start, rows.stop, images)
-        for k in range(columns.start, columns.stop, per_image)
-    ]
+    named: list[Hashable] = list(range(images)) if keys is None else list(keys)
+    if len(named) != images:
+        raise ValueError(f"{len(named)} keys for {images} images")
+    return named, ids
 
 
 def combine_mean(probabilities: Tensor) -> Tensor:

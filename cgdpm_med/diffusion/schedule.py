@@ -114,7 +114,7 @@ class NoiseSchedule(KeepsArguments):
         # eq. (6), right: mean = posterior_coef_x0 * x_0 + posterior_coef_xt * x_t
         self.posterior_coef_x0 = beta * self.alpha_bar_prev.sqrt() / (1 - self.alpha_bar)
         self.posterior_coef_xt = (1 - self.alpha_bar_prev) * self.alpha.sqrt() / (1 - self.alpha_bar)
-        self._copies: dict[tuple[str, torch.device], Tensor] = {}
+        self._copies: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
         if timesteps is None and prediction_type == "epsilon":
             _warn_if_ill_posed(float(self.sqrt_alpha_bar[-1]))
 
@@ -122,21 +122,19 @@ class NoiseSchedule(KeepsArguments):
         """Gather ``table`` at ``t`` in the precision a computation on ``like`` should have (at least float32).
 
         Returns:
-            shape (B, 1, …) to broadcast against ``like`` of shape (B, …). For an integer ``t`` B = 1, or on a GPU a
-            tensor without dimensions on the CPU.
+            shape (B, 1, …) to broadcast against ``like`` of shape (B, …). For an integer ``t`` B = 1, or a tensor
+            without dimensions where ``like`` has that precision already.
         """
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         if isinstance(t, int):
             value = torch.tensor(float(getattr(self, table)[t]), dtype=dtype)
-            if not like.is_cpu and like.dtype == dtype:
-                return value  # a GPU's kernels take it as an argument, and run twice as fast as with a tensor there
+            if like.dtype == dtype:
+                return value  # kernels take it as an argument; with dimensions it would lift the precision of ``like``
             return value.to(like.device).reshape((1,) * like.ndim)
-        key = (table, t.device)
+        key = (table, t.device, dtype)
         if key not in self._copies:
-            values: Tensor = getattr(self, table)
-            # Apple's GPUs have no float64
-            self._copies[key] = values.to(torch.float32).to(t.device) if t.device.type == "mps" else values.to(t.device)
-        return self._copies[key][t].to(like.device, dtype).reshape(-1, *[1] * (like.ndim - 1))
+            self._copies[key] = getattr(self, table).to(dtype).to(t.device)
+        return self._copies[key][t].to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
     def respace(self, timesteps: Sequence[int] | Tensor) -> NoiseSchedule:
         """The same process observed at fewer timesteps: betas from the ratios of the kept alpha_bar.

@@ -129,7 +129,7 @@ class MaskTarget(Target):
 
         Args:
             truth: (B, 1, *S) with values 0 … C-1, or class probabilities (B, C, *S), such as a label map resampled to a
-                coarser grid has: a pixel that is half myocardium says so, and the boundary keeps its place.
+                coarser grid has: a pixel that is half muscle says so, and the boundary keeps its place.
         """
         return self.scale * (2 * self.probabilities(truth) - 1)
 

@@ -16,11 +16,9 @@ from cgdpm_med.console import CaseBar
 from cgdpm_med.data.acdc import Section, Split, acdc_datalist, acdc_patient_folders, load_split, section_of
 from cgdpm_med.evaluation.calibration_file import CALIBRATION, Calibration, plain, write_calibration
 from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
-from cgdpm_med.evaluation.segmenter import ensemble_settings
 from cgdpm_med.evaluation.training_patients import check_unseen
 from cgdpm_med.files import InputError
-from cgdpm_med.heart.function import MEASURES, frame_volumes
-from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device, ensemble_settings
 from cgdpm_med.metrics.calibration import (
     conformal_factor,
     conformal_rank,
@@ -31,7 +29,10 @@ from cgdpm_med.metrics.calibration import (
     temper,
 )
 from cgdpm_med.metrics.masks import brier, calibration_error, calibration_table, foreground_region
+from cgdpm_med.metrics.volumetry import frame_volumes
 from cgdpm_med.models.weights import weights_digest
+from cgdpm_med.studies.measures import Measure
+from cgdpm_med.studies.task import known_measures, task_among
 from cgdpm_med.tables.numbers import format_number
 from cgdpm_med.volumes import Spacing, Volume, read_labels, read_volume
 
@@ -54,7 +55,7 @@ _SECTIONS: Mapping[str, Section] = {"train": "train", "validation": "validation"
 
 @dataclass(frozen=True, eq=False)
 class KnownFrame:
-    """What the fit needs of one volume: its millilitres, and the voxels around the heart.
+    """What the fit needs of one volume: its millilitres, and the voxels around the structures.
 
     Attributes:
         volumes: measured and known.
@@ -105,7 +106,7 @@ def calibrate(
     if path.is_dir() or (path.parent.is_dir() and not os.access(path.parent, os.W_OK)):
         raise InputError("cannot be written", path=path, remedy="Give a file in a folder of yours as --output")
     for item in items:  # whatever is wrong is found before the long part
-        _image_and_reference(item, spacing)
+        _reference(item, read_volume(item["image"], spacing=spacing), len(segmenter.labels.names) + 1, spacing)
     frames = []
     with CaseBar("calibrating", [item["key"] for item in items]) as bar:
         if note is not None:
@@ -156,9 +157,8 @@ def calibration_items(
     return items
 
 
-def _image_and_reference(item: Mapping[str, str], spacing: Spacing) -> tuple[Volume, NDArray[np.uint8]]:
-    volume = read_volume(item["image"], spacing=spacing)
-    return volume, read_labels(item["label"], like=volume.grid, spacing=spacing).data
+def _reference(item: Mapping[str, str], image: Volume, num_classes: int, spacing: Spacing) -> NDArray[np.uint8]:
+    return read_labels(item["label"], allowed=range(num_classes), like=image.grid, spacing=spacing).data
 
 
 def _items(root: str | Path, section: Section, split: str | Path | Split | None) -> list[dict[str, str]]:
@@ -181,16 +181,18 @@ def observe(
     too: outside, certain background would outnumber the rest, and voxels chosen one by one by their true label would
     mislead.
     """
-    volume, reference = _image_and_reference(item, spacing)
+    volume = read_volume(item["image"], spacing=spacing)
     found = segmenter(volume, item["key"], progress)
+    classes, size = len(found.probabilities), volume.grid.voxel_volume
+    reference = _reference(item, volume, classes, spacing)
     region = foreground_region(reference)
-    size = volume.grid.voxel_volume
     return KnownFrame(
         FrameTruth(
             item["patient"],
             item["frame"],
-            frame_volumes(found.mask, found.members, size, num_classes=len(found.probabilities)),
-            true_volumes(reference, size),
+            frame_volumes(found.mask, found.members, size, num_classes=classes),
+            true_volumes(reference, size, classes),
+            found.labels,
         ),
         found.probabilities[:, region],
         reference[region],
@@ -207,16 +209,19 @@ def fit_calibration(
     """Temperature by likelihood over all voxels, and for every measure the conformal factor of the patients' scores.
 
     Raises:
-        InputError: for too few patients with both phases, or a measure that the ensemble leaves undefined too often.
+        InputError: for too few patients with all phases, or a measure that the ensemble leaves undefined too often.
     """
     studies = known_studies(frame.volumes for frame in frames)
+    task = task_among(frames[0].volumes.labels)
+    if task.phases and not studies:
+        raise InputError(f"no patient has {' and '.join(task.phases)}", remedy="Give every frame of each patient")
     temperature = fit_temperature(
         np.concatenate([frame.probabilities for frame in frames], axis=1),
         np.concatenate([frame.labels for frame in frames]),
     )
     factors, margins = fit_intervals(studies)
     truths = [study.truth() for study in studies]
-    on_average, of_one_fit = guaranteed_coverage(len(studies), LEVEL)
+    patients = len(studies) or len({frame.volumes.patient for frame in frames})
     return Calibration(
         temperature=temperature,
         level=LEVEL,
@@ -224,7 +229,7 @@ def fit_calibration(
         margin=margins,
         weights=dict(weights),
         settings=plain(settings),
-        data={**data, "patients": len(studies), "volumes": len(frames)},
+        data={**data, "patients": patients, "volumes": len(frames)},
         numbers={
             "before": {
                 **voxel_scores(frames),
@@ -234,29 +239,36 @@ def fit_calibration(
                 **voxel_scores(frames, temperature),
                 "function": score_function(truths, [study.found(factors, margins) for study in studies]),
             },
-            "guarantee": {
-                "coverage_on_average_over_fits": on_average,
-                "coverage_of_this_fit_exceeds": of_one_fit,
-                "with_probability": 0.95,
-            },
+            **({"guarantee": _guarantee(len(studies))} if studies else {}),
         },
     )
 
 
+def _guarantee(patients: int) -> dict[str, float]:
+    """How often the intervals will hold the truth."""
+    on_average, of_one_fit = guaranteed_coverage(patients, LEVEL)
+    return {
+        "coverage_on_average_over_fits": on_average,
+        "coverage_of_this_fit_exceeds": of_one_fit,
+        "with_probability": 0.95,
+    }
+
+
 def fit_intervals(studies: Sequence[KnownStudy]) -> tuple[dict[str, float], dict[str, float]]:
-    """``widening`` and ``margin`` of every measure, see :func:`~cgdpm_med.heart.function.cardiac_function`, by
-    conformal scores.
+    """``widening`` and ``margin`` of every measure by conformal scores; see
+    :meth:`~cgdpm_med.studies.task.Task.measure`.
 
     Raises:
         InputError: for too few studies, or a measure that the ensemble leaves undefined too often.
     """
     # a little more than the score: its own patient lies at the very end of the interval, whatever the rounding
-    factors = {name: _factor(studies, name) * (1 + 1e-9) for name in MEASURES}
-    return factors, {name: factors[name] * MARGINS[measure.unit] for name, measure in MEASURES.items()}
+    measures = studies[0].task.measures if studies else {}
+    factors = {name: _factor(studies, name, measure) * (1 + 1e-9) for name, measure in measures.items()}
+    return factors, {name: factors[name] * MARGINS[measure.unit] for name, measure in measures.items()}
 
 
-def _factor(studies: Sequence[KnownStudy], name: str) -> float:
-    margin = MARGINS[MEASURES[name].unit]
+def _factor(studies: Sequence[KnownStudy], name: str, measure: Measure) -> float:
+    margin = MARGINS[measure.unit]
     scores = []
     for study in studies:
         # a score compares distances from the value, which may be impossible where the ends are not allowed to be
@@ -270,8 +282,8 @@ def _factor(studies: Sequence[KnownStudy], name: str) -> float:
     factor = conformal_factor(scores, LEVEL)
     if not np.isfinite(factor):
         undefined = int(np.isinf(scores).sum())
-        what = f"{MEASURES[name].title} has no interval in {undefined} of {len(scores)} patients"
-        raise InputError(what, remedy="Use two members or more, and weights that find the heart")
+        what = f"{measure.title} has no interval in {undefined} of {len(scores)} patients"
+        raise InputError(what, remedy="Use two members or more, and weights that find the structures")
     return factor
 
 
@@ -293,8 +305,7 @@ def voxel_scores(frames: Sequence[KnownFrame], temperature: float = 1.0) -> dict
 
 def format_calibration(result: Mapping[str, Any]) -> str:
     """What the command prints: before and after, and what is promised elsewhere."""
-    before, after, guarantee = result["before"], result["after"], result["guarantee"]
-    data = result["data"]
+    before, after, data = result["before"], result["after"], result["data"]
     lines = [
         f"fitted to {data['patients']} {data['section']} patients, {data['volumes']} volumes",
         f"temperature {result['temperature']:.3f}",
@@ -302,8 +313,16 @@ def format_calibration(result: Mapping[str, Any]) -> str:
     ]
     for name, label in (("ece", "calibration error (ECE)"), ("brier", "Brier score"), ("nll", "log-likelihood loss")):
         lines.append(f"{label:28}{before[name]:>9.4f}{after[name]:>9.4f}")
-    lines += ["", f"{'':28}{'coverage':>18}{'interval length':>20}{'factor':>9}{'margin':>9}"]
-    for name, measure in MEASURES.items():
+    return "\n".join(lines + _interval_lines(result) if before["function"] else lines)
+
+
+def _interval_lines(result: Mapping[str, Any]) -> list[str]:
+    before, after, guarantee = result["before"], result["after"], result["guarantee"]
+    patients = result["data"]["patients"]
+    lines = ["", f"{'':28}{'coverage':>18}{'interval length':>20}{'factor':>9}{'margin':>9}"]
+    definitions = known_measures()
+    for name in before["function"]:
+        measure = definitions[name]
         scores = before["function"][name], after["function"][name]
         covered = [format_number(score["coverage"], 0, 100, "%") for score in scores]
         lengths = [format_number(score["width"], 1) for score in scores]
@@ -313,10 +332,10 @@ def format_calibration(result: Mapping[str, Any]) -> str:
             f"{result['widening'][name]:>9.2f}{result['margin'][name]:>9.1f}"
         )
     on_average, single = guarantee["coverage_on_average_over_fits"], guarantee["coverage_of_this_fit_exceeds"]
-    lines += [
+    return [
+        *lines,
         "",
         "Coverage after is that of the fitted patients themselves. New ones like them are covered with probability",
-        f"{on_average:.1%} on average over fits to {data['patients']} patients; by this one fit with more than "
+        f"{on_average:.1%} on average over fits to {patients} patients; by this one fit with more than "
         f"{single:.0%}, at {guarantee['with_probability']:.0%} confidence.",
     ]
-    return "\n".join(lines)

@@ -19,10 +19,10 @@ import torch
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.diffusion.sampling import BEFORE_DIALS, Sampling
 from cgdpm_med.files import InputError, atomic_write
-from cgdpm_med.heart.function import MEASURES
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.metrics.calibration import temper
 from cgdpm_med.models.weights import sha256_of, weights_digest
+from cgdpm_med.studies.task import are_measures
 
 CALIBRATION = "calibration.json"
 """Name of the file, in the folder of the weights."""
@@ -52,7 +52,7 @@ class Calibration:
     Attributes:
         temperature: of the combined probabilities, see :func:`~cgdpm_med.metrics.calibration.temper`.
         level: nominal coverage of the intervals.
-        widening, margin: by measure, see :func:`~cgdpm_med.heart.function.cardiac_function`.
+        widening, margin: by measure, see :meth:`~cgdpm_med.studies.task.Task.measure`.
         weights: digest of the tensors of every weights file by its name.
         settings: those of :data:`SETTINGS`.
         data: what it was fitted to: section, patients, volumes, seed.
@@ -75,7 +75,7 @@ class Calibration:
         return with_temperature(segmentation, self.temperature)
 
     def intervals(self) -> dict[str, Any]:
-        """Arguments of :func:`~cgdpm_med.heart.function.cardiac_function`."""
+        """Arguments of :meth:`~cgdpm_med.studies.task.Task.measure`."""
         return {"level": self.level, "widening": self.widening, "margin": self.margin}
 
     def misfit(self, hashes: Mapping[str, str], settings: Mapping[str, Any]) -> str | None:
@@ -154,7 +154,7 @@ def _check(c: Calibration) -> None:
     if not 0 < c.temperature < math.inf or not 0 < c.level < 1:
         raise ValueError(f"temperature {c.temperature}, level {c.level}")
     for by_measure in (c.widening, c.margin):
-        if by_measure.keys() != MEASURES.keys() or not all(0 <= v < math.inf for v in by_measure.values()):
+        if not are_measures(by_measure.keys()) or not all(0 <= v < math.inf for v in by_measure.values()):
             raise ValueError("a factor or margin is missing or negative")
     if not c.weights or c.settings.keys() != set(SETTINGS):
         raise ValueError("weights or settings are missing")

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.data.acdc import ACDC_LABELS
 from cgdpm_med.evaluation.calibration_file import Calibration, with_temperature
 from cgdpm_med.evaluation.function_scores import FrameTruth, true_volumes
 from cgdpm_med.files import InputError
-from cgdpm_med.heart.function import frame_volumes
+from cgdpm_med.inference.labels import DEFAULT_LABELS
 from cgdpm_med.inference.quality import worst_cases_auroc
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.metrics.masks import (
@@ -29,6 +28,7 @@ from cgdpm_med.metrics.masks import (
     score_volume,
     summarise,
 )
+from cgdpm_med.metrics.volumetry import frame_volumes
 from cgdpm_med.volumes import read_labels
 
 
@@ -66,7 +66,9 @@ def evaluate_segmentation(
     Ensemble values: GED (IoU) and mean pairwise Dice of the members, and, inside the reference's bounding box grown
     by 10 voxels, the multi-class Brier score and the AUROC of the entropy for finding wrong voxels.
     """
-    return score_segmentation(segmentation, read_labels(item["label"], like=segmentation.grid).data, item, calibration)
+    allowed = range(len(segmentation.probabilities))
+    reference = read_labels(item["label"], allowed=allowed, like=segmentation.grid).data
+    return score_segmentation(segmentation, reference, item, calibration)
 
 
 def score_segmentation(
@@ -75,27 +77,31 @@ def score_segmentation(
     item: Mapping[str, str],
     calibration: Calibration | None = None,
 ) -> CaseResult:
-    """:func:`evaluate_segmentation` against a reference in memory, (X, Y, Z) with ACDC's labels."""
+    """:func:`evaluate_segmentation` against a reference in memory, (X, Y, Z) with the same labels."""
     region = foreground_region(reference)
     own, calibrated = _own_and_calibrated(segmentation, calibration)
     doubt = _doubt_scores(own, reference, region)
     if calibrated is not None:
         scores = _doubt_scores(calibrated, reference, region)
         doubt |= {f"{name}_calibrated": value for name, value in scores.items()}
-    size = segmentation.grid.voxel_volume
+    size, classes = segmentation.grid.voxel_volume, len(segmentation.probabilities)
+    labels = tuple(segmentation.labels.by_number)
     return CaseResult(
         score=score_volume(
             segmentation.mask,
             reference,
             segmentation.grid.spacing,
+            labels=labels,
             key=item["key"],
             phase=item.get("frame", ""),
             group=item.get("group", ""),
             path=item["label"],
         ),
         ensemble={
-            "ged": generalised_energy_distance(segmentation.members, reference[None]),
-            "pairwise_dice": mean_pairwise_dice(segmentation.members) if len(segmentation.members) > 1 else None,
+            "ged": generalised_energy_distance(segmentation.members, reference[None], labels),
+            "pairwise_dice": mean_pairwise_dice(segmentation.members, labels)
+            if len(segmentation.members) > 1
+            else None,
             **doubt,
         },
         calibration=calibration_table(own.probabilities, reference, region=region),
@@ -105,8 +111,9 @@ def score_segmentation(
         volumes=FrameTruth(
             item.get("patient", ""),
             item.get("frame", ""),
-            frame_volumes(segmentation.mask, segmentation.members, size, num_classes=len(segmentation.probabilities)),
-            true_volumes(reference, size),
+            frame_volumes(segmentation.mask, segmentation.members, size, num_classes=classes),
+            true_volumes(reference, size, classes),
+            segmentation.labels,
         ),
     )
 
@@ -126,7 +133,9 @@ def _doubt_scores(s: Segmentation, reference: NDArray[Any], region: NDArray[np.b
     }
 
 
-def summarise_results(results: Sequence[CaseResult], names: Mapping[int, str] = ACDC_LABELS) -> dict[str, Any]:
+def summarise_results(
+    results: Sequence[CaseResult], names: Mapping[int, str] = DEFAULT_LABELS.by_number
+) -> dict[str, Any]:
     """Means over cases; calibration pooled over all voxels of the regions.
 
     Args:

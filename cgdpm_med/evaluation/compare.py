@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from cgdpm_med.data.structure_names import EXAMPLE, plain_name
 from cgdpm_med.evaluation.compare_files import write_comparison
-from cgdpm_med.evaluation.label_names import LabelSet, Structures, find_labels, plain_name
+from cgdpm_med.evaluation.label_names import LabelSet, Structures, find_labels
 from cgdpm_med.evaluation.masks import FolderScores, Reading, described, hints, partly_drawn, score_pairs
 from cgdpm_med.evaluation.paired_statistics import LEVEL, RESAMPLES, holm, paired_difference, patient_means
 from cgdpm_med.files import InputError
@@ -30,7 +31,7 @@ class MethodScores:
     """What one method's masks gave, by key of the case.
 
     Attributes:
-        numbers: of the structures by plain name, see :func:`~cgdpm_med.evaluation.label_names.plain_name`.
+        numbers: of the structures by plain name, see :func:`~cgdpm_med.data.structure_names.plain_name`.
     """
 
     structures: Structures
@@ -208,7 +209,7 @@ def _shared_structures(
         lacking = [plain for plain in names if plain not in method.structures.numbers()]
         left_out |= {names.pop(plain): f"{name} has no such structure" for plain in lacking}
     if not names:
-        remedy = f"Name the labels of each method, as in --prediction-labels {next(iter(methods))}:1=LV,2=Myo,3=RV"
+        remedy = f"Name the labels of each method, as in --prediction-labels {next(iter(methods))}:{EXAMPLE}"
         raise InputError("the methods have no structure in common", remedy=remedy)
     for plain in [plain for plain in names if not _drawn(first, keys, plain)]:
         left_out[names.pop(plain)] = "no reference holds it"

@@ -1,4 +1,4 @@
-"""References drawn in a few slices of a heart: whatever a prediction has in the others counts against it."""
+"""References drawn in a few slices of a stack: whatever a prediction has in the others counts against it."""
 
 from __future__ import annotations
 

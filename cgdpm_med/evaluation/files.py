@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med.data.acdc import ACDC_LABELS
 from cgdpm_med.evaluation.case import CaseResult, ensemble_names
 from cgdpm_med.evaluation.drawn_slices import few_drawn_lines
 from cgdpm_med.files import listed
-from cgdpm_med.heart.function import MEASURES
+from cgdpm_med.inference.labels import DEFAULT_LABELS
+from cgdpm_med.studies.task import known_measures
 from cgdpm_med.tables.csv_files import csv_text, write_csv
 from cgdpm_med.tables.numbers import format_number
 from cgdpm_med.tables.rows import write_text
@@ -20,7 +20,10 @@ METRICS = ("dice", "hd95", "assd")
 
 
 def write_results(
-    results: Sequence[CaseResult], summary: Mapping[str, Any], folder: Path, names: Mapping[int, str] = ACDC_LABELS
+    results: Sequence[CaseResult],
+    summary: Mapping[str, Any],
+    folder: Path,
+    names: Mapping[int, str] = DEFAULT_LABELS.by_number,
 ) -> None:
     """``cases.csv``, a row per case with an empty field for a missing value, ``summary.json``, and ``left_out.csv``.
 
@@ -131,8 +134,9 @@ def format_function(function: Mapping[str, Any] | None) -> list[str]:
     lines = [
         f"function of {function['patients']} patients, error: mean, standard deviation, correlation; 90 % intervals"
     ]
-    for name, measure in MEASURES.items():
-        s = function["measures"][name]
+    definitions = known_measures()
+    for name, s in function["measures"].items():
+        measure = definitions[name]
         error, deviation, correlation = (format_number(s[k]) for k in ("error_mean", "error_sd", "correlation"))
         line = f"{f'{measure.title}, {measure.unit}':34}{error:>8}{deviation:>8}{correlation:>7}"
         for kind, scores in (("", s), ("calibrated ", (function["calibrated"] or {}).get(name))):

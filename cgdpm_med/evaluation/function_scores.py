@@ -1,4 +1,4 @@
-"""Cardiac function against the truth: errors of the values, coverage and length of the intervals."""
+"""What a task measures, against the truth: errors of the values, coverage and length of the intervals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.heart.function import MEASURES, CardiacFunction, FrameVolumes, cardiac_function, frame_volumes
+from cgdpm_med.data.structure_names import plain_name
+from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.metrics.masks import interval_coverage
-from cgdpm_med.studies.study import StudyResult
-
-PHASES = ("ED", "ES")
+from cgdpm_med.metrics.volumetry import FrameVolumes, frame_volumes
+from cgdpm_med.studies.measures import Measurements
+from cgdpm_med.studies.result import StudyResult
+from cgdpm_med.studies.task import Task, task_among
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,29 +25,31 @@ class FrameTruth:
 
     Attributes:
         patient: whose frame it is.
-        phase: "ED" or "ES".
+        phase: its name.
         found: of the segmentation, with its members where there are some.
         truth: of the reference mask, without members.
+        labels: the structures of both.
     """
 
     patient: str
     phase: str
     found: FrameVolumes
     truth: FrameVolumes
+    labels: Labels = DEFAULT_LABELS
 
 
-def true_volumes(reference: NDArray[Any], voxel_volume: float) -> FrameVolumes:
-    """:func:`~cgdpm_med.heart.function.frame_volumes` of a mask that has no members."""
-    return frame_volumes(reference, np.empty((0, *reference.shape), dtype=np.uint8), voxel_volume)
+def true_volumes(reference: NDArray[Any], voxel_volume: float, num_classes: int = 4) -> FrameVolumes:
+    """:func:`~cgdpm_med.metrics.volumetry.frame_volumes` of a mask that has no members."""
+    return frame_volumes(reference, np.empty((0, *reference.shape), dtype=np.uint8), voxel_volume, num_classes)
 
 
 @dataclass(frozen=True, eq=False)
 class KnownStudy:
-    """End-diastole and end-systole of a patient, measured and known."""
+    """The phases of a patient, measured and known."""
 
     patient: str
-    ed: FrameTruth
-    es: FrameTruth
+    frames: Mapping[str, FrameTruth]
+    task: Task
 
     def found(
         self,
@@ -53,28 +57,34 @@ class KnownStudy:
         margin: Mapping[str, float] | None = None,
         *,
         possible: bool = True,
-    ) -> CardiacFunction:
-        """Function as the ensemble measures it; arguments of :func:`~cgdpm_med.heart.function.cardiac_function`."""
-        return cardiac_function(self.ed.found, self.es.found, widening=widening, margin=margin, possible=possible)
+    ) -> Measurements:
+        """As the ensemble measures it; arguments of :meth:`~cgdpm_med.studies.task.Task.measure`."""
+        found = {phase: frame.found for phase, frame in self.frames.items()}
+        return self.task.measure(found, widening=widening, margin=margin, possible=possible)
 
     def truth(self) -> dict[str, float | None]:
         """Every measure of the reference masks."""
-        return {name: e.value for name, e in cardiac_function(self.ed.truth, self.es.truth).measures.items()}
+        truth = {phase: frame.truth for phase, frame in self.frames.items()}
+        return {name: e.value for name, e in self.task.measure(truth).measures.items()}
 
 
 def known_studies(frames: Iterable[FrameTruth]) -> list[KnownStudy]:
-    """The patients of whom both phases are there, in the order of their names."""
+    """The patients of whom all phases of their task are there, in the order of their names."""
     by_patient: dict[str, dict[str, FrameTruth]] = {}
     for frame in frames:
         by_patient.setdefault(frame.patient, {})[frame.phase] = frame
-    return [
-        KnownStudy(patient, phases["ED"], phases["ES"])
-        for patient, phases in sorted(by_patient.items())
-        if patient and phases.keys() >= set(PHASES)
-    ]
+    studies = (_known_study(patient, found) for patient, found in sorted(by_patient.items()) if patient)
+    return [study for study in studies if study is not None]
 
 
-def compare_function(studies: Sequence[KnownStudy], reported: Sequence[CardiacFunction]) -> dict[str, Any] | None:
+def _known_study(patient: str, found: Mapping[str, FrameTruth]) -> KnownStudy | None:
+    task = task_among(next(iter(found.values())).labels)
+    if not task.phases or not found.keys() >= set(task.phases):
+        return None
+    return KnownStudy(patient, {phase: found[phase] for phase in task.phases}, task)
+
+
+def compare_function(studies: Sequence[KnownStudy], reported: Sequence[Measurements]) -> dict[str, Any] | None:
     """Measures against the truth, by :func:`score_function`; None without studies.
 
     Args:
@@ -111,22 +121,33 @@ def compare_records(studies: Sequence[KnownStudy], records: Mapping[str, StudyRe
     known, reported = [], []
     for study in studies:
         record = fitting.get(study.patient)
-        if record is None or record.function is None or record.ed is None or record.es is None:
+        if record is None or record.function is None:
             known.append(study)
             reported.append(study.found())
         else:
-            ed = replace(study.ed, found=record.volumes[record.ed])
-            known.append(replace(study, ed=ed, es=replace(study.es, found=record.volumes[record.es])))
+            recorded = {phase: _recorded(record, phase, frame) for phase, frame in study.frames.items()}
+            known.append(
+                replace(study, frames={phase: frame for phase, frame in recorded.items() if frame is not None})
+            )
             reported.append(record.function)
     return {"function": compare_function(known, reported), "quality": _count_reviews(list(fitting.values()))}
 
 
 def _describes(record: StudyResult, study: KnownStudy) -> bool:
-    frames = ((record.ed, study.ed), (record.es, study.es))
+    recorded = ((_recorded(record, phase, frame), frame) for phase, frame in study.frames.items())
     return all(
-        number is not None and np.allclose(record.volumes[number].combined, frame.found.combined, rtol=1e-6)
-        for number, frame in frames
+        own is not None and np.allclose(own.found.combined, frame.found.combined, rtol=1e-6) for own, frame in recorded
     )
+
+
+def _recorded(record: StudyResult, phase: str, frame: FrameTruth) -> FrameTruth | None:
+    """The frame with the volumes of a record, whatever numbers its labels have; None where it lacks some of them."""
+    columns = {plain_name(name): label for label, name in record.labels.by_number.items()}
+    wanted = [plain_name(name) for name in frame.labels.names]
+    if phase not in record.phases or not columns.keys() >= set(wanted):
+        return None
+    of_frame, order = record.volumes[record.phases[phase]], [0, *(columns[name] for name in wanted)]
+    return replace(frame, found=FrameVolumes(of_frame.combined[order], of_frame.members[:, order]))
 
 
 def _count_reviews(records: Sequence[StudyResult]) -> dict[str, Any] | None:
@@ -139,16 +160,17 @@ def _count_reviews(records: Sequence[StudyResult]) -> dict[str, Any] | None:
     return {"studies": len(records), "review": reviews, "reasons": dict(checks.most_common())}
 
 
-def score_function(truths: Sequence[Mapping[str, float | None]], found: Sequence[CardiacFunction]) -> dict[str, Any]:
+def score_function(truths: Sequence[Mapping[str, float | None]], found: Sequence[Measurements]) -> dict[str, Any]:
     """By measure: how far the values are off, and how often the intervals hold the truth.
 
     Returns:
-        For each name of :data:`~cgdpm_med.heart.function.MEASURES`: ``n`` studies where value and truth are defined and
+        For each measure: ``n`` studies where value and truth are defined and
         ``undefined``, the others; ``error_mean`` and ``error_sd`` (n - 1 in the denominator) of value less truth, and
         ``error_absolute``, the mean of its size; ``correlation`` (Pearson); ``coverage`` and mean ``width`` of the
         intervals, with ``intervals``, how many there are. What cannot be computed is None.
     """
-    return {name: _score_measure([t[name] for t in truths], [f.measures[name] for f in found]) for name in MEASURES}
+    names = list(truths[0]) if truths else []
+    return {name: _score_measure([t[name] for t in truths], [f.measures[name] for f in found]) for name in names}
 
 
 def _score_measure(truths: Sequence[float | None], found: Sequence[Any]) -> dict[str, Any]:

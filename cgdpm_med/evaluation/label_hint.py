@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from cgdpm_med.evaluation.label_names import LabelSet, Structures, plain_name
+from cgdpm_med.data.structure_names import plain_name
+from cgdpm_med.evaluation.label_names import LabelSet, Structures
 from cgdpm_med.files import listed
 
 FAR_BETTER = 0.3
@@ -131,7 +132,7 @@ def _hint(
 
 
 def _exchanged(fits: Mapping[int, int], structures: Structures) -> str:
-    """As "labels 1 and 3 (RV and LV) look swapped", or what each looks like where more than two are involved."""
+    """As "labels 1 and 3 (liver and spleen) look swapped", or what each looks like where more than two are involved."""
     values = {number: _values(structures.prediction, structures.names[number]) for number in fits}
     if len(fits) == 2:
         names = " and ".join(structures.names[number] for number in fits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,18 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.data.acdc import ACDC_LABELS
+from cgdpm_med.data.structure_names import EXAMPLE, number_structures, plain_name
 from cgdpm_med.files import InputError, listed
+from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.volumes import Volume
 
-_EXAMPLE = "as in 1=LV,2=Myo,3=RV"
+_EXAMPLE = f"as in {EXAMPLE}"
 _FOLDERS_ABOVE = 2  # nnU-Net: DatasetX/labelsTr, and trainer/fold_0/validation
-_SYNONYMS = {
-    "rv": "rightventricle rightventricular rvcavity rvc rvbp rvbloodpool rvendo rightventricularcavity",
-    "myo": "myocardium lvmyo lvmyocardium lvm leftventricularmyocardium leftventriclemyocardium myocardiumlv",
-    "lv": "leftventricle leftventricular lvcavity lvc lvbp lvbloodpool lvendo leftventricularcavity",
-}
-_SAME = {word: name for name, words in _SYNONYMS.items() for word in words.split()}
 
 
 @dataclass(frozen=True)
@@ -78,22 +72,16 @@ class LabelSet:
         return table
 
 
-ACDC = LabelSet(ACDC_LABELS)
+ACDC = LabelSet(DEFAULT_LABELS.by_number)
 
 _MANY = 30  # unnamed values of a file that is rather an image
-
-
-def plain_name(name: str) -> str:
-    """A name without case, spaces and punctuation; the usual words for the structures of the heart are one."""
-    plain = re.sub(r"[\W_]+", "", name.casefold())
-    return _SAME.get(plain, plain)
 
 
 # --- where names come from --------------------------------------------------------------------------------------------
 
 
 def parse_labels(text: str, source: str = "given") -> LabelSet:
-    """Labels as on the command line: ``1=LV,2=Myo,3=RV``, or the other way round, ``LV=1``.
+    """Labels as on the command line: ``1=liver,2=tumour``, or the other way round, ``liver=1``.
 
     Raises:
         InputError: for anything else, and for a value that is named twice.
@@ -132,7 +120,7 @@ def find_dataset_file(place: Path, above: int = _FOLDERS_ABOVE) -> Path | None:
 
 
 def read_dataset_labels(path: Path) -> LabelSet | None:
-    """Labels of a dataset.json of nnU-Net, ``{"LV": 1}``, or of the Medical Segmentation Decathlon, ``{"1": "LV"}``.
+    """Labels of a dataset.json of nnU-Net, ``{"liver": 1}``, or of the Medical Segmentation Decathlon (the other way).
 
     None where the file has no labels. nnU-Net's ``ignore`` is no structure: a mask that holds its value is refused.
 
@@ -203,13 +191,13 @@ def _labels_of_segment(place: Path) -> LabelSet | None:
 
 
 def _recorded_labels(file: Path) -> LabelSet | None:
-    """Of an image's record ``{"volume_ml": …, "labels": {"1": "RV", …}}``, or a study's; version 0.1 named none."""
+    """Of an image's record ``{"volume_ml": …, "labels": {"1": "liver", …}}``, or a study's; version 0.1 named none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if "volume_ml" in content:
-            names = {int(value): str(name) for value, name in content.get("labels", ACDC_LABELS).items()}
+            names = {int(value): str(name) for value, name in content.get("labels", DEFAULT_LABELS.by_number).items()}
         elif "volumes_ml" in content["study"]:
-            names = dict(enumerate(map(str, content["study"].get("labels", ACDC_LABELS.values())), 1))
+            names = dict(enumerate(map(str, content["study"].get("labels", DEFAULT_LABELS.names)), 1))
         else:
             return None
         return label_set(names, "segment's")
@@ -225,12 +213,12 @@ class Structures:
     """The structures that two sides share, numbered anew.
 
     Attributes:
-        names: by number, as the references call them. Where RV, myocardium and LV are among them they have ACDC's
-            numbers, whatever their values in the files.
+        names: by number, as the references call them; numbered by
+            :func:`~cgdpm_med.data.structure_names.number_structures`, whatever their values in the files.
         left_out: why a structure that only one side has is not scored, by name.
     """
 
-    names: Mapping[int, str] = field(default_factory=lambda: dict(ACDC_LABELS))
+    names: Mapping[int, str] = field(default_factory=lambda: dict(DEFAULT_LABELS.by_number))
     reference: LabelSet = ACDC
     prediction: LabelSet = ACDC
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -248,22 +236,21 @@ class Structures:
         return self.prediction.table(self.numbers())[mask]
 
     @property
-    def cardiac(self) -> bool:
-        """Whether RV, myocardium and LV are there, so that function can be measured."""
-        return {plain_name(name): label for label, name in ACDC_LABELS.items()}.items() <= self.numbers().items()
+    def labels(self) -> Labels:
+        """The structures as labels of one mask, which say what the task is."""
+        return Labels(tuple(self.names.values()))
 
     @property
     def as_segmented(self) -> bool:
-        """Whether the predictions have ACDC's labels and no others are scored: those of an ensemble of ``segment``."""
-        return (
-            self.cardiac
-            and len(self.names) == len(ACDC_LABELS) == len(self.prediction.names)
-            and all(self.prediction.table(self.numbers())[label] == label for label in ACDC_LABELS)
+        """Whether the predictions' values are the numbers, and all of them: those of an ensemble of ``segment``."""
+        return len(self.names) == len(self.prediction.names) and all(
+            label in self.prediction.names and self.prediction.table(self.numbers())[label] == label
+            for label in self.names
         )
 
 
 def match_labels(reference: LabelSet, prediction: LabelSet) -> Structures:
-    """The structures that have one name on both sides, see :func:`plain_name`.
+    """The structures that have one name on both sides, see :func:`~cgdpm_med.data.structure_names.plain_name`.
 
     Raises:
         InputError: when there is none.
@@ -279,7 +266,7 @@ def match_labels(reference: LabelSet, prediction: LabelSet) -> Structures:
         )
     left_out = {name: "the predictions' labels have no such structure" for p, name in known.items() if p not in shared}
     left_out |= {n: "the references' labels have no such structure" for p, n in predicted.items() if p not in shared}
-    names = {number: known[plain] for plain, number in _number(shared).items()}
+    names = {number: known[plain] for plain, number in number_structures(shared).items()}
     return Structures(dict(sorted(names.items())), reference, prediction, left_out)
 
 
@@ -290,11 +277,3 @@ def _first_names(names: Iterable[str]) -> dict[str, str]:
         found.setdefault(plain_name(name), name)
     found.pop("background", None)
     return found
-
-
-def _number(shared: list[str]) -> dict[str, int]:
-    heart = {plain_name(name): label for label, name in ACDC_LABELS.items()}
-    if not heart.keys() <= set(shared):
-        return {plain: number for number, plain in enumerate(shared, 1)}
-    others = [plain for plain in shared if plain not in heart]
-    return heart | {plain: number for number, plain in enumerate(others, len(heart) + 1)}

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgdpm_med.console import CaseBar, complain
-from cgdpm_med.data.acdc import ACDC_LABELS
 from cgdpm_med.evaluation.case import CaseResult, score_segmentation, summarise_results
 from cgdpm_med.evaluation.drawn_slices import few_drawn, labelled_slices
 from cgdpm_med.evaluation.files import write_results
@@ -294,7 +293,8 @@ def _score_volume_and_ensemble(aligned: _Aligned) -> PairScores:
     if ensemble is None:
         return PairScores([_score_masks(aligned)])
     same_grid = aligned.reference.grid.difference(aligned.prediction.grid) is None
-    if not (aligned.structures.as_segmented and same_grid):
+    same_labels = aligned.structures.as_segmented and len(ensemble.probabilities) == len(aligned.structures.names) + 1
+    if not (same_labels and same_grid):
         unscored = "its labels or its grid are not those of the references"
         return PairScores([_score_masks(aligned)], unscored=unscored)
     pair = aligned.pair
@@ -315,14 +315,13 @@ def _score_masks(aligned: _Aligned) -> CaseResult:
         group=pair.group,
         path=pair.prediction,
     )
-    volumes = _known_volumes(aligned) if aligned.structures.cardiac else None
-    return CaseResult(score, volumes=volumes, confusion=_confusion(aligned), slices=_slices(aligned))
+    return CaseResult(score, volumes=_known_volumes(aligned), confusion=_confusion(aligned), slices=_slices(aligned))
 
 
 def _known_volumes(aligned: _Aligned) -> FrameTruth:
-    size = aligned.reference.grid.voxel_volume
-    hearts = (np.where(mask > len(ACDC_LABELS), 0, mask) for mask in (aligned.predicted, aligned.truth))
-    return FrameTruth(aligned.pair.patient, aligned.pair.phase, *(true_volumes(heart, size) for heart in hearts))
+    labels, size = aligned.structures.labels, aligned.reference.grid.voxel_volume
+    found, truth = (true_volumes(mask, size, len(labels.names) + 1) for mask in (aligned.predicted, aligned.truth))
+    return FrameTruth(aligned.pair.patient, aligned.pair.phase, found, truth, labels)
 
 
 def _confusion(aligned: _Aligned) -> NDArray[np.int64]:

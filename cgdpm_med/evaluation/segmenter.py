@@ -6,22 +6,19 @@ Masks that are there already, from whatever method, are scored by :mod:`~cgdpm_m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cgdpm_med.console import CaseBar, complain
-from cgdpm_med.data.acdc import ACDC_LABELS, Section, Split, acdc_datalist
+from cgdpm_med.data.acdc import Section, Split, acdc_datalist
 from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
 from cgdpm_med.evaluation.case import CaseResult, evaluate_segmentation, summarise_results
 from cgdpm_med.evaluation.files import write_results
 from cgdpm_med.evaluation.function_scores import compare_function, known_studies
 from cgdpm_med.evaluation.training_patients import check_unseen, training_record
 from cgdpm_med.files import InputError
-from cgdpm_med.inference.predictor import DiffusionPredictor
-from cgdpm_med.inference.segmenter import Segmenter
+from cgdpm_med.inference.labels import Labels
+from cgdpm_med.inference.segmenter import Segmenter, ensemble_settings
 from cgdpm_med.metrics.masks import VolumeScore
 from cgdpm_med.volumes import read_labels, read_volume
 
@@ -101,12 +98,12 @@ def evaluate_segmenter(
                 failed[item["key"]] = str(error)
                 complain(error, bar)
             else:
-                bar.note(f"evaluated {item['key']}: {_dice_line(results[-1].score)}")
+                bar.note(f"evaluated {item['key']}: {_dice_line(results[-1].score, segmenter.labels)}")
     studies = known_studies(result.volumes for result in results if result.volumes is not None)
     intervals: dict[str, Any] = (
         {} if calibration is None else {"widening": calibration.widening, "margin": calibration.margin}
     )
-    summary = summarise_results(results) | {
+    summary = summarise_results(results, segmenter.labels.by_number) | {
         "function": compare_function(studies, [study.found(**intervals) for study in studies]),
         "failed": failed,
         "notes": list(notes),
@@ -114,7 +111,7 @@ def evaluate_segmenter(
         "calibration": None if calibration is None else {"temperature": calibration.temperature, **calibration.data},
     }
     if output is not None:
-        write_results(results, summary, Path(output))
+        write_results(results, summary, Path(output), segmenter.labels.by_number)
     return summary
 
 
@@ -123,21 +120,12 @@ def _evaluate_item(
 ) -> CaseResult:
     key = item["key"]
     volume = read_volume(item["image"])
-    read_labels(item["label"], like=volume.grid)  # a bad reference is found before the long part
+    read_labels(
+        item["label"], allowed={0, *segmenter.labels.by_number}, like=volume.grid
+    )  # a bad reference is found before the long part
     found = segmenter(volume, key, lambda fraction: bar.update(key, fraction))
     return evaluate_segmentation(found, item, calibration)
 
 
-def _dice_line(score: VolumeScore) -> str:
-    return ", ".join(f"{name} {score.dice[label]:.3f}" for label, name in ACDC_LABELS.items())
-
-
-def settings(p: DiffusionPredictor, device: torch.device) -> dict[str, Any]:
-    """What a reported number depends on besides the weights and the data: all of the sampling, precision, device."""
-    unguided = {} if p.guide is not None else {"guidance_scale": 0.0, "guidance_interval": None}
-    return asdict(p.sampling) | unguided | {"precision": p.precision, "device": str(device)}
-
-
-def ensemble_settings(segmenter: Segmenter) -> dict[str, Any]:
-    """:func:`settings` of a segmenter's predictor, and what the segmenter itself adds."""
-    return settings(segmenter.predictor, segmenter.device) | {"combine": segmenter.combine}
+def _dice_line(score: VolumeScore, labels: Labels) -> str:
+    return ", ".join(f"{name} {score.dice[label]:.3f}" for label, name in labels.by_number.items())

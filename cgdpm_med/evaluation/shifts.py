@@ -127,7 +127,7 @@ def half_field(image: Volume, label: Volume, rng: np.random.Generator, *, centre
     """A window of half the sides.
 
     Args:
-        centred: with the heart in its middle, as far as the image reaches; else with the heart in a corner, no closer
+        centred: with the structures in its middle, as far as the image reaches; else with them in a corner, no closer
             than two pixels to the edge if it fits.
     """
     starts = [_start(label.data, axis, centred) for axis in (0, 1)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cgdpm_med.heart.function import MEASURES
+from cgdpm_med.studies.task import known_measures
 from cgdpm_med.tables.markdown import markdown_table
 from cgdpm_med.tables.numbers import format_number
 
@@ -51,8 +51,9 @@ def function_table(function: Mapping[str, Any]) -> str:
     if function["calibrated"] is not None:
         head += ["calibrated covers", "its mean length"]
     rows = []
-    for name, measure in MEASURES.items():
-        found = function["measures"][name]
+    definitions = known_measures()
+    for name, found in function["measures"].items():
+        measure = definitions[name]
         mean, deviation = (format_number(found[moment], 1) for moment in ("error_mean", "error_sd"))
         row = [measure.title, f"{mean} ± {deviation} {measure.unit}", format_number(found["correlation"], 3)]
         for scores in (found, *([] if function["calibrated"] is None else [function["calibrated"][name]])):
@@ -71,7 +72,9 @@ def _probabilities(ensemble: Mapping[str, Any]) -> str:
         )
         if name in ensemble
     ]
-    tables = [markdown_table(("inside the heart's box", "ensemble", "calibrated"), rows, numbers=True)] if rows else []
+    tables = (
+        [markdown_table(("inside the structures' box", "ensemble", "calibrated"), rows, numbers=True)] if rows else []
+    )
     lines = []
     if (correlation := ensemble.get("predicted_true_dice")) is not None:
         pearson, spearman = (format_number(correlation[kind], 3) for kind in ("pearson", "spearman"))

@@ -11,41 +11,54 @@ from typing import Any
 import numpy as np
 
 from cgdpm_med.evaluation.case import evaluate_segmentation, summarise_results
+from cgdpm_med.inference.labels import DEFAULT_LABELS
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter
 from cgdpm_med.metrics.masks import dice_per_structure
 from cgdpm_med.tables.csv_files import write_csv
 from cgdpm_med.volumes import Volume, read_labels, read_volume
 
-SCORES = ("dice", "rv", "myo", "lv", "member_dice", "pairwise_dice", "ged", "ece", "brier", "auroc", "seconds")
+FIRST_SCORE = "dice"
+"""The column that follows those of the setting in a table."""
+
+_OF_ENSEMBLES = ("pairwise_dice", "ged", "ece", "brier", "auroc")
 
 
 def score_setting(
     segmenter: Callable[[Volume, str], Segmentation], datalist: Sequence[Mapping[str, str]]
 ) -> dict[str, float]:
-    """Scores of one setting over the cases of a datalist, Dice in percent.
+    """Scores of one setting over the cases of a datalist, Dice in percent; NaN for what is not known.
 
-    ``dice`` is the combined mask's, ``member_dice`` the mean of single members', ``pairwise_dice`` (in [0, 1]) and
-    ``ged`` describe the spread of the members, ``seconds`` is the mean time of a volume, reading and scoring left out.
+    ``dice`` is the combined mask's, followed by that of each structure under its name, ``member_dice`` the mean of
+    single members', ``pairwise_dice`` (in [0, 1]) and ``ged`` describe the spread of the members, ``seconds`` is the
+    mean time of a volume, reading and scoring left out.
     """
-    results, members, seconds = [], [], 0.0
+    results, members, seconds, labels = [], [], 0.0, DEFAULT_LABELS
     for item in datalist:
         volume = read_volume(item["image"])
         start = time.perf_counter()
         segmentation = segmenter(volume, item["key"])
         seconds += time.perf_counter() - start
+        labels = segmentation.labels
         results.append(evaluate_segmentation(segmentation, item))
-        reference = read_labels(item["label"]).data
-        members += [np.mean(list(dice_per_structure(member, reference).values())) for member in segmentation.members]
-    summary = summarise_results(results)
-    ensemble = summary["ensemble"]
+        members += _member_dice(segmentation, item)
+    summary = summarise_results(results, labels.by_number)
+    structures, ensemble = summary["structures"], summary["ensemble"]
     scores = {
-        "dice": 100 * summary["average"]["dice"],
-        **{name.lower(): 100 * values["dice"] for name, values in summary["structures"].items()},
+        FIRST_SCORE: 100 * summary["average"]["dice"],
+        **{name.lower(): 100 * structures[name]["dice"] if name in structures else None for name in labels.names},
         "member_dice": 100 * float(np.mean(members)),
-        **{name: ensemble[name] for name in ("pairwise_dice", "ged", "ece", "brier", "auroc")},
+        **{name: ensemble[name] for name in _OF_ENSEMBLES},
         "seconds": seconds / len(datalist),
     }
-    return {name: float("nan") if (score := scores.get(name)) is None else float(score) for name in SCORES}
+    return {name: float("nan") if score is None else float(score) for name, score in scores.items()}
+
+
+def _member_dice(segmentation: Segmentation, item: Mapping[str, str]) -> list[float]:
+    """Of each member, the mean over the structures."""
+    structures = tuple(segmentation.labels.by_number)
+    reference = read_labels(item["label"], allowed={0, *structures}).data
+    by_member = (dice_per_structure(member, reference, structures) for member in segmentation.members)
+    return [float(np.mean(list(dice.values()))) for dice in by_member]
 
 
 def sweep(
@@ -60,7 +73,7 @@ def sweep(
 
     Args:
         settings: all with the same keys.
-        table: CSV, a row per setting: the setting, then :data:`SCORES`.
+        table: CSV, a row per setting: the setting, then the scores, from :data:`FIRST_SCORE` on.
         report: called with each row.
         resume: keep the rows that an interrupted sweep, of the same weights and cases, has left in the table.
     """
@@ -70,7 +83,7 @@ def sweep(
         named = tuple((name, _plain(value)) for name, value in setting.items())
         scores = found.get(named) or score_setting(Segmenter.from_bundle(bundle, **setting), datalist)
         rows.append({**setting, **scores})
-        plain = [{n: float(v) if n in SCORES else _plain(v) for n, v in row.items()} for row in rows]
+        plain = [{n: _plain(v) if n in setting else float(v) for n, v in row.items()} for row in rows]
         write_csv(table, plain, number_format=".4f")
         report(rows[-1])
     return rows
@@ -82,10 +95,13 @@ def read_table(table: Path) -> dict[tuple[tuple[str, str], ...], dict[str, float
         return {}
     with open(table, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return {
-        tuple((name, text) for name, text in row.items() if name not in SCORES): {n: float(row[n]) for n in SCORES}
-        for row in rows
-    }
+    return dict(_setting_and_scores(row) for row in rows)
+
+
+def _setting_and_scores(row: Mapping[str, str]) -> tuple[tuple[tuple[str, str], ...], dict[str, float]]:
+    columns = list(row.items())
+    first = list(row).index(FIRST_SCORE)
+    return tuple(columns[:first]), {name: float(text) for name, text in columns[first:]}
 
 
 def _plain(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Whether a mask can be a heart: volumes, mass, widths, walls, and which way it tapers along the slices.
 
 A mask of any size passes the checks of its shape in :mod:`cgdpm_med.inference.quality`, and its ejection fraction too,
-whatever the header says of the voxels. Labels are ACDC's: 1 right ventricle, 2 myocardium, 3 left ventricle.
+whatever the header says of the voxels. Labels have the numbers of :mod:`~cgdpm_med.heart.structures`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cgdpm_med.heart.function import MEASURES, MYOCARDIAL_DENSITY, CardiacFunction, FrameVolumes
+from cgdpm_med.heart.function import MEASURES, MYOCARDIAL_DENSITY
+from cgdpm_med.heart.limits import HeartLimits
 from cgdpm_med.heart.stack_checks import outside
-from cgdpm_med.inference.quality import Finding, QualityLimits
+from cgdpm_med.heart.structures import LV, MYO, RV
+from cgdpm_med.inference.quality import Finding
+from cgdpm_med.metrics.volumetry import FrameVolumes
+from cgdpm_med.studies.measures import Measurements
 
-_RV, _MYO, _LV = 1, 2, 3
 _REMEDY = "check the voxel size in the header, and the contours"
 
 
@@ -26,7 +29,7 @@ def assess_heart(
     spacing: Sequence[float],
     *,
     frame: str = "",
-    limits: QualityLimits | None = None,
+    limits: HeartLimits | None = None,
 ) -> tuple[Finding, ...]:
     """Sizes and a shape that no heart has, each with its number.
 
@@ -37,7 +40,7 @@ def assess_heart(
         spacing: of its voxels along the same axes, in mm.
         frame: "ED" or "ES", whose limits then hold; of any other frame the phase is not known, and the wider hold.
     """
-    limits = limits or QualityLimits()
+    limits = limits or HeartLimits()
     where = f"{frame}: " if frame else ""
     sizes = heart_sizes(mask, spacing)
     found = [
@@ -49,9 +52,9 @@ def assess_heart(
     return tuple(Finding(finding.check, where + finding.reason, finding.review) for finding in found)
 
 
-def compare_phases(ed: FrameVolumes, es: FrameVolumes, limits: QualityLimits | None = None) -> tuple[Finding, ...]:
+def compare_phases(ed: FrameVolumes, es: FrameVolumes, limits: HeartLimits | None = None) -> tuple[Finding, ...]:
     """What the volumes at end-diastole and end-systole say of each other, in ml of the combined masks."""
-    limits = limits or QualityLimits()
+    limits = limits or HeartLimits()
     return (
         *_larger_at_es(ed.combined, es.combined),
         *_ventricles_apart(ed.combined, limits),
@@ -92,8 +95,8 @@ def heart_sizes(mask: NDArray[Any], spacing: Sequence[float]) -> HeartSizes:
     """Measure a mask (X, Y, Z) of voxels of ``spacing`` mm, slices last, from the base."""
     areas = slice_areas(mask, spacing)
     rv, myo, lv = (float(total) * spacing[2] / 1000 or None for total in areas[1:].sum(axis=1))
-    heart, cavity = areas[1:].sum(axis=0), areas[_LV][areas[_LV] > 0]
-    walls = wall_thickness(areas[_LV], areas[_MYO])
+    heart, cavity = areas[1:].sum(axis=0), areas[LV][areas[LV] > 0]
+    walls = wall_thickness(areas[LV], areas[MYO])
     return HeartSizes(
         lv=lv,
         rv=rv,
@@ -142,10 +145,38 @@ def lean_to_apex(areas: ArrayLike) -> float:
     return (centre - float(there[0] + there[-1]) / 2) / (int(there[-1]) - int(there[0]) + 1)
 
 
+def open_cavity_fraction(labels: ArrayLike) -> float:
+    """Fraction of the left ventricle's in-plane border faces that do not look at myocardium, in [0, 1].
+
+    The border consists of the voxel faces along the first two axes between the left ventricle and anything else; the
+    edge of the image counts as anything else. An empty cavity gives 0.
+    """
+    padded = np.pad(np.asarray(labels), ((1, 1), (1, 1), (0, 0)))
+    border = uncovered = 0
+    for axis in (0, 1):
+        here, there = (padded.take(range(a, padded.shape[axis] + a - 1), axis) for a in (0, 1))
+        for inner, outer in ((here, there), (there, here)):
+            outside = outer[(inner == LV) & (outer != LV)]
+            border += outside.size
+            uncovered += int(np.count_nonzero(outside != MYO))
+    return uncovered / border if border else 0.0
+
+
 # --- checks of a frame ------------------------------------------------------------------------------------------------
 
 
-def _volume_findings(sizes: HeartSizes, frame: str, limits: QualityLimits) -> list[Finding]:
+def assess_borders(mask: NDArray[Any], *, frame: str = "", limits: HeartLimits | None = None) -> tuple[Finding, ...]:
+    """Whether the left ventricle of a mask (X, Y, Z) lies inside the myocardium."""
+    limits = limits or HeartLimits()
+    uncovered = open_cavity_fraction(mask)
+    if uncovered <= limits.open_cavity:
+        return ()
+    where = f"{frame}: " if frame else ""
+    reason = f"{where}{100 * uncovered:.1f} % of the LV border is not covered by myocardium"
+    return (Finding("LV outside myocardium", reason),)
+
+
+def _volume_findings(sizes: HeartSizes, frame: str, limits: HeartLimits) -> list[Finding]:
     lv, rv = _volume_limits(frame, limits)
     judged = (
         ("ventricular volume", "the LV holds", sizes.lv, "ml", lv),
@@ -159,7 +190,7 @@ def _volume_findings(sizes: HeartSizes, frame: str, limits: QualityLimits) -> li
     ]
 
 
-def _volume_limits(frame: str, limits: QualityLimits) -> tuple[tuple[float, float], tuple[float, float]]:
+def _volume_limits(frame: str, limits: HeartLimits) -> tuple[tuple[float, float], tuple[float, float]]:
     if frame == "ED":
         return limits.lv_edv, limits.rv_edv
     if frame == "ES":
@@ -167,7 +198,7 @@ def _volume_limits(frame: str, limits: QualityLimits) -> tuple[tuple[float, floa
     return (limits.lv_esv[0], limits.lv_edv[1]), (limits.rv_esv[0], limits.rv_edv[1])
 
 
-def _ventricle_findings(sizes: HeartSizes, limits: QualityLimits) -> list[Finding]:
+def _ventricle_findings(sizes: HeartSizes, limits: HeartLimits) -> list[Finding]:
     if sizes.width is None or sizes.length is None:
         return []
     width, length, ratio = sizes.width, sizes.length, sizes.length / sizes.width
@@ -184,7 +215,7 @@ def _ventricle_findings(sizes: HeartSizes, limits: QualityLimits) -> list[Findin
     ]
 
 
-def _wall_findings(sizes: HeartSizes, pixel: float, limits: QualityLimits) -> list[Finding]:
+def _wall_findings(sizes: HeartSizes, pixel: float, limits: HeartLimits) -> list[Finding]:
     if sizes.wall is None or sizes.thickest is None:
         return []
     low, high = limits.wall
@@ -197,7 +228,7 @@ def _wall_findings(sizes: HeartSizes, pixel: float, limits: QualityLimits) -> li
     return []
 
 
-def _taper_findings(sizes: HeartSizes, limits: QualityLimits) -> list[Finding]:
+def _taper_findings(sizes: HeartSizes, limits: HeartLimits) -> list[Finding]:
     findings = []
     if sizes.ends is not None and sizes.ends > limits.ends:
         what = f"the LV's first and last slice are {sizes.ends:.0%} of its largest or more, above {limits.ends:.0%}"
@@ -215,41 +246,41 @@ def _taper_findings(sizes: HeartSizes, limits: QualityLimits) -> list[Finding]:
 def _larger_at_es(ed: NDArray[np.float64], es: NDArray[np.float64]) -> list[Finding]:
     return [
         Finding("phases", f"the {name} is larger at ES ({es[label]:.1f} ml) than at ED ({ed[label]:.1f} ml)")
-        for name, label in (("LV", _LV), ("RV", _RV))
+        for name, label in (("LV", LV), ("RV", RV))
         if es[label] > ed[label]
     ]
 
 
-def _ventricles_apart(ed: NDArray[np.float64], limits: QualityLimits) -> list[Finding]:
-    if not (ed[_LV] > 0 and ed[_RV] > 0):
+def _ventricles_apart(ed: NDArray[np.float64], limits: HeartLimits) -> list[Finding]:
+    if not (ed[LV] > 0 and ed[RV] > 0):
         return []
-    ratio, (low, high) = float(ed[_RV] / ed[_LV]), limits.rv_to_lv
-    what = f"at ED the RV ({ed[_RV]:.1f} ml) is {ratio:.2f} times the LV ({ed[_LV]:.1f} ml)"
+    ratio, (low, high) = float(ed[RV] / ed[LV]), limits.rv_to_lv
+    what = f"at ED the RV ({ed[RV]:.1f} ml) is {ratio:.2f} times the LV ({ed[LV]:.1f} ml)"
     reason = f"{what}, outside {low:g} to {high:g}"
     return [Finding("RV and LV", reason)] if outside(ratio, limits.rv_to_lv) else []
 
 
-def _muscle_changes(ed: NDArray[np.float64], es: NDArray[np.float64], limits: QualityLimits) -> list[Finding]:
-    if not (ed[_MYO] > 0 and es[_MYO] > 0):
+def _muscle_changes(ed: NDArray[np.float64], es: NDArray[np.float64], limits: HeartLimits) -> list[Finding]:
+    if not (ed[MYO] > 0 and es[MYO] > 0):
         return []
-    change, (low, high) = float(es[_MYO] / ed[_MYO]), limits.mass_change
-    grams = f"{MYOCARDIAL_DENSITY * es[_MYO]:.1f} g at ES and {MYOCARDIAL_DENSITY * ed[_MYO]:.1f} g at ED"
+    change, (low, high) = float(es[MYO] / ed[MYO]), limits.mass_change
+    grams = f"{MYOCARDIAL_DENSITY * es[MYO]:.1f} g at ES and {MYOCARDIAL_DENSITY * ed[MYO]:.1f} g at ED"
     reason = f"the myocardium weighs {grams}, {change:.2f} times as much, outside {low:g} to {high:g}"
     return [Finding("myocardial mass", reason)] if outside(change, limits.mass_change) else []
 
 
-def _strokes_apart(ed: NDArray[np.float64], es: NDArray[np.float64], limits: QualityLimits) -> list[Finding]:
-    rv, lv = (float(ed[label] - es[label]) for label in (_RV, _LV))
-    if not (ed[_LV] > 0 and ed[_RV] > 0) or abs(rv - lv) <= limits.stroke_difference:
+def _strokes_apart(ed: NDArray[np.float64], es: NDArray[np.float64], limits: HeartLimits) -> list[Finding]:
+    rv, lv = (float(ed[label] - es[label]) for label in (RV, LV))
+    if not (ed[LV] > 0 and ed[RV] > 0) or abs(rv - lv) <= limits.stroke_difference:
         return []
     strokes = f"the RV ejects {rv:.1f} ml and the LV {lv:.1f} ml"
     reason = f"{strokes}, {abs(rv - lv):.1f} ml apart, more than {limits.stroke_difference:g} ml"
     return [Finding("stroke volumes", reason)]
 
 
-def assess_function(function: CardiacFunction, limits: QualityLimits | None = None) -> tuple[Finding, ...]:
+def assess_function(function: Measurements, limits: HeartLimits | None = None) -> tuple[Finding, ...]:
     """Ejection fractions that are implausible, undefined or too uncertain."""
-    limits = limits or QualityLimits()
+    limits = limits or HeartLimits()
     low, high = limits.ef
     findings = []
     for name in ("lv_ef", "rv_ef"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from cgdpm_med.heart.function import MYOCARDIAL_DENSITY, FrameVolumes, interval_estimate
+from cgdpm_med.heart.function import MYOCARDIAL_DENSITY
+from cgdpm_med.heart.structures import LV, MYO, RV
+from cgdpm_med.metrics.volumetry import FrameVolumes, interval_estimate
 
-_COLUMNS = {"lv_ml": (3, 1.0), "rv_ml": (1, 1.0), "myo_g": (2, MYOCARDIAL_DENSITY)}
+_COLUMNS = {"lv_ml": (LV, 1.0), "rv_ml": (RV, 1.0), "myo_g": (MYO, MYOCARDIAL_DENSITY)}
 """The label of each column, and what a millilitre of it counts."""
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.inference.quality import Finding, QualityLimits
+from cgdpm_med.heart.limits import HeartLimits
+from cgdpm_med.inference.quality import Finding
 
 _SAME = 0.02  # two exports of one study round their spacing by less
 _REMEDY = "check the voxel size in the header"
@@ -22,7 +23,7 @@ def assess_stack(
     image: NDArray[Any],
     spacing: Sequence[float],
     *,
-    limits: QualityLimits | None = None,
+    limits: HeartLimits | None = None,
 ) -> tuple[Finding, ...]:
     """Sizes and axes that no short-axis stack has, each with its number.
 
@@ -30,7 +31,7 @@ def assess_stack(
         image: (X, Y, Z) in the short-axis view, slices last.
         spacing: of its voxels along the same axes, in mm.
     """
-    limits = limits or QualityLimits()
+    limits = limits or HeartLimits()
     return (
         *_voxel_findings(spacing, limits),
         *_extent_findings(image.shape, spacing, limits),
@@ -75,7 +76,7 @@ def slice_likeness(image: NDArray[Any]) -> float | None:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _voxel_findings(spacing: Sequence[float], limits: QualityLimits) -> list[Finding]:
+def _voxel_findings(spacing: Sequence[float], limits: HeartLimits) -> list[Finding]:
     x, y, z = spacing
     findings = []
     if outside(min(x, y), limits.pixel) or outside(max(x, y), limits.pixel):
@@ -90,7 +91,7 @@ def _voxel_findings(spacing: Sequence[float], limits: QualityLimits) -> list[Fin
     return findings
 
 
-def _extent_findings(shape: Sequence[int], spacing: Sequence[float], limits: QualityLimits) -> list[Finding]:
+def _extent_findings(shape: Sequence[int], spacing: Sequence[float], limits: HeartLimits) -> list[Finding]:
     findings = []
     if shape[2] < limits.slices:
         number = "1 slice" if shape[2] == 1 else f"{shape[2]} slices"
@@ -116,7 +117,7 @@ def _axis_findings(shape: Sequence[int], spacing: Sequence[float]) -> list[Findi
     return [Finding("axes", f"{stack} is longer than {picture} is wide: the axes look swapped")]
 
 
-def _likeness_findings(image: NDArray[Any], distance: float, limits: QualityLimits) -> list[Finding]:
+def _likeness_findings(image: NDArray[Any], distance: float, limits: HeartLimits) -> list[Finding]:
     if distance < limits.alike_distance or (alike := slice_likeness(image)) is None or alike <= limits.alike:
         return []
     found = f"neighbouring slices, {distance:.3g} mm apart, look alike"

@@ -17,7 +17,7 @@ from scipy import ndimage
 def largest_component(structure: ArrayLike) -> NDArray[np.bool_]:
     """The largest piece of a boolean structure; of equal pieces the first in array order; nothing of an empty one.
 
-    Voxels that touch at a face, edge or corner belong together: with thick slices a curved ventricle may meet itself
+    Voxels that touch at a face, edge or corner belong together: with thick slices a curved structure may meet itself
     in the next slice only at a corner.
     """
     inside = np.asarray(structure, dtype=bool)

@@ -34,7 +34,7 @@ class SliceEnsembleInferer(Inferer):
 
     With the predictor's ``sampling.shared_noise`` a member has one noise for all slices of a volume. Each slice's own
     ensemble has the same law as with a noise for each slice; but what a member does in one slice it does in the next,
-    so that its doubts add up over the volume and do not average out: they show in volumes and ejection fractions.
+    so that its doubts add up over the volume and do not average out: they show in volumes and what follows from them.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class SliceEnsembleInferer(Inferer):
 class RegionInferer(Inferer):
     """Finds the structures with one cheap sample, then runs another inferer on the region around them alone.
 
-    A heart fills about a third of the field a scan shows; the ensemble need not be drawn in the rest. Where nothing is
+    They fill about a third of the field a scan shows; the ensemble need not be drawn in the rest. Where nothing is
     found the whole field is used, so an empty result is never the scout's doing alone.
 
     Args:

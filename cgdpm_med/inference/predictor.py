@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cgdpm_med.diffusion.batching import BatchLimit
-from cgdpm_med.diffusion.ensemble import sample_ensemble
 from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.sampling import Sampling, check_prediction
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskDenoiser, MaskTarget, Target
 from cgdpm_med.files import InputError
 from cgdpm_med.runtime.autocast import Autocast
+from cgdpm_med.runtime.batching import BatchLimit, sample_ensemble
 from cgdpm_med.runtime.precision import autocast_dtype, check_precision
 
 
@@ -163,6 +162,12 @@ class DiffusionPredictor(nn.Module):
         else:
             self._evaluators[key].refresh()
         return self._evaluators[key]
+
+
+def predictor_settings(predictor: DiffusionPredictor, device: torch.device) -> dict[str, Any]:
+    """What a reported number depends on besides the weights and the data: all of the sampling, precision, device."""
+    unguided = {} if predictor.guide is not None else {"guidance_scale": 0.0, "guidance_interval": None}
+    return asdict(predictor.sampling) | unguided | {"precision": predictor.precision, "device": str(device)}
 
 
 def _target_of(denoiser: nn.Module, target: Target | None, out_channels: int | None) -> Target:

@@ -1,4 +1,4 @@
-"""From a cardiac MRI volume to an ensemble of masks with its uncertainty, on the input's own grid."""
+"""From a volume to an ensemble of masks with its uncertainty, on the input's own grid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cgdpm_med.data.transforms import case_name
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.bundles import bundle_path
 from cgdpm_med.inference.labels import Labels, channel_names, labels_of
-from cgdpm_med.inference.predictor import DiffusionPredictor
+from cgdpm_med.inference.predictor import DiffusionPredictor, predictor_settings
 from cgdpm_med.volumes import Grid, Volume, reoriented_grid, view_of
 
 
@@ -35,7 +35,7 @@ class Segmentation:
         members: (K, X, Y, Z) uint8, each member's own labels.
         volume: the input.
         temperature: of the calibration that made ``probabilities`` and ``entropy`` from the ensemble's own, or None.
-        channel_names: of the classes, see :func:`~cgdpm_med.inference.labels.labels_of`.
+        channel_names, channel_colours: of the classes, see :func:`~cgdpm_med.inference.labels.labels_of`.
     """
 
     key: str
@@ -47,11 +47,12 @@ class Segmentation:
     volume: Volume
     temperature: float | None = None
     channel_names: Mapping[str, str] | None = None
+    channel_colours: Mapping[str, str] | None = None
 
     @property
     def labels(self) -> Labels:
-        """Names of the structures."""
-        return labels_of(self.channel_names, len(self.probabilities))
+        """Names and colours of the structures."""
+        return labels_of(self.channel_names, len(self.probabilities), self.channel_colours)
 
     @property
     def grid(self) -> Grid:
@@ -97,8 +98,8 @@ class Segmenter:
         device: where the network runs.
         weights: files the networks were read from: a calibration beside the first is for these files only.
         combine: how ``postprocessing`` combines the members, where that is known; a calibration is for one kind only.
-        channel_names: of the network's classes by number, which masks and reports are labelled with; see
-            :func:`~cgdpm_med.inference.labels.labels_of`.
+        channel_names, channel_colours: of the network's classes by number, which masks and reports are labelled with;
+            see :func:`~cgdpm_med.inference.labels.labels_of`.
     """
 
     def __init__(
@@ -111,18 +112,19 @@ class Segmenter:
         weights: Sequence[str | Path] = (),
         combine: str | None = None,
         channel_names: Mapping[str, str] | None = None,
+        channel_colours: Mapping[str, str] | None = None,
     ) -> None:
         self.preprocessing, self.inferer, self.postprocessing = preprocessing, inferer, postprocessing
         self.device = torch.device(device)
         self.predictor = predictor.to(self.device)
         self.weights = tuple(Path(file) for file in weights)
         self.combine = combine
-        self.channel_names = channel_names
+        self.channel_names, self.channel_colours = channel_names, channel_colours
 
     @property
     def labels(self) -> Labels:
-        """Names of the structures."""
-        return labels_of(self.channel_names, max(self.predictor.out_channels, 2))
+        """Names and colours of the structures."""
+        return labels_of(self.channel_names, max(self.predictor.out_channels, 2), self.channel_colours)
 
     @classmethod
     def from_bundle(cls, bundle: str | Path = "acdc_segmentation", **overrides: Any) -> Segmenter:
@@ -209,7 +211,13 @@ class Segmenter:
             members=array("members"),
             volume=volume,
             channel_names=self.channel_names,
+            channel_colours=self.channel_colours,
         )
+
+
+def ensemble_settings(segmenter: Segmenter) -> dict[str, Any]:
+    """What the predictor's numbers depend on, and what the segmenter itself adds."""
+    return predictor_settings(segmenter.predictor, segmenter.device) | {"combine": segmenter.combine}
 
 
 def _with_background(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -231,7 +239,7 @@ def _as_fraction(progress: Callable[[float], None], of: int) -> Callable[[int], 
     def count(fields: int) -> None:
         nonlocal done
         done += fields
-        progress(min(done / of, 1.0))  # finding the heart first may take a few fields more
+        progress(min(done / of, 1.0))  # finding the region first may take a few fields more
 
     return count
 

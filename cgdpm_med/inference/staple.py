@@ -18,7 +18,7 @@ from cgdpm_med.files import InputError
 from cgdpm_med.inference.segmenter import Segmentation
 
 MAX_ITERATIONS = 200
-"""Ensembles of one heart settle within some tens; masks without anything in common may take hours without a limit."""
+"""Ensembles of one volume settle within some tens; masks without anything in common may take hours without a limit."""
 
 _UNDECIDED = 255
 

@@ -3,7 +3,7 @@
 Every function takes NumPy arrays or torch tensors and returns plain floats. Label maps hold whole numbers, 0 for
 background; probabilities have the class axis first, and channel c belongs to label c.
 
-Masks, locked: per volume (ED and ES apart) on the native grid, one value per structure; means are taken over volumes
+Masks, locked: per volume (phases apart) on the native grid, one value per structure; means are taken over volumes
 structure by structure, and the average Dice is the mean of the structures' means. A structure empty in both masks has
 Dice 1, one empty in a single mask Dice 0; in either case its surface distances are missing, and counted as such. A
 structure that no reference holds at all says nothing of a method: it is named and has no part in the means.
@@ -23,14 +23,17 @@ from monai.metrics.regression import compute_ssim_and_cs
 from numpy.typing import NDArray
 from scipy import stats
 
-from cgdpm_med.data.acdc import ACDC_LABELS
+from cgdpm_med.data.structure_names import DEFAULT_NAMES
 from cgdpm_med.files import InputError
 
 Array = np.ndarray | torch.Tensor
 Values = Array | Sequence[float]
 Overlap = Literal["dice", "iou"]
 
-STRUCTURES = tuple(ACDC_LABELS)
+NAMES: Mapping[int, str] = dict(enumerate(DEFAULT_NAMES, start=1))
+STRUCTURES = tuple(NAMES)
+"""Labels that are scored where none are given."""
+
 VOXELS_PER_CHUNK = 1 << 22  # below 2^24, so float32 counts of voxels are exact
 
 
@@ -169,7 +172,7 @@ def _present(p: NDArray[np.bool_], r: NDArray[np.bool_]) -> str:
     ]
 
 
-def summarise(scores: Iterable[VolumeScore], names: Mapping[int, str] = ACDC_LABELS) -> dict[str, object]:
+def summarise(scores: Iterable[VolumeScore], names: Mapping[int, str] = NAMES) -> dict[str, object]:
     """Means over volumes by structure, their average, and the same by phase and by group.
 
     Returns ``{"volumes", "structures", "average", "absent", "by_phase", "by_group"}``. A structure has ``dice``,
@@ -301,7 +304,7 @@ def predicted_true_dice_correlation(predicted: Values, true: Values) -> dict[str
 def interval_coverage(lower: Values, upper: Values, truth: Values) -> float:
     """Fraction of closed intervals [lower, upper] that hold the truth, in [0, 1].
 
-    One interval per case, for instance 90 % intervals of EDV, ESV or EF. Report the mean width beside it.
+    One interval per case, for instance 90 % intervals of a volume. Report the mean width beside it.
     """
     low, high, value = (_array(v).astype(np.float64) for v in (lower, upper, truth))
     _same_shape(low, high, "lower and upper ends")
@@ -317,7 +320,7 @@ def interval_coverage(lower: Values, upper: Values, truth: Values) -> float:
 def foreground_region(ref: Array, margin: int | Sequence[int] = 10) -> NDArray[np.bool_]:
     """Bounding box of a reference's foreground grown by ``margin`` voxels on each side, as a boolean mask (*S).
 
-    Background far from the heart is easy and outnumbers everything else: measured over the whole volume any mask looks
+    Background far from them is easy and outnumbers everything else: measured over the whole volume any mask looks
     calibrated. A box is used, and not the foreground itself, because choosing single voxels by their true label would
     make a calibrated model look miscalibrated. A reference without foreground gives the whole volume.
     """

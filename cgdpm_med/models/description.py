@@ -179,6 +179,11 @@ class ModelDescription:
         names = {str(number): label.name for number, label in enumerate(self.labels, start=1)}
         return {"0": "background", **names} if names else {}
 
+    @property
+    def channel_colours(self) -> dict[str, str]:
+        """Colours of the classes that have one, by number."""
+        return {str(number): label.colour for number, label in enumerate(self.labels, start=1) if label.colour}
+
     def differences(self, other: ModelDescription) -> list[str]:
         """Names of what the two say differently of target, schedule, input and labels."""
         names = ("target", "schedule", "input", "labels")

@@ -78,6 +78,11 @@ class Model:
         return self.description.channel_names
 
     @property
+    def channel_colours(self) -> dict[str, str]:
+        """Colours of the classes that have one, by number, as ``#rrggbb``."""
+        return self.description.channel_colours
+
+    @property
     def multiple(self) -> int:
         """Sides of the field are multiples of this: as often as the network halves them."""
         divisor = _of_innermost(self.network, "divisor")

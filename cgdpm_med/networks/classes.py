@@ -42,7 +42,9 @@ class ClassConditioned(Denoiser):
             ValueError: for a bfloat16 condition, which cannot hold class indices above 256.
         """
         if y.dtype == torch.bfloat16:
-            raise ValueError("a bfloat16 condition cannot carry a class index: keep it float32, or use autocast")
+            raise ValueError(
+                "a bfloat16 condition cannot carry a class index: keep it float32, whatever the network computes in"
+            )
         image = y[:, :-1]
         features = self.network.encode(image, size=size) if hasattr(self.network, "encode") else image
         return ClassFeatures(features, y[:, -1].flatten(1)[:, 0].round().long())

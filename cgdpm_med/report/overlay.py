@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgdpm_med.files import InputError, atomic_write
-from cgdpm_med.inference.labels import colour_of
+from cgdpm_med.inference.labels import Labels
 from cgdpm_med.inference.segmenter import Segmentation
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def draw_overlay(
 ) -> Path:
     """Write a PNG: a row for each slice; image, contours of the mask (and the reference, dashed), entropy.
 
-    Slices are cropped to the heart and drawn with x to the right and y downwards, as ACDC is displayed.
+    Slices are cropped to the structures and drawn with x to the right and y downwards.
 
     Args:
         path: ends in .png.
@@ -59,6 +59,7 @@ def draw_overlay(
         )
 
     dx, dy = segmentation.grid.spacing[:2]
+    labels = segmentation.labels
     window = _window(labelled, (dx, dy))
     width_mm, height_mm = ((s.stop - s.start) * d for s, d in zip(window, (dx, dy), strict=True))
     column = ROW_INCHES * width_mm / height_mm
@@ -71,9 +72,9 @@ def draw_overlay(
         cut = (*window, z)
         for axis in row[:2]:
             axis.imshow(image[cut].T, cmap="gray", vmin=low, vmax=high, extent=extent)
-        draw_contours(row[1], mask[cut], (dx, dy), solid=True)
+        draw_contours(row[1], mask[cut], (dx, dy), labels, solid=True)
         if reference is not None:
-            draw_contours(row[1], reference[cut], (dx, dy), solid=False)
+            draw_contours(row[1], reference[cut], (dx, dy), labels, solid=False)
         doubt = row[2].imshow(segmentation.entropy[cut].T, cmap="magma", vmin=0, vmax=0.5, extent=extent)
         row[0].set_ylabel(f"slice {z + 1}", fontsize=9)
         for axis in row:
@@ -82,8 +83,7 @@ def draw_overlay(
     names = ("image", "mask and reference" if reference is not None else "mask", "uncertainty (entropy)")
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name, fontsize=10)
-    names_by_label = segmentation.labels.by_number
-    entries = [Line2D([], [], color=colour_of(label), label=name) for label, name in names_by_label.items()]
+    entries = [Line2D([], [], color=labels.colour_of(n), label=name) for n, name in labels.by_number.items()]
     if reference is not None:
         entries.append(Line2D([], [], color="0.35", linestyle=(0, (3, 2)), label="reference (dashed)"))
     figure.suptitle(title, fontsize=11)
@@ -108,11 +108,11 @@ def default_slices(labelled: NDArray[np.bool_], count: int = 3) -> list[int]:
     return sorted({round(float(z)) for z in inner})
 
 
-def draw_contours(axis: Axes, labels: NDArray[Any], spacing: tuple[float, float], *, solid: bool) -> None:
+def draw_contours(axis: Axes, mask: NDArray[Any], spacing: tuple[float, float], labels: Labels, *, solid: bool) -> None:
     """The outline of each structure of one slice (X, Y), along the voxels' edges, in mm."""
-    x, y = ((np.arange(n) + 0.5) * d for n, d in zip(labels.shape, spacing, strict=True))
-    for label in np.unique(labels[labels > 0]).tolist():
-        region, colour = (labels == label).T.astype(float), colour_of(label)
+    x, y = ((np.arange(n) + 0.5) * d for n, d in zip(mask.shape, spacing, strict=True))
+    for label in np.unique(mask[mask > 0]).tolist():
+        region, colour = (mask == label).T.astype(float), labels.colour_of(label)
         if region.sum() < region.size:
             style: Any = "solid" if solid else [(0, (3, 2))]
             axis.contour(
@@ -122,7 +122,7 @@ def draw_contours(axis: Axes, labels: NDArray[Any], spacing: tuple[float, float]
 
 
 def _window(labelled: NDArray[np.bool_], spacing: tuple[float, float]) -> tuple[slice, slice]:
-    """The heart in the plane with a margin, or everything where nothing is labelled."""
+    """The structures in the plane with a margin, or everything where nothing is labelled."""
     x, y = spacing
     return _extent(np.asarray(labelled.any(axis=(1, 2))), x), _extent(np.asarray(labelled.any(axis=(0, 2))), y)
 

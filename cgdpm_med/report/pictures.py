@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.report.overlay import draw_contours
 
@@ -36,7 +37,7 @@ class Tile:
 def slice_tiles(segmentation: Segmentation, window: Window) -> list[Tile]:
     """Pictures of the slices that :func:`shown_slices` names, cut to ``window``.
 
-    The first array axis runs to the right and the second downwards, as ACDC is displayed.
+    The first array axis runs to the right and the second downwards.
     """
     image = segmentation.volume.data
     grey = tuple(float(q) for q in np.percentile(image[window], (1, 99.5)))
@@ -44,11 +45,11 @@ def slice_tiles(segmentation: Segmentation, window: Window) -> list[Tile]:
     tiles = []
     for z in shown_slices(segmentation):
         cut = (*window, z)
-        plain, labels = image[cut], segmentation.mask[cut]
+        plain, mask = image[cut], segmentation.mask[cut]
         tiles.append(
             Tile(
                 z,
-                _data_address(_draw(plain, grey, spacing, labels=labels)),
+                _data_address(_draw(plain, grey, spacing, mask=mask, labels=segmentation.labels)),
                 _data_address(_draw(plain, grey, spacing, doubt=segmentation.entropy[cut])),
             )
         )
@@ -64,7 +65,7 @@ def shown_slices(segmentation: Segmentation) -> list[int]:
     return list(range(max(int(found[0]) - 1, 0), min(int(found[-1]) + 2, depth)))
 
 
-def heart_window(segmentations: Iterable[Segmentation]) -> Window:
+def structure_window(segmentations: Iterable[Segmentation]) -> Window:
     """One square of millimetres around every structure in every frame with a margin; all of the plane without any.
 
     It is cut at the edges of the image, so it may be less than square there.
@@ -96,7 +97,8 @@ def _draw(
     grey: Sequence[float],
     spacing: tuple[float, float],
     *,
-    labels: NDArray[Any] | None = None,
+    mask: NDArray[Any] | None = None,
+    labels: Labels = DEFAULT_LABELS,
     doubt: NDArray[Any] | None = None,
 ) -> bytes:
     """One slice (X, Y) as a PNG of at most ``TILE_PIXELS`` on each side."""
@@ -116,8 +118,8 @@ def _draw(
         strength = np.clip(doubt.T / MOST_ENTROPY, 0, 1)
         shade = np.minimum(1.6 * strength, 0.9)
         axis.imshow(strength, cmap=_COLOUR_MAP, vmin=0, vmax=1, alpha=shade, extent=extent, aspect="auto")
-    if labels is not None:
-        draw_contours(axis, labels, spacing, solid=True)
+    if mask is not None:
+        draw_contours(axis, mask, spacing, labels, solid=True)
     axis.set(xlim=(0, width), ylim=(height, 0))
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})

@@ -12,11 +12,14 @@ from urllib.parse import quote
 import numpy as np
 
 from cgdpm_med.files import InputError
-from cgdpm_med.heart.function import MEASURES, CardiacFunction, Estimate, FrameVolumes
-from cgdpm_med.inference.labels import ACDC, Labels
+from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.quality import Finding, Quality
-from cgdpm_med.report import Provenance, cohort_report, write_report
-from cgdpm_med.studies.study import StudyResult, write_cohort
+from cgdpm_med.metrics.volumetry import Estimate, FrameVolumes
+from cgdpm_med.studies.measures import Measurements
+from cgdpm_med.studies.outputs import Provenance
+from cgdpm_med.studies.result import StudyResult
+from cgdpm_med.studies.study import write_cohort
+from cgdpm_med.studies.task import Task, task_of
 
 COHORT = "cohort"
 """Stem of a cohort's files, which no case may bear."""
@@ -24,11 +27,10 @@ COHORT = "cohort"
 
 def study_record(result: StudyResult) -> dict[str, Any]:
     """Everything of a result as plain values; :func:`read_study_record` is its inverse."""
-    function = result.function
+    function, task = result.function, task_of(result.labels)
     return {
         "key": result.key,
-        "ed_frame": result.ed,
-        "es_frame": result.es,
+        **{f"{phase.lower()}_frame": result.phases.get(phase) for phase in task.phases},
         "quality": {
             "status": result.quality.status,
             "findings": [{"check": f.check, "reason": f.reason, "review": f.review} for f in result.quality.findings],
@@ -37,8 +39,9 @@ def study_record(result: StudyResult) -> dict[str, Any]:
                 for frame, by_label in result.quality.predicted_dice.items()
             },
         },
-        "function": None if function is None else _function_record(function),
+        "function": None if function is None else _function_record(function, task),
         "labels": list(result.labels.names),
+        **_own_colours(result.labels),
         "volumes_ml": {
             str(frame): {"mask": volumes.combined.tolist(), "members": volumes.members.tolist()}
             for frame, volumes in result.volumes.items()
@@ -46,10 +49,15 @@ def study_record(result: StudyResult) -> dict[str, Any]:
     }
 
 
-def _function_record(function: CardiacFunction) -> dict[str, Any]:
+def _own_colours(labels: Labels) -> dict[str, list[str]]:
+    """Where they are not the usual ones."""
+    return {} if labels == Labels(labels.names) else {"colours": list(labels.colours)}
+
+
+def _function_record(function: Measurements, task: Task) -> dict[str, Any]:
     return {
         "measures": {
-            name: {"value": e.value, "lower": e.lower, "upper": e.upper, "unit": MEASURES[name].unit}
+            name: {"value": e.value, "lower": e.lower, "upper": e.upper, "unit": task.measures[name].unit}
             for name, e in function.measures.items()
         },
         "members": function.members,
@@ -68,7 +76,9 @@ def read_study_record(record: Mapping[str, Any]) -> StudyResult:
         KeyError, TypeError, ValueError, AttributeError: for anything else.
     """
     function, quality = record["function"], record["quality"]
-    names = record.get("labels", ACDC.names)  # version 0.1 knew no others
+    names = record.get("labels", DEFAULT_LABELS.names)  # version 0.1 knew no others
+    labels = Labels(tuple(str(name) for name in names), tuple(str(c) for c in record.get("colours", ())))
+    frames = {phase: record[f"{phase.lower()}_frame"] for phase in task_of(labels).phases}
     return StudyResult(
         key=record["key"],
         volumes={
@@ -82,11 +92,10 @@ def read_study_record(record: Mapping[str, Any]) -> StudyResult:
                 for frame, by_label in quality["predicted_dice"].items()
             },
         ),
-        ed=record["ed_frame"],
-        es=record["es_frame"],
+        phases={phase: number for phase, number in frames.items() if number is not None},
         function=None
         if function is None
-        else CardiacFunction(
+        else Measurements(
             measures={name: Estimate(m["value"], m["lower"], m["upper"]) for name, m in function["measures"].items()},
             members=function["members"],
             level=function["level"],
@@ -94,7 +103,7 @@ def read_study_record(record: Mapping[str, Any]) -> StudyResult:
             margin=function["margin"],
             body_surface=function["body_surface_m2"],
         ),
-        labels=Labels(tuple(str(name) for name in names)),
+        labels=labels,
     )
 
 
@@ -121,6 +130,9 @@ def save_cohort(
     results: Sequence[StudyResult], folder: Path, origin: Provenance, pages: Mapping[str, Path]
 ) -> list[Path]:
     """Write ``cohort.csv`` and ``cohort.html``, which links to the studies' own ``pages`` below the folder."""
+    from cgdpm_med.report.cohort import cohort_report  # templates and charts, which a record alone does not need
+    from cgdpm_med.report.rendering import write_report
+
     results = sorted(results, key=lambda result: result.key)
     settings = {name: value for name, value in origin.settings.items() if name != "device"}  # there may be several
     origin = replace(origin, settings=settings)

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from cgdpm_med.inference.labels import colour_of
+from cgdpm_med.files import atomic_write
 
-_RV, _LV = 1, 3  # whose curves have the colours of their contours where the page is dark
+_REPORT = "cgdpm_med.report"
 
 
-def render(template: str, **values: Any) -> str:
-    """HTML of a template. Texts are escaped, except where the template calls them ``safe``, being HTML already."""
-    return _environment().get_template(template).render(values).strip()
+def render(template: str, package: str = _REPORT, **values: Any) -> str:
+    """HTML of a template. Texts are escaped, except where the template calls them ``safe``, being HTML already.
+
+    Args:
+        package: whose folder ``templates`` holds it.
+    """
+    return _environment(package).get_template(template).render(values).strip()
 
 
 def render_page(template: str, **values: Any) -> str:
     """A whole document, with its style inside; see ``page.html.j2`` for what every page needs."""
-    return (
-        render(template, stylesheet=_stylesheet(), rv_colour=colour_of(_RV), lv_colour=colour_of(_LV), **values) + "\n"
-    )
+    return render(template, stylesheet=_stylesheet(), **values) + "\n"
+
+
+def write_report(html: str, path: str | Path) -> Path:
+    """Write a page, whole or not at all; returns the path."""
+    with atomic_write(path) as file:
+        file.write(html.encode("utf-8"))
+    return Path(path)
 
 
 @cache
-def _environment() -> Environment:
+def _environment(package: str) -> Environment:
     environment = Environment(
-        loader=PackageLoader("cgdpm_med.report"),
+        loader=PackageLoader(package),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -40,9 +50,9 @@ def _environment() -> Environment:
 
 @cache
 def _stylesheet() -> str:
-    loader = _environment().loader
+    loader = _environment(_REPORT).loader
     assert loader is not None
-    return loader.get_source(_environment(), "report.css")[0].strip()
+    return loader.get_source(_environment(_REPORT), "report.css")[0].strip()
 
 
 def _pixels(position: float) -> str:

@@ -2,7 +2,7 @@
 
 A network's activations are some megabytes each. By default glibc hands such blocks back as soon as they are free, and
 every next layer gets fresh pages, which the system has to clear first; on a CPU that is a tenth of the time of sampling
-and more of a training step (``scripts/benchmark.py allocator``).
+and more of a training step (``python -m benchmarks allocator``).
 """
 
 from __future__ import annotations

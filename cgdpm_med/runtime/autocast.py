@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from cgdpm_med.networks.denoiser import Denoiser
 
-from .cast_copy import CastCopy, channels_last
 from .cuda_graphs import GraphReplay
 from .layers import optimise
-from .precision import lower_precision
+from .precision import CastCopy, channels_last, lower_precision
 
 COMPILER_OPTIONS = {"cpp.simdlen": 256}
 """Of torch.compile: PyTorch 2.13's CPU kernels of 512 bits made attention in bfloat16 NaN on a Xeon."""

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from cgdpm_med.diffusion.batching import is_out_of_memory
 from cgdpm_med.networks.denoiser import Denoiser, evaluate, features_of
+from cgdpm_med.runtime.batching import is_out_of_memory
 
-from .cast_copy import CastCopy
+from .precision import CastCopy
 
 RECORDINGS = 8
 """Shapes of one network that are kept recorded; the one that was not used for longest goes first."""
@@ -37,7 +37,7 @@ class Recording(NamedTuple):
 class GraphReplay(Denoiser):
     """A network's evaluations: the first of a shape runs as it stands, the second is recorded.
 
-    Weights are those of a :class:`~.cast_copy.CastCopy`. All recordings share one pool of memory, which
+    Weights are those of a :class:`~.precision.CastCopy`. All recordings share one pool of memory, which
     nothing else can use while they are kept: when an evaluation finds no memory, they are given up. A network that
     cannot be recorded, or not within the memory, runs as it stands. Threads take turns; all of them have to use one
     CUDA stream.

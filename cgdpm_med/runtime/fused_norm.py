@@ -2,7 +2,7 @@
 
 PyTorch's own kernel wants the ordinary layout and, under autocast, float32: around each convolution in channels last
 that makes two copies between layouts and two between precisions, which took most of the time in which an H200 was
-busy with the cardiac ensemble. Here x is read twice and written once.
+busy with an ensemble. Here x is read twice and written once.
 """
 
 from __future__ import annotations

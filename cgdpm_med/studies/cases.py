@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from cgdpm_med.data.acdc import AcdcPatient, acdc_patient_folders, read_acdc_patient
 from cgdpm_med.data.transforms import case_name
@@ -26,11 +27,10 @@ from cgdpm_med.studies.folders import (
 from cgdpm_med.studies.map_names import OUTPUTS, is_map
 from cgdpm_med.studies.phases import cine_of, phase_pairs
 from cgdpm_med.volumes import Spacing, Volume, read_volume
-from cgdpm_med.volumes.dicom.files import is_dicom_file
-from cgdpm_med.volumes.dicom.finding import DicomFinding, find_dicom
-from cgdpm_med.volumes.dicom.stack import DicomStack
-from cgdpm_med.volumes.formats import READABLE, volume_suffix
-from cgdpm_med.volumes.reading import files_of
+from cgdpm_med.volumes.formats import READABLE, files_of, is_dicom_file, volume_suffix
+
+if TYPE_CHECKING:
+    from cgdpm_med.volumes.dicom.stack import DicomStack
 
 _LABEL_WORD = re.compile(
     r"(?<=.)[_\-. ](gt|segs?|segmentations?|labels?|masks?)$|^(gt|seg|label|mask)[_\-](?=.)", re.IGNORECASE
@@ -43,11 +43,12 @@ CINES = "cines whose ED and ES frames are segmented"
 
 @dataclass(frozen=True)
 class Subject:
-    """Whose heart: what is known of a study besides its images.
+    """Whose images: what is known of a study besides them.
 
     Attributes:
         key: of the study.
-        ed, es: numbers of the end-diastolic and end-systolic frames, counted from 1.
+        ed, es: numbers of the end-diastolic and end-systolic frames, counted from 1, as Info.cfg, files' names or the
+            command line state them.
         height, weight: in cm and kg.
     """
 
@@ -56,6 +57,12 @@ class Subject:
     es: int | None = None
     height: float | None = None
     weight: float | None = None
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """Numbers of the frames that are known, by the name of the phase."""
+        known = {"ED": self.ed, "ES": self.es}
+        return {phase: number for phase, number in known.items() if number is not None}
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ class Case:
 
     @property
     def study(self) -> Subject:
-        """The subject, or a nameless heart under this case's own key."""
+        """The subject, or a nameless one under this case's own key."""
         return self.subject or Subject(self.key)
 
 
@@ -184,7 +191,7 @@ def search(source: str | Path, *, exclude: str | Path | None = None, series: Col
         if path not in taken
     ]
     cases += _paired_phases(scans, contents)
-    cases += _dicom_cases(source, find_dicom(source, exclude=exclude))
+    cases += _dicom_cases(source, exclude)
     cases += [_unusable_case(error, source) for error in contents.unusable]
     if not cases:
         raise _nothing(source, outside, contents)
@@ -227,11 +234,14 @@ def _paired_phases(scans: list[Case], contents: Contents) -> list[Case]:
 def _chosen_series(source: Path, exclude: str | Path | None, series: Collection[int]) -> list[Case]:
     if not source.is_dir():
         raise InputError("is no folder of DICOM series", path=source, remedy="Leave out --series, or give a folder")
-    return _without_namesakes(_dicom_cases(source, find_dicom(source, exclude=exclude, series=series)))
+    return _without_namesakes(_dicom_cases(source, exclude, series))
 
 
-def _dicom_cases(source: Path, findings: list[DicomFinding]) -> list[Case]:
+def _dicom_cases(source: Path, exclude: str | Path | None, series: Collection[int] | None = None) -> list[Case]:
     """A case for each finding, called like its folder; several in one folder are told apart by their series."""
+    from cgdpm_med.volumes.dicom.finding import find_dicom  # pydicom, which other inputs do not need
+
+    findings = find_dicom(source, exclude=exclude, series=series)
     crowd = Counter(found.folder for found in findings)
     taken: Counter[str] = Counter()
     cases = []

@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from cgdpm_med.files import InputError, listed
 from cgdpm_med.studies.map_names import is_map
 from cgdpm_med.volumes import read_volume
-from cgdpm_med.volumes.dicom.files import is_dicom_file
 from cgdpm_med.volumes.formats import (
     METAIMAGE,
     NIFTI,
@@ -38,13 +37,13 @@ from cgdpm_med.volumes.formats import (
     PAIR_VOXELS,
     READABLE,
     VOLUME_SUFFIXES,
+    files_of,
+    is_dicom_file,
     is_named,
     pair_header,
+    raster_of,
     volume_stem,
 )
-from cgdpm_med.volumes.metaimage import metaimage_raster
-from cgdpm_med.volumes.nrrd import nrrd_raster
-from cgdpm_med.volumes.reading import files_of
 
 LABEL_MAPS, OTHER_VIEWS = "label maps", "views other than the short axis, by their names"
 RESULTS, PICTURES = "results of an earlier run", "pictures"
@@ -307,10 +306,8 @@ def _holds_labels(path: Path) -> bool:
 
 
 def _stored_type(path: Path) -> np.dtype[Any]:
-    if is_named(path, NRRD):
-        return nrrd_raster(path).dtype
-    if is_named(path, METAIMAGE):
-        return metaimage_raster(path).dtype
+    if is_named(path, (*NRRD, *METAIMAGE)):
+        return raster_of(path).dtype
     return np.dtype(nib.load(path).header.get_data_dtype())  # type: ignore[attr-defined]
 
 

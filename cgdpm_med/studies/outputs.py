@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cgdpm_med import __version__
 from cgdpm_med.data.transforms import case_name
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.files import InputError, atomic_write
-from cgdpm_med.inference.labels import ACDC, Labels, colour_of
+from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.segmenter import Segmentation
+from cgdpm_med.models.weights import weights_digest
 from cgdpm_med.studies.map_names import OUTPUTS
 from cgdpm_med.volumes import Grid, Volume, read_labels, read_volume, slice_order, write_on_grid
 
@@ -84,6 +89,8 @@ def read_ensemble(mask: Volume) -> Segmentation | None:
         if array.shape[1:] != mask.data.shape:
             what = f"has the shape {array.shape[1:]}, its mask {mask.data.shape}"
             raise InputError(what, path=path, remedy="Segment the image again")
+    record = _record(folder / f"{name}.json")
+    names = record.get("labels")
     votes = np.stack([np.count_nonzero(members == label, axis=0) for label in range(len(probabilities))])
     return Segmentation(
         key=name,
@@ -93,15 +100,18 @@ def read_ensemble(mask: Volume) -> Segmentation | None:
         disagreement=(1 - votes.max(axis=0) / len(members)).astype(np.float32),
         members=members,
         volume=mask,
-        temperature=_recorded_temperature(folder / f"{name}.json"),
+        temperature=record.get("temperature"),
+        channel_names=names if isinstance(names, dict) else None,
     )
 
 
-def _recorded_temperature(path: Path) -> float | None:
+def _record(path: Path) -> dict[str, Any]:
+    """What :func:`describe` wrote; {} where it is not there, or is anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("temperature")
-    except (OSError, ValueError, AttributeError):
-        return None
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def write_json(value: Mapping[str, Any], path: Path) -> Path:
@@ -176,9 +186,9 @@ class CineMaps:
 # --- names and colours ------------------------------------------------------------------------------------------------
 
 
-def label_tables(labels: Labels = ACDC) -> dict[str, str]:
+def label_tables(labels: Labels = DEFAULT_LABELS) -> dict[str, str]:
     """Names and colours of the labels by file name: a colour table for 3D Slicer, label descriptions for ITK-SNAP."""
-    rows = [(label, name, *bytes.fromhex(colour_of(label)[1:])) for label, name in labels.by_number.items()]
+    rows = [(label, name, *bytes.fromhex(labels.colour_of(label)[1:])) for label, name in labels.by_number.items()]
     slicer = ["# Color table file labels.ctbl", f"# {len(rows) + 1} values", "0 background 0 0 0 0"]
     # its columns are parted by spaces
     slicer += [f"{label} {'_'.join(name.split())} {r} {g} {b} 255" for label, name, r, g, b in rows]
@@ -187,7 +197,7 @@ def label_tables(labels: Labels = ACDC) -> dict[str, str]:
     return {"labels.ctbl": "\n".join(slicer) + "\n", "labels.label": "\n".join(snap) + "\n"}
 
 
-def write_label_tables(folder: Path, labels: Labels = ACDC) -> list[Path]:
+def write_label_tables(folder: Path, labels: Labels = DEFAULT_LABELS) -> list[Path]:
     """Write :func:`label_tables` into a folder."""
     files = []
     for name, text in label_tables(labels).items():
@@ -195,3 +205,27 @@ def write_label_tables(folder: Path, labels: Labels = ACDC) -> list[Path]:
             file.write(text.encode())
         files.append(folder / name)
     return files
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a result depends on besides its image: software, settings (with the seed), weights by file name and hash."""
+
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    weights: Mapping[str, str]
+
+
+def provenance(settings: Mapping[str, Any], *weights: str | Path) -> Provenance:
+    """The versions in use, the settings given, and the SHA-256 of each weights file (its name without the folder).
+
+    Args:
+        settings: for example what :func:`~cgdpm_med.inference.predictor.predictor_settings` returns.
+    """
+    versions = {"cgdpm_med": __version__, "python": platform.python_version()}
+    for name in ("torch", "monai", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return Provenance(versions, settings, {Path(path).name: weights_digest(path) for path in weights})

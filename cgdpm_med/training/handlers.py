@@ -11,9 +11,9 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from cgdpm_med.console import progress_bar
 from cgdpm_med.diffusion.targets import Target
 from cgdpm_med.inference.predictor import DiffusionPredictor
-from cgdpm_med.progress_bar import progress_bar
 
 
 class SampleGrid:

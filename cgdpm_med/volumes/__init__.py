@@ -9,14 +9,12 @@ in ``pixdim``. Resampling and volumes use the derived geometry, output is writte
 way to look at a stack, ``refine`` finer grids, ``nifti`` the format, and the folder ``dicom`` finds which images belong
 together and puts them in the order of space and time.
 
-Formats other than NIfTI: ``formats`` knows their names, ``reading`` chooses the reader, ``nrrd`` and ``metaimage`` read
-headers in text and ``raster`` the voxels behind them, ``mgh`` and ``pairs`` the rest.
+Formats other than NIfTI: ``formats`` knows their names and chooses the reader, ``nrrd`` and ``metaimage`` read headers
+in text and ``raster`` the voxels behind them, ``mgh`` and ``pairs`` the rest.
 """
 
 from __future__ import annotations
 
-from cgdpm_med.volumes.dicom.finding import DicomFinding, DicomWarning, find_dicom, read_dicom
-from cgdpm_med.volumes.dicom.stack import DicomStack
 from cgdpm_med.volumes.grid import VOXEL_LIMIT, Grid, HeaderWarning, check_size
 from cgdpm_med.volumes.nifti import Volume, frames, read_labels, read_volume, write_on_grid
 from cgdpm_med.volumes.orientation import (
@@ -32,9 +30,6 @@ from cgdpm_med.volumes.spacing import Spacing, check_spacing, parse_spacing
 
 __all__ = [
     "VOXEL_LIMIT",
-    "DicomFinding",
-    "DicomStack",
-    "DicomWarning",
     "Grid",
     "HeaderWarning",
     "ShortAxisView",
@@ -43,10 +38,8 @@ __all__ = [
     "check_size",
     "check_spacing",
     "directions_known",
-    "find_dicom",
     "frames",
     "parse_spacing",
-    "read_dicom",
     "read_labels",
     "read_volume",
     "refined_grid",

@@ -1,6 +1,6 @@
 """NIfTI images: every readable file gives the right voxels and grid, every other one a single InputError.
 
-Other formats go through :mod:`cgdpm_med.volumes.reading`.
+Other formats go through :mod:`cgdpm_med.volumes.formats`.
 
 Headers are parsed without nibabel's repairs (it replaces a zero ``pixdim`` by 1 and strips signs), so that what is
 written equals what was read. The fields meant here are defined in the format's own header file, nifti1.h.
@@ -29,7 +29,7 @@ from nibabel.volumeutils import array_from_file
 from numpy.typing import DTypeLike, NDArray
 
 from cgdpm_med.files import InputError, PathLike, atomic_write, listed, read_failure
-from cgdpm_med.volumes.formats import PAIR_HEADERS, PAIR_VOXELS, READABLE, is_named
+from cgdpm_med.volumes.formats import PAIR_HEADERS, PAIR_VOXELS, READABLE, is_named, is_other_format, read_other
 from cgdpm_med.volumes.grid import (
     Grid,
     check_size,
@@ -39,7 +39,6 @@ from cgdpm_med.volumes.grid import (
     without_trailing_ones,
 )
 from cgdpm_med.volumes.pairs import single_file
-from cgdpm_med.volumes.reading import is_other_format, read_other
 from cgdpm_med.volumes.spacing import Spacing
 
 

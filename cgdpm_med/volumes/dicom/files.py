@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_NAMED_DICOM = (".dcm", ".dicom", ".ima")
-_OTHER_FORMATS = (".nii", ".nii.gz")
+from cgdpm_med.volumes.formats import is_dicom_file
 
 
 def dicom_files(folder: Path, exclude: Path | None = None) -> list[Path]:
@@ -24,20 +23,3 @@ def dicom_files(folder: Path, exclude: Path | None = None) -> list[Path]:
         paths = (Path(parent, name) for name in sorted(names) if not name.startswith("."))
         found += [path for path in paths if is_dicom_file(path)]
     return found
-
-
-def is_dicom_file(path: Path) -> bool:
-    """Whether a regular file looks like DICOM from outside; a disc's table of contents does not count."""
-    name = path.name.lower()
-    if name.endswith(_OTHER_FORMATS) or name == "dicomdir" or not path.is_file():
-        return False
-    return name.endswith(_NAMED_DICOM) or has_dicom_mark(path)
-
-
-def has_dicom_mark(path: Path) -> bool:
-    """Whether DICM stands after the preamble of 128 bytes (PS3.10, 7.1)."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
