@@ -91,7 +91,9 @@ class Run:
     def training_slices(self) -> RepeatedSlices:
         """Of the training part, enough of them for an epoch."""
         items = self._items("train", field=self.plan.field)
-        return RepeatedSlices(SliceDataset(items), self.plan.epoch * self.plan.batch_size)
+        return RepeatedSlices(
+            SliceDataset(items, neighbours=self.plan.neighbours), self.plan.epoch * self.plan.batch_size
+        )
 
     def validation_items(self) -> list[dict[str, Tensor]]:
         """The first cases of the validation part, with hard labels."""
