@@ -69,6 +69,7 @@ from cgdpm_med.images import (
     image_datalist as image_datalist,
     imagenet_datalist as imagenet_datalist,
     readable_pictures as readable_pictures,
+    repeated as repeated,
 )
 from cgdpm_med.inference.bundles import bundle_path as bundle_path, list_bundles as list_bundles
 from cgdpm_med.inference.inferers import RegionInferer as RegionInferer, SliceEnsembleInferer as SliceEnsembleInferer
@@ -81,6 +82,7 @@ from cgdpm_med.models import (
     describe as describe,
     guidance_beside as guidance_beside,
     load_model as load_model,
+    load_upsampler as load_upsampler,
     load_weights as load_weights,
     save_model as save_model,
 )
@@ -107,7 +109,6 @@ from cgdpm_med.training.guidance import (
     ReplayLoader as ReplayLoader,
     examples_prepare_batch as examples_prepare_batch,
     guide_from_denoiser as guide_from_denoiser,
-    load_guide as load_guide,
 )
 from cgdpm_med.training.handlers import Progress as Progress, SampleGrid as SampleGrid
 from cgdpm_med.volumes import Volume as Volume, read_labels as read_labels, read_volume as read_volume

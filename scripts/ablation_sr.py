@@ -2,9 +2,10 @@
 
 python scripts/ablation_sr.py --dataset-dir TRAIN --test-dir TEST --output OUT --iterations 4000
 
-Rows: regression, SR3, B1 to B5; B5 is B4 of the same seed with a guidance network. Writes ablation.csv, ablation.md and
-sheet.png, after every row. The same command continues a run that was stopped: finished rows are kept, and a row in work
-goes on from its last epoch.
+Rows: regression, SR3, B1 to B5; B5 is B4 of the same seed with a guidance network. The target is the bundle's residual;
+``--settings configs/sr_8_64.yaml configs/paper_target.yaml`` takes the paper's own. Writes ablation.csv, ablation.md
+and sheet.png, after every row. The same command continues a run that was stopped: finished rows are kept, and a row in
+work goes on from its last epoch.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ def train_row(row: str, seed: int, folder: Path, arguments: argparse.Namespace) 
     every = next(n for n in range(max(1, epochs // 8), epochs + 1) if epochs % n == 0)
     flow = workflow(
         "train",
-        row,
         stages,
+        [*arguments.settings, CONFIGS / f"{row}.yaml"],
         arguments,
         dataset_dir=str(arguments.dataset_dir),
         output_dir=str(folder),
@@ -133,8 +134,7 @@ def train_row(row: str, seed: int, folder: Path, arguments: argparse.Namespace) 
         epochs=epochs,
         iterations=epoch,
         validate_every=every,
-        # decoded once, kept in memory
-        **{"train_pictures#_target_": "CacheDataset", "train_pictures#progress": False, **extra},
+        **extra,
     )
     flow.run()
 
@@ -142,22 +142,21 @@ def train_row(row: str, seed: int, folder: Path, arguments: argparse.Namespace) 
 def resolver_of(row: str, seed: int, arguments: argparse.Namespace) -> SuperResolver:
     """The averaged weights of the end of training: none are chosen by their score."""
     weights = place("b4" if row == "b5" else row, seed, arguments) / "model_last.pt"
-    overrides: dict[str, Any] = {"weights": str(weights), "members": 1, "seed": seed}
-    if row != "regression":
-        overrides["steps"] = arguments.steps
+    steps = 1 if row == "regression" else arguments.steps
+    overrides: dict[str, Any] = {"weights": str(weights), "members": 1, "seed": seed, "steps": steps}
     if row == "b5":
         overrides["guidance_weights"] = str(place(row, seed, arguments) / "guidance_last.pt")
-    flow = workflow("infer", row, ["inference"], arguments, dataset_dir=str(arguments.test_dir), **overrides)
+        overrides["guidance_scale"] = 1.0
+    flow = workflow("infer", ["inference"], [], arguments, dataset_dir=str(arguments.test_dir), **overrides)
     resolver: SuperResolver = flow.parser.get_parsed_content("resolver")
     return resolver
 
 
 def workflow(
-    kind: str, row: str, stages: Sequence[str], arguments: argparse.Namespace, **overrides: Any
+    kind: str, stages: Sequence[str], changes: Sequence[Path], arguments: argparse.Namespace, **overrides: Any
 ) -> ConfigWorkflow:
     root = bundle_path(arguments.bundle)
-    files = [root / "configs" / f"{stage}.yaml" for stage in stages]
-    files += [*arguments.settings, CONFIGS / f"{row}.yaml"]
+    files = [*(root / "configs" / f"{stage}.yaml" for stage in stages), *changes]
     flow = ConfigWorkflow(
         [str(file) for file in files],
         str(root / "configs" / "metadata.json"),

@@ -28,7 +28,11 @@ PACKAGE = REPO / "cgdpm_med"
 ENCODING = ("encode_condition", "encode")
 MACHINERY = re.compile(r"is_cpu|is_cuda|is_grad_enabled|is_compiling|torch\.compile|cuda|autocast|channels_last|mkldnn")
 PLAIN_ROOMS = ("networks", "diffusion")
-COMMON_KEYS = ("imports", "bundle_root", "device", "initialize")  # MONAI's own conventions, not the model's
+# Conventions of MONAI's bundles, and what belongs to a run and its data: weights trained with another seed or in
+# another precision are sampled as well with this one, and a split that puts training patients among the tested ones is
+# noticed.
+COMMON_KEYS = ("imports", "bundle_root", "device", "network", "initialize", "precision", "seed", "split")
+TRAINING, USE = ("train", "train_guidance"), ("inference", "evaluate")
 
 
 def sources(folder: Path = PACKAGE) -> Iterator[Path]:
@@ -90,12 +94,15 @@ def mask_scales() -> dict[str, int]:
 
 
 def equal_by_hand(bundle: Path) -> list[str]:
-    """Keys that training and inference of a bundle both state, with equal values."""
-    train, inference = (
-        yaml.safe_load((bundle / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
-        for name in ("train", "inference")
-    )
-    return [key for key in train if key not in COMMON_KEYS and key in inference and train[key] == inference[key]]
+    """Keys that training and use of a bundle both state, with equal values."""
+    found = {name: _stated(bundle, name) for name in (*TRAINING, *USE)}
+    pairs = ((found[train], found[use]) for train in TRAINING for use in USE)
+    return sorted({key for train, use in pairs for key in train.keys() & use.keys() if train[key] == use[key]})
+
+
+def _stated(bundle: Path, name: str) -> dict[str, Any]:
+    content = yaml.safe_load((bundle / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return {key: value for key, value in content.items() if key not in COMMON_KEYS}
 
 
 def shares() -> dict[str, float]:

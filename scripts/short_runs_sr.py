@@ -170,22 +170,21 @@ def run(bundle: str, stage: str, folder: Path, given: dict[str, Any], threads: i
 def settings_of(bundle: str, stage: str, folder: Path, given: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Configuration files and keys of a stage."""
     face = bundle.startswith("face")
-    data = {name: value for name, value in given.items() if name not in ("small", "classes")}
-    classes = {} if face else {"classes": given["classes"]}
+    data = {"dataset_dir": given["dataset_dir"]}
     trained = folder / "train" / "model_last.pt"
-    if stage == "train":
-        return ("train",), {**data, **classes, **CUT}
-    if stage == "train_guidance":
+    if stage.startswith("train"):
+        data |= {} if face else {"initial_weights": given["weights"], "classes": given["classes"]}
         stage1 = {"denoiser_weights": trained} if face else {}
-        return ("train", "train_guidance"), {**data, **classes, **stage1, **CUT_GUIDANCE}
-    weights = {"weights": trained} if face else {"class_index": 0}
+        chosen = (("train",), CUT) if stage == "train" else (("train", "train_guidance"), {**stage1, **CUT_GUIDANCE})
+        return chosen[0], {**data, **chosen[1]}
+    weights = {"weights": trained} if face else {"weights": given["weights"]}
     guide = {"guidance_weights": folder / "train_guidance" / "guidance_last.pt", "guidance_scale": 1.0}
     common = {**data, **weights, **guide, "steps": 2, "max_batch": 1}
     if stage == "inference":
-        return ("inference",), {**common, "dataset_dir": given["small"]}
-    if not face:
-        common.pop("class_index")
-    return ("inference", "evaluate"), {**common, **classes, "batch_size": 1, "sheets": 1}
+        of_class = {} if face else {"class_index": 0}
+        return ("inference",), {**common, **of_class, "dataset_dir": given["small"]}
+    classes = {} if face else {"datalist#classes": given["classes"]}
+    return ("inference", "evaluate"), {**common, **classes, "sheets": 1}
 
 
 if __name__ == "__main__":

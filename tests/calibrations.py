@@ -20,6 +20,7 @@ MADE = {
     "guidance_interval": None,
     "combine": "mean",
     "shared_noise": True,
+    "shared_first_step": False,
     "staple": False,
     "keep_largest": False,
 }

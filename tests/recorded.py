@@ -1,14 +1,15 @@
 """What the shipped weights and seeded runs give, summed up for ``test_stays_equal.py``.
 
 ``python tests/recorded.py`` writes ``tests/data/recorded.json``: record before a change that shall change nothing, and
-only then. Arrays are summed up by a digest of their bytes, and by numbers that hold where another CPU's kernels add in
-another order.
+only then; with names, those cases alone, on the machine of the others. Arrays are summed up by a digest of their bytes,
+and by numbers that hold where another CPU's kernels add in another order.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,12 +24,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cgdpm_med import Options, Segmenter, SuperResolver, evaluate_acdc, segment, write_phantom_dataset
+from cgdpm_med.models import save_model
 from cgdpm_med.phantom import PhantomSpec, make_phantom
 
 REPO = Path(__file__).resolve().parents[1]
 RECORD = REPO / "tests" / "data" / "recorded.json"
 CARDIAC, FACES = (REPO / "bundles" / name for name in ("acdc_segmentation", "face_sr_16_128"))
 CPU = {"device": "$torch.device('cpu')", "precision": "float32"}
+AS_RECORDED: dict[str, Any] = {"shared_first_step": False, "guidance_scale": 0.25, "scout_steps": 2}
+"""What the cardiac bundle's defaults were when the record was made."""
 MAPS = ("mask", "entropy", "disagreement", "probabilities", "members")
 SHAPE, SPACING = (64, 56, 3), (2.8, 2.8, 24.0)
 FIELD = 128  # of the network; the bundle's own is 192, at twice the cost
@@ -67,8 +71,8 @@ def summary(array: NDArray[Any] | torch.Tensor) -> Summary:
 
 def of_segment(source: Path, output: Path, **changes: Any) -> dict[str, Summary]:
     """The maps that ``segment`` writes, by file name."""
-    settings = {"members": 2, "steps": 2, "precision": "float32", "device": "cpu", "field": FIELD, **changes}
-    result = segment(source, output, options=Options(write=MAPS, pages=False), **settings)
+    settings = {"members": 2, "steps": 2, "precision": "float32", "device": "cpu", "field": FIELD}
+    result = segment(source, output, options=Options(write=MAPS, pages=False), **{**settings, **AS_RECORDED, **changes})
     assert not result["failed"], result["failed"]
     files = sorted(output.rglob("*.nii.gz"))
     return {path.name: summary(np.asanyarray(nib.load(path).dataobj)) for path in files}  # type: ignore[attr-defined]
@@ -111,7 +115,7 @@ def _write(path: Path, data: NDArray[Any], affine: NDArray[Any]) -> None:
 def evaluation(folder: Path) -> dict[str, Any]:
     """The score table of the two images of one patient."""
     write_phantom_dataset(folder, [TEST], seed=3, shape=SHAPE, spacing=SPACING, num_frames=6)
-    segmenter = Segmenter.from_bundle(CARDIAC, members=2, steps=1, field=FIELD, **CPU)
+    segmenter = Segmenter.from_bundle(CARDIAC, members=2, steps=1, field=FIELD, **CPU, **AS_RECORDED)
     table = evaluate_acdc(segmenter, folder, "test", None)
     return {name: table[name] for name in ("structures", "average", "ensemble", "volumes")}
 
@@ -120,12 +124,28 @@ def evaluation(folder: Path) -> dict[str, Any]:
 
 
 def picture(folder: Path) -> dict[str, Summary]:
-    """Members of one picture, in windows and without, by seeded weights of the bundle's network."""
-    settings: dict[str, Any] = {"channels": [16, 32, 32, 32], "num_res_blocks": 1, "steps": 3, "members": 2, **CPU}
-    flow = _workflow(FACES, "infer", "inference", **settings)
-    weights = seeded(flow.parser.get_parsed_content("unet").state_dict(), 0)
-    torch.save(weights, folder / "model.pt")
-    resolver = SuperResolver.from_bundle(FACES, weights=str(folder / "model.pt"), **settings)
+    """Members of one picture, in windows and without, by seeded weights that predict v of the picture itself."""
+    return _members(folder, **PICTURE_ITSELF)
+
+
+def residual_picture(folder: Path) -> dict[str, Summary]:
+    """The same by weights that predict the residual, as the bundle has it."""
+    return _members(folder)
+
+
+# of version 0.1
+PICTURE_ITSELF: dict[str, Any] = {
+    "target": {"_target_": "cgdpm_med.ImageTarget", "channels": 3, "factor": "@factor"},
+    "prediction_type": "v_prediction",
+    "attention_levels": [False, False, True, True],
+}
+
+
+def _members(folder: Path, **settings: Any) -> dict[str, Summary]:
+    flow = _workflow(FACES, "train", "train", channels=[16, 32, 32, 32], num_res_blocks=1, **CPU, **settings)
+    weights = seeded(flow.parser.get_parsed_content("network_def").state_dict(), 0)
+    save_model(folder / "model.pt", weights, flow.parser.get_parsed_content("description"))
+    resolver = SuperResolver.from_bundle(FACES, weights=str(folder / "model.pt"), steps=3, members=2, **CPU)
     images = 2 * torch.rand(1, 3, 24, 20, generator=torch.Generator().manual_seed(1)) - 1
     return {"windows": summary(resolver(images)), "one field": summary(resolver(images[..., :16, :16]))}
 
@@ -155,13 +175,26 @@ def cardiac_training(folder: Path) -> dict[str, Any]:
 
 
 def face_training(folder: Path) -> dict[str, Any]:
-    """Four steps of stage 1 of super-resolution, and two of stage 2."""
+    """Four steps of stage 1 of super-resolution, and two of stage 2, with the settings of version 0.1."""
+    optimiser = {"learning_rate": 2e-4, "warmup": 500, "ema_momentum": 0.0005}
+    chosen = {name: value for name, value in PICTURE_ITSELF.items() if name != "attention_levels"}
+    return _face_training(folder, shrink=None, **optimiser, **chosen)
+
+
+def residual_training(folder: Path) -> dict[str, Any]:
+    """The same as the bundle has it: residuals, and pictures of several scales."""
+    return _face_training(folder)
+
+
+def _face_training(folder: Path, **settings: Any) -> dict[str, Any]:
     _write_pictures(folder / "in")
-    common: dict[str, Any] = {"dataset_dir": str(folder / "in"), "validate_every": 2}
+    common: dict[str, Any] = {"dataset_dir": str(folder / "in"), "validate_every": 2, **settings}
     found = _trained(FACES, folder / "out", "sr_smoke", epochs=2, iterations=2, **common)
     second: dict[str, Any] = {"denoiser_weights": str(folder / "out" / "model.pt")}
+    if "learning_rate" in settings:
+        second["learning_rate"] = 1e-4
     names = ("train", "train_guidance")
-    return found | _trained(FACES, folder / "guide", "sr_smoke", names, **common, **second)
+    return found | _trained(FACES, folder / "guide", "sr_smoke", names, **{**common, **second})
 
 
 def _write_pictures(folder: Path) -> None:
@@ -223,8 +256,10 @@ RECORDED: dict[str, Callable[[Path], dict[str, Any]]] = {
     "dicom": dicom,
     "evaluation": evaluation,
     "picture": picture,
+    "residual_picture": residual_picture,
     "cardiac_training": cardiac_training,
     "face_training": face_training,
+    "residual_training": residual_training,
 }
 
 
@@ -269,9 +304,14 @@ def main() -> None:
     """Write the record."""
     torch.set_num_threads(1)
     record: dict[str, Any] = {"machine": kind_of_machine()}
-    for name, function in RECORDED.items():
+    names = sys.argv[1:]
+    if names:
+        record = json.loads(RECORD.read_text(encoding="utf-8"))
+        if record["machine"] != kind_of_machine():
+            raise SystemExit(f"the other cases were recorded on {record['machine']}: record all of them here")
+    for name in names or RECORDED:
         with TemporaryDirectory() as folder:
-            record[name] = function(Path(folder))
+            record[name] = RECORDED[name](Path(folder))
     RECORD.parent.mkdir(exist_ok=True)
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -54,6 +54,8 @@ def test_a_guidance_network_makes_other_weights(kept: tuple[Path, ...]) -> None:
         ({"staple": True, "steps": 2}, "steps 4, staple False"),
         ({"start": 600}, "start None"),
         ({"shared_noise": False}, "shared noise True"),
+        ({"timesteps": (999, 666, 333), "steps": 3}, "steps 4, timesteps None"),
+        ({"shared_first_step": True}, "shared first step False"),
         ({"guidance_scale": 0.5, "guidance_interval": (0, 500)}, "guidance scale 0.0, guidance interval None"),
     ],
 )
@@ -62,6 +64,17 @@ def test_other_settings_leave_one_line(kept: tuple[Path, ...], change: dict[str,
     assert calibration is None
     assert ignored is not None
     assert f"was fitted to {said} and is ignored" in ignored
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ({"timesteps": (999, 666, 333), "steps": 3}, "calibrate --timesteps 999,666,333"),
+        ({"steps": 3}, "calibrate --steps 3"),
+    ],
+)
+def test_other_timesteps_are_said_in_one_option(kept: tuple[Path, ...], change: dict[str, Any], remedy: str) -> None:
+    assert (find_calibration(kept, {**MADE, **change})[1] or "").endswith(remedy)
 
 
 def test_a_calibration_older_than_truncated_chains_was_fitted_to_whole_ones(kept: tuple[Path, ...]) -> None:
@@ -76,7 +89,7 @@ def test_a_calibration_older_than_truncated_chains_was_fitted_to_whole_ones(kept
 def test_a_calibration_of_version_0_1_says_nothing_of_later_dials(kept: tuple[Path, ...]) -> None:
     file = kept[0].with_name(CALIBRATION)
     content = json.loads(file.read_text())
-    for dial in ("eta", "timesteps"):
+    for dial in ("eta", "timesteps", "shared_first_step"):
         del content["settings"][dial]
     file.write_text(json.dumps(content))
     assert find_calibration(kept, MADE)[0] is not None

@@ -193,6 +193,23 @@ def test_guidance_is_one_option(tmp_path: Path, asked: dict[str, object], monkey
     assert asked["guidance_interval"] == [200, 1000]
 
 
+def test_timesteps_are_one_option(tmp_path: Path, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    image = write_image(tmp_path / "in" / "scan.nii.gz")
+    here = ("segment", str(image), str(tmp_path / "out"), "--device", "cpu")
+    assert run(monkeypatch, *here, "--timesteps", "999, 666,333") == 0
+    assert asked["timesteps"] == [999, 666, 333]
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("options", [("--timesteps", "999:333"), ("--timesteps", "999", "--steps", "4")], ids=str)
+def test_timesteps_that_say_nothing_or_two_things_are_refused(
+    tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = write_image(tmp_path / "in" / "scan.nii.gz")
+    assert run(monkeypatch, "segment", str(image), str(tmp_path / "out"), *options) == 2
+    assert "--timesteps" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("asked")
 def test_segment_fails_when_one_input_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -16,18 +16,18 @@ from cgdpm_med import (
     GuidanceLoss,
     InputError,
     MaskDenoiser,
+    MaskTarget,
     NoiseSchedule,
     Replay,
     ReplayLoader,
     examples_prepare_batch,
     guidance_weighting,
     guide_from_denoiser,
-    load_guide,
 )
 from cgdpm_med.diffusion.guidance import ScaledGuide, guided
 from cgdpm_med.diffusion.samplers import shift_prediction
 from cgdpm_med.diffusion.sampling import sample
-from cgdpm_med.models import save_weights
+from cgdpm_med.models import describe, load_model, save_model, save_weights
 
 SCHEDULE = NoiseSchedule(100, "cosine", "sample")
 
@@ -130,13 +130,17 @@ def test_a_step_of_training_lowers_the_loss_of_its_batch() -> None:
 
 
 def test_guidance_weights_go_with_their_denoiser(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"guidance.pt.*no weights.*denoiser model.pt"):
-        load_guide(network(), tmp_path / "guidance.pt", SCHEDULE, "model.pt")
+    target = MaskTarget(4)
+    description = describe(network(), target, SCHEDULE, {"kind": "picture", "window": 8}, ["a", "b", "c"])
+    save_model(tmp_path / "model.pt", network(), description)
+    model = load_model(tmp_path / "model.pt")
+    with pytest.raises(InputError, match=r"guidance.pt.*no weights.*denoiser .*model.pt"):
+        model.guide(tmp_path / "guidance.pt")
     save_weights(ConditionalUNet(2, 4, 1, 4, (8, 24), 1, (False, False)), tmp_path / "guidance.pt")
-    with pytest.raises(InputError, match=r"cond_encoder.*denoiser model.pt.*guidance_scale"):
-        load_guide(network(), tmp_path / "guidance.pt", SCHEDULE, "model.pt")
+    with pytest.raises(InputError, match=r"cond_encoder.*denoiser .*model.pt.*guidance_scale"):
+        model.guide(tmp_path / "guidance.pt")
     save_weights(network(3), tmp_path / "guidance.pt")
-    loaded: Any = load_guide(network(), tmp_path / "guidance.pt", SCHEDULE, "model.pt")
+    loaded: Any = model.guide(tmp_path / "guidance.pt")
     assert torch.equal(loaded.network.head.weight, network(3).get_parameter("head.weight"))
 
 

@@ -170,6 +170,55 @@ def test_a_file_of_version_0_1_is_read_with_a_description_and_a_note(tmp_path: P
     assert digest_of(model.network.state_dict()) == digest_of(network(1).state_dict())
 
 
+# --- half precision ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 2**-11), (torch.bfloat16, 2**-8)])
+def test_a_file_in_half_precision_is_read_as_float32(
+    denoiser: Path, tmp_path: Path, dtype: torch.dtype, error: float
+) -> None:
+    half = tmp_path / "half.pt"
+    save_model(half, network(1), mask_description(), dtype)
+    content = torch.load(half, weights_only=True)
+    assert {tensor.dtype for tensor in content["model"].values()} == {dtype}
+    assert content["description"]["precision"] == str(dtype).removeprefix("torch.")
+    model, wanted = load_model(half), network(1).state_dict()
+    for name, tensor in model.network.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert bool(((tensor - wanted[name]).abs() <= error * wanted[name].abs() + 2**-25).all())
+    assert model.digest == digest_of(content["model"])
+
+    save_model(tmp_path / "again.pt", model.network, model.description, dtype)
+    again = load_model(tmp_path / "again.pt")
+    assert again.digest == model.digest
+    assert again.description.rounded_from == model.description.rounded_from == weights_digest(denoiser)
+
+
+def test_a_half_weighs_half(denoiser: Path, tmp_path: Path) -> None:
+    for name, dtype in (("whole", None), ("half", torch.float16)):
+        save_model(tmp_path / name, {"a": torch.zeros(100_000), "n": torch.tensor(3)}, mask_description(), dtype)
+    assert (tmp_path / "half").stat().st_size < 0.55 * (tmp_path / "whole").stat().st_size
+    assert torch.load(tmp_path / "half", weights_only=True)["model"]["n"].dtype == torch.int64
+
+
+def test_a_guidance_network_guides_its_denoiser_in_half_precision_too(denoiser: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "guidance.pt", network(5), mask_description(guides=denoiser), torch.float16)
+    for name, seed in (("half.pt", 1), ("other.pt", 2)):
+        save_model(tmp_path / name, network(seed), mask_description(), torch.float16)
+    guide = load_model(tmp_path / "half.pt").guide(tmp_path / "guidance.pt")
+    assert next(guide.parameters()).dtype == torch.float32
+    with pytest.raises(InputError, match="another denoiser"):
+        load_model(tmp_path / "other.pt").guide(tmp_path / "guidance.pt")
+
+
+def test_weights_beyond_half_precision_are_refused(tmp_path: Path) -> None:
+    large = {"a": torch.tensor([7e4])}
+    with pytest.raises(InputError, match="bfloat16"):
+        save_model(tmp_path / "model.pt", large, mask_description(), torch.float16)
+    assert not (tmp_path / "model.pt").exists()
+    save_model(tmp_path / "model.pt", large, mask_description(), torch.bfloat16)
+
+
 # --- guidance ---------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +326,7 @@ def changed(path: Path, change: Any) -> Path:
         (lambda d: d.pop("target"), "target"),
         (lambda d: d.update(mood="good"), "mood is unknown"),
         (lambda d: d.update(kind="other"), "denoiser, guidance"),
+        (lambda d: d.update(precision="float8"), "float8"),
         (lambda d: d["input"].update(kind="sound"), "volume, picture"),
         (lambda d: d["input"].pop("kind"), "kind is missing"),
         (lambda d: d["input"].update(spacing=-1.0), "no input can be so"),

@@ -50,6 +50,15 @@ def test_what_is_complete_is_left_out(tmp_path: Path) -> None:
     assert again(source, out, Options(pages=False, keep_largest=True), seed=4) == []
 
 
+def test_other_timesteps_are_another_run(tmp_path: Path) -> None:
+    scan(tmp_path / "in" / "a.nii.gz", 0)
+    assert again(tmp_path / "in", tmp_path / "out", timesteps=(999, 666, 333)) == ["a"]
+    assert again(tmp_path / "in", tmp_path / "out", timesteps=[333, 666, 999]) == []
+    assert again(tmp_path / "in", tmp_path / "out", timesteps=(999, 700)) == ["a"]
+    assert again(tmp_path / "in", tmp_path / "out", steps=2) == ["a"]
+    assert again(tmp_path / "in", tmp_path / "out", steps=2, shared_first_step=True) == ["a"]
+
+
 def test_records_of_version_0_1_call_the_combination_of_members_fusion(tmp_path: Path) -> None:
     scan(tmp_path / "in" / "a.nii.gz", 0)
     again(tmp_path / "in", tmp_path / "out")

@@ -383,8 +383,11 @@ def test_guidance_shift_of_zero_changes_nothing_and_none_is_unguided() -> None:
         ({"start": -1}, "must start at a timestep 0 … 999, not -1"),
         ({"start": 10.5}, "must start at a timestep 0 … 999, not 10.5"),
         ({"start": 9, "steps": 11}, "steps must be between 1 and 10"),
-        ({"timesteps": [4, 4]}, "ascend strictly"),
-        ({"timesteps": [0, 1000]}, "ascend strictly"),
+        ({"timesteps": [4, 4]}, r"different whole numbers of 0 or more, not \[4, 4\]"),
+        ({"timesteps": [0, 1000]}, r"different whole numbers 0 … 999, not \[1000, 0\]"),
+        ({"timesteps": [0.5]}, "different whole numbers"),
+        ({"timesteps": [-1, 5]}, "different whole numbers"),
+        ({"timesteps": []}, "different whole numbers"),
     ],
 )
 def test_bad_arguments_are_named_at_the_call(arguments: dict[str, object], message: str) -> None:

@@ -31,6 +31,7 @@ from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.files import InputError
 from cgdpm_med.images import Picture, read_picture, write_picture
 from cgdpm_med.inference.predictor import DiffusionPredictor
+from cgdpm_med.models import describe, save_model
 from cgdpm_med.networks.unet import ConditionalUNet
 from cgdpm_med.volumes import read_volume, refined_grid
 
@@ -417,29 +418,16 @@ device: cpu
 window: 16
 members: 1
 steps: 2
-unet:
-  _target_: cgdpm_med.ConditionalUNet
-  in_channels: 3
-  cond_channels: 3
-  out_channels: 3
-  channels: [8, 16]
-  num_res_blocks: 1
-  attention_levels: [false, false]
-  cond_scale: 2
-schedule:
-  _target_: cgdpm_med.NoiseSchedule
-guide_unet: '%unet'
+model: $cgdpm_med.load_model(@weights)
 resolver:
   _target_: cgdpm_med.SuperResolver
   predictor:
     _target_: cgdpm_med.DiffusionPredictor
-    denoiser: $cgdpm_med.load_weights(@unet, @weights)
-    guide: $cgdpm_med.load_guide(@guide_unet, @guidance_weights, @schedule, @weights) if @guidance_scale else None
+    denoiser: $@model.network
+    guide: $@model.guide(@guidance_weights) if @guidance_scale else None
     guidance_scale: '@guidance_scale'
-    schedule: '@schedule'
-    target:
-      _target_: cgdpm_med.ImageTarget
-      factor: 2
+    schedule: $@model.schedule
+    target: $@model.target
     steps: '@steps'
     members: '@members'
   window: '@window'
@@ -447,10 +435,16 @@ resolver:
 """
 
 
+def save_small_model(path: Path, guides: Path | None = None) -> None:
+    network = small_unet(cond_scale=2)
+    picture = {"kind": "picture", "window": 16}
+    save_model(path, network, describe(network, ImageTarget(3, 2), NoiseSchedule(), picture, guides=guides))
+
+
 def test_the_command_with_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "bundle" / "configs").mkdir(parents=True)
     (tmp_path / "bundle" / "configs" / "inference.yaml").write_text(BUNDLE)
-    torch.save(small_unet(cond_scale=2).state_dict(), tmp_path / "weights.pt")
+    save_small_model(tmp_path / "weights.pt")
     write_picture(torch.zeros(3, 12, 9), tmp_path / "a.png", Picture(torch.zeros(0), grey=True))
     arguments = [str(tmp_path / "a.png"), str(tmp_path / "out"), "--weights", str(tmp_path / "weights.pt")]
     arguments += ["--bundle", str(tmp_path / "bundle"), "--members", "2", "--device", "cpu", "--json"]
@@ -469,8 +463,8 @@ def test_the_command_with_a_bundle(tmp_path: Path) -> None:
 def test_the_command_guides(tmp_path: Path) -> None:
     (tmp_path / "bundle" / "configs").mkdir(parents=True)
     (tmp_path / "bundle" / "configs" / "inference.yaml").write_text(BUNDLE)
-    for name in ("weights", "guide"):
-        torch.save(small_unet(cond_scale=2).state_dict(), tmp_path / f"{name}.pt")
+    save_small_model(tmp_path / "weights.pt")
+    save_small_model(tmp_path / "guide.pt", guides=tmp_path / "weights.pt")
     write_picture(torch.zeros(3, 12, 9), tmp_path / "a.png")
     common = [str(tmp_path / "a.png"), "--weights", str(tmp_path / "weights.pt"), "--bundle", str(tmp_path / "bundle")]
     pixels = {}

@@ -13,9 +13,9 @@ TOPOLOGY = AdmTopology(3, (8, 16), 1, (False, True), 2, True)
 NUM_HEADS = 1
 
 
-def write_tiny_adm(path: Path, cond_scale: int = 4) -> Path:
+def write_tiny_adm(path: Path, cond_scale: int = 4, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         network = _build(TOPOLOGY, "input", {"cond_scale": cond_scale, "num_heads": NUM_HEADS})
         for parameter in network.parameters():
             if not parameter.any():

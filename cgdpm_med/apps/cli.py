@@ -65,6 +65,10 @@ Members = Annotated[
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Number of sampling steps of each mask.", show_default="the bundle's")
 ]
+Timesteps = Annotated[
+    str | None,
+    typer.Option(metavar="T,T,…", help="Timesteps to visit instead, such as 999,666,333.", show_default="the bundle's"),
+]
 GuidanceScale = Annotated[
     float | None,
     typer.Option(min=0, help="Weight w of the guidance network; 0 turns it off.", show_default="the bundle's"),
@@ -232,6 +236,17 @@ def _timesteps(text: str) -> list[int]:
     return [int(low), int(high)]
 
 
+def _visited(text: str | None, steps: int | None) -> list[int] | None:
+    if text is None:
+        return None
+    if steps is not None:
+        raise typer.BadParameter("they say how many steps there are: leave out --steps", param_hint="--timesteps")
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise typer.BadParameter(f"{text!r} are no timesteps, such as 999,666,333", param_hint="--timesteps")
+    return [int(word) for word in words]
+
+
 def _series_numbers(texts: list[str] | None) -> list[int] | None:
     if not texts:
         return None
@@ -250,6 +265,7 @@ def segment(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; made if absent.")],
     members: Members = None,
     steps: Steps = None,
+    timesteps: Timesteps = None,
     method: Annotated[Method | None, typer.Option(help="Sampling method.", show_default="the bundle's")] = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -368,6 +384,7 @@ def segment(
         combine=None if combine is None or combine is Combination.staple else combine.value,
         members=members,
         steps=steps,
+        timesteps=_visited(timesteps, steps),
         method=method and method.value,
         seed=seed,
         precision=precision and precision.value,
@@ -498,6 +515,7 @@ def calibrate(
     ] = None,
     members: Members = None,
     steps: Steps = None,
+    timesteps: Timesteps = None,
     method: Annotated[Method | None, typer.Option(help="Sampling method.", show_default="the bundle's")] = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -528,6 +546,7 @@ def calibrate(
         spacing=_voxel_size(spacing),
         members=members,
         steps=steps,
+        timesteps=_visited(timesteps, steps),
         method=method and method.value,
         seed=seed,
         weights=weights and str(weights),
@@ -592,6 +611,12 @@ def super_resolve(
         Path | None,
         typer.Option(help="Weights of the bundle's guidance network.", show_default="guidance.pt beside --weights"),
     ] = None,
+    project: Annotated[
+        bool | None,
+        typer.Option(
+            help="Make samples of ADM's networks agree with their input.", show_default="the bundle's; ADM: off"
+        ),
+    ] = None,
     device: Device = "auto",
     precision: Annotated[
         Precision | None, typer.Option(help="Numerical precision of the network.", show_default="the bundle's")
@@ -620,6 +645,7 @@ def super_resolve(
         seed=seed,
         guidance_scale=guidance_scale,
         guidance_weights=guidance_weights and str(guidance_weights),
+        project=project,
         precision=precision and precision.value,
     )
     result = run(resolver, source, out, spacing=voxels)

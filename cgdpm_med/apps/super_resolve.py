@@ -20,15 +20,13 @@ from torch import Tensor
 
 from cgdpm_med.console import CaseBar, complain, input_error_behind
 from cgdpm_med.data.transforms import case_name
-from cgdpm_med.diffusion.schedule import NoiseSchedule
-from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.files import InputError
 from cgdpm_med.images import PICTURE_SUFFIXES, image_datalist, read_picture, write_picture
 from cgdpm_med.inference.bundles import bundle_path
 from cgdpm_med.inference.inferers import WindowedDenoiser
 from cgdpm_med.inference.predictor import DiffusionPredictor
 from cgdpm_med.inference.segmenter import choose_device, unusable
-from cgdpm_med.networks.adm import load_adm_upsampler
+from cgdpm_med.models.adm import load_upsampler
 from cgdpm_med.networks.classes import ClassConditioned, append_class
 from cgdpm_med.networks.denoiser import Denoiser
 from cgdpm_med.networks.unet import ConditionalUNet
@@ -40,7 +38,11 @@ from cgdpm_med.volumes.refine import refined_grid
 
 KEPT_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff")
 ADM_WINDOW = 256
-_OPTIONS = {"class_index": "--class-index", "guidance_weights": "--guidance-weights"}
+_OPTIONS = {
+    "class_index": "--class-index",
+    "guidance_weights": "--guidance-weights",
+    "project": "--project",
+}
 
 
 class SuperResolver:
@@ -127,6 +129,7 @@ class SuperResolver:
         *,
         window: int = ADM_WINDOW,
         device: torch.device | str = "cpu",
+        project: bool = False,
         num_heads: int | None = None,
         num_head_channels: int | None = None,
         **settings: Any,
@@ -136,29 +139,29 @@ class SuperResolver:
         Args:
             class_index: class of the images, where the network has classes (0 … 999 of ImageNet).
             window: 256 for ``64_256_upsampler.pt``, 512 for ``128_512_upsampler.pt``.
+            project: samples are made to agree with their image; ADM itself leaves out this last step.
             num_heads, num_head_channels: see :func:`~cgdpm_med.load_adm_upsampler`.
             settings: of :class:`~cgdpm_med.DiffusionPredictor`.
 
         Raises:
             InputError: for weights that are no ADM upsampler, or a class that is missing or does not exist.
         """
-        try:
-            network = load_adm_upsampler(weights, num_heads=num_heads, num_head_channels=num_head_channels)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        classes = network.num_classes
+        model = load_upsampler(
+            weights, window=window, project=project, num_heads=num_heads, num_head_channels=num_head_channels
+        )
+        classes = _classes_of(model.network)
         if classes is not None and (class_index is None or not 0 <= class_index < classes):
             what = "needs the class of the images" if class_index is None else f"has no class {class_index}"
             raise InputError(
                 what, path=weights, remedy=f"Give --class-index from 0 to {classes - 1} (class_index= in Python)"
             )
         predictor = DiffusionPredictor(
-            network if classes is None else ClassConditioned(network),
-            schedule=NoiseSchedule(),
-            target=ImageTarget(network.out_channels, network.cond_scale, learn_sigma=network.learn_sigma),
+            model.network,
+            schedule=model.schedule,
+            target=model.target,
             **{"method": "ddpm", "steps": 250, "members": 1, **settings},
         )
-        return cls(predictor, window, class_index=None if classes is None else class_index, device=device)
+        return cls(predictor, model.input.window, class_index=None if classes is None else class_index, device=device)
 
     @torch.inference_mode()
     def __call__(
@@ -222,6 +225,11 @@ class SuperResolver:
             )
 
         return wrap
+
+
+def _classes_of(network: torch.nn.Module) -> int | None:
+    """How many classes a network takes, or None."""
+    return next((m.num_classes for m in network.modules() if isinstance(m, ConditionalUNet)), None)
 
 
 class _Counted(Denoiser):

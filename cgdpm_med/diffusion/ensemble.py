@@ -21,7 +21,8 @@ from torch import Tensor
 
 from cgdpm_med.networks.denoiser import features_of, per_member
 
-from .sampling import DenoiserLike, Sampling, sample
+from .samplers import Prediction
+from .sampling import DenoiserLike, Sampling, first_prediction, sample
 from .schedule import NoiseSchedule
 
 
@@ -104,6 +105,7 @@ def sample_members(
     keys: Sequence[Hashable] | None = None,
     member_ids: Sequence[int] | None = None,
     features: Any = None,
+    first: Prediction | None = None,
     correct: Callable[..., Tensor] | None = None,
     clip: tuple[float, float] | None = None,
     noise: type[KeyedNoise] = KeyedNoise,
@@ -119,6 +121,7 @@ def sample_members(
             images of one key share it.
         member_ids: which members to draw, by default 0 … K-1; overrides ``sampling.members``.
         features: of the images, where they are encoded already.
+        first: of :func:`shared_first_step`, where it is made already.
         correct: ``correct(x_0, y)`` of every predicted x_0, see :meth:`.targets.Target.correct`.
         clip: bounds on every predicted x_0, in place of ``correct``.
         noise: the kind of keyed noise.
@@ -134,13 +137,41 @@ def sample_members(
     keys, ids = keys_and_members(len(context), sampling, keys, member_ids)
     features = features_of(denoiser, context) if features is None else features
     rows = len(context) * len(ids)
+    how: dict[str, Any] = {"shape": shape, "features": features, "correct": correct, "clip": clip, "noise": noise}
+    first = shared_first_step(denoiser, context, schedule, sampling, keys=keys, **how) if first is None else first
     corrected = None if correct is None else partial(correct, y=per_member(context, rows))
     # members of one image lie beside each other in the batch
     drawn = noise(sampling.seed, [(key, member) for key in keys for member in ids])
     x_T = drawn.randn((rows, *shape), device=context.device)
     condition = per_member(features, rows)
-    x_0 = sample(denoiser, x_T, condition, schedule, sampling, generator=drawn, clip=clip, correct=corrected)
+    by_field: dict[str, Any] = {"generator": drawn, "first": first, "clip": clip, "correct": corrected}
+    x_0 = sample(denoiser, x_T, condition, schedule, sampling, **by_field)
     return x_0.unflatten(0, (-1, len(ids))).transpose(0, 1)
+
+
+def shared_first_step(
+    denoiser: DenoiserLike,
+    context: Tensor,
+    schedule: NoiseSchedule,
+    sampling: Sampling,
+    *,
+    shape: Sequence[int],
+    keys: Sequence[Hashable],
+    features: Any,
+    correct: Callable[..., Tensor] | None = None,
+    clip: tuple[float, float] | None = None,
+    noise: type[KeyedNoise] = KeyedNoise,
+) -> Prediction | None:
+    """What serves the first step of all members of these images; None where each member evaluates its own.
+
+    From member 0's noise, whichever members are drawn: the network knows the like of it, as it does not of zeros or of
+    a mean over members, and member 0 keeps the walk it would have alone. Arguments as for :func:`sample_members`.
+    """
+    if not sampling.shares_first_step(schedule):
+        return None
+    x_T = noise(sampling.seed, [(key, 0) for key in keys]).randn((len(context), *shape), device=context.device)
+    corrected = None if correct is None else partial(correct, y=context)
+    return first_prediction(denoiser, x_T, features, schedule, sampling, clip=clip, correct=corrected)
 
 
 def ensemble_sampling(sampling: Sampling | None, **dials: Any) -> Sampling:

@@ -8,6 +8,7 @@ denoiser (guidance.py) returns :class:`Guided` instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cgdpm_med.networks.denoiser import as_denoiser, evaluate, features_of
+from cgdpm_med.networks.denoiser import as_denoiser, evaluate, features_of, per_member
 
 from .samplers import SAMPLERS, GeneratorLike, Prediction
 from .schedule import NoiseSchedule
@@ -35,12 +36,15 @@ class Sampling:
         start: the first visited timestep, T-1 by default. A smaller one truncates the chain (Zheng et al., 2022): good
             where x_start is nearly noise still, or made by ``schedule.q_sample`` from an estimate of x_0 (Chung et al.,
             2022).
-        timesteps: the visited timesteps instead of ``steps`` and ``start``, in any order.
+        timesteps: the visited timesteps instead of ``steps`` and ``start``, in any order. The x_0 predicted at the
+            least of them is the answer: they need not end at 0. ``steps`` is then their number, and ``start`` None.
         members: K, samples for each condition image.
         seed: base seed of the noise; a member depends on (seed, key, member) alone.
         guidance_scale: w of the guidance network, where there is one; 0 is off, 1 the paper's.
         guidance_interval: [t_lo, t_hi) in which it acts; None is everywhere.
         shared_noise: a member has one noise for all slices of a volume, and does in one slice what it does in the next.
+        shared_first_step: one evaluation for each image serves the first step of all its members where x_T is all but
+            noise, see :meth:`shares_first_step`.
 
     Raises:
         ValueError: for dials that no schedule could have.
@@ -56,11 +60,16 @@ class Sampling:
     guidance_scale: float = 1.0
     guidance_interval: tuple[int, int] | None = None
     shared_noise: bool = True
+    shared_first_step: bool = False
 
     def __post_init__(self) -> None:
         for name in ("timesteps", "guidance_interval"):  # lists of a configuration, tensors: values that compare
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(torch.as_tensor(value).tolist()))
+        if self.timesteps is not None:  # one walk, one way to write it down
+            object.__setattr__(self, "timesteps", check_timesteps(self.timesteps))
+            object.__setattr__(self, "steps", len(self.timesteps))
+            object.__setattr__(self, "start", None)
         if self.method not in SAMPLERS:
             raise ValueError(f"method must be one of {', '.join(SAMPLERS)}, not {self.method!r}")
         if self.eta and not SAMPLERS[self.method].stochastic:
@@ -78,15 +87,30 @@ class Sampling:
         """
         check_interval(self.guidance_interval, schedule.T)
         if self.timesteps is not None:
-            return torch.as_tensor(self.timesteps, dtype=torch.int64).sort().values
+            return torch.as_tensor(check_timesteps(self.timesteps, schedule.T), dtype=torch.int64).flip(0)
         last = schedule.T - 1 if self.start is None else check_start(self.start, schedule.T)
         if not 1 <= self.steps <= last + 1:
             raise ValueError(f"steps must be between 1 and {last + 1} (the chain's timesteps), not {self.steps}")
         walked = schedule if self.start is None else schedule.respace(range(last + 1))
         return SAMPLERS[self.method].timesteps(walked, self.steps)
 
+    def shares_first_step(self, schedule: NoiseSchedule) -> bool:
+        """Whether one prediction of x_0 serves the first step of all members of an image.
 
-BEFORE_DIALS: dict[str, Any] = {"eta": 0.0, "timesteps": None}
+        It does where that is wanted and the first timestep is all but noise (:meth:`.NoiseSchedule.is_noise`): what is
+        predicted there does not depend on which x_T it is predicted from. Other first steps are each member's own.
+
+        Raises:
+            ValueError: for a denoiser of eps, whose x_0 in pure noise is its error magnified.
+        """
+        if not (self.shared_first_step and schedule.is_noise(int(self.visited(schedule)[-1]))):
+            return False
+        if schedule.prediction_type == "epsilon":
+            raise ValueError("a shared first step needs a denoiser that predicts x_0 or v: eps says nothing in noise")
+        return True
+
+
+BEFORE_DIALS: dict[str, Any] = {"eta": 0.0, "timesteps": None, "shared_first_step": False}
 """What records of version 0.1 do not say of the sampling, and what it was."""
 
 
@@ -120,6 +144,7 @@ def trajectory(
     clip: tuple[float, float] | None = None,
     correct: Callable[[Tensor], Tensor] | None = None,
     generator: GeneratorLike = None,
+    first: Prediction | None = None,
     **dials: Any,
 ) -> Iterator[Step]:
     """Walk the reverse chain from x_T to x_0, yielding every step, without gradients.
@@ -132,6 +157,8 @@ def trajectory(
         clip: bounds on the predicted x_0.
         correct: what every predicted x_0 goes through instead, for example a target's ``correct``.
         generator: of the noise in stochastic steps; the global one by default.
+        first: of :func:`first_prediction`, for x_T of K members of each of its images: stands for an evaluation in the
+            first step.
         dials: fields of :class:`Sampling`, in place of those of ``sampling``.
 
     Raises:
@@ -141,7 +168,29 @@ def trajectory(
     check_prediction(getattr(denoiser, "prediction_type", None), schedule)
     sampling = replace(sampling or Sampling(steps=20), **dials)
     spaced = schedule.respace(sampling.visited(schedule))
-    return _walk(denoiser, x_T, context, spaced, sampling, correct or _clipping(clip), generator)
+    return _walk(denoiser, x_T, context, spaced, sampling, correct or _clipping(clip), generator, first)
+
+
+@torch.no_grad()
+def first_prediction(
+    denoiser: DenoiserLike,
+    x_T: Tensor,
+    context: Any,
+    schedule: NoiseSchedule,
+    sampling: Sampling,
+    *,
+    clip: tuple[float, float] | None = None,
+    correct: Callable[[Tensor], Tensor] | None = None,
+) -> Prediction:
+    """What is predicted in the first step, for :func:`trajectory` to share among the members of each image.
+
+    Args:
+        x_T: one for each image, (B, C, *S).
+        context, clip, correct: as for :func:`trajectory`, of these B images.
+    """
+    denoiser = as_denoiser(denoiser)
+    t = int(sampling.visited(schedule)[-1])
+    return predict(denoiser, x_T, features_of(denoiser, context), schedule, t, correct or _clipping(clip))
 
 
 def check_prediction(prediction_type: str | None, schedule: NoiseSchedule) -> None:
@@ -155,6 +204,21 @@ def check_prediction(prediction_type: str | None, schedule: NoiseSchedule) -> No
 
 def _clipping(clip: tuple[float, float] | None) -> Callable[[Tensor], Tensor] | None:
     return None if clip is None else lambda x0: x0.clamp(*clip)
+
+
+def check_timesteps(timesteps: Sequence[float], T: int | None = None) -> tuple[int, ...]:
+    """The visited timesteps from the first, the greatest, to the last.
+
+    Raises:
+        ValueError: for none, one twice, or one that is not 0 … T-1.
+    """
+    ordered = tuple(sorted((int(t) for t in timesteps), reverse=True))
+    most = math.inf if T is None else T - 1
+    whole = all(t == int(t) and 0 <= t <= most for t in timesteps)
+    if not ordered or not whole or len(set(ordered)) < len(ordered):
+        chain = "of 0 or more" if T is None else f"0 … {T - 1}"
+        raise ValueError(f"timesteps must be different whole numbers {chain}, not {list(timesteps)}")
+    return ordered
 
 
 def check_start(start: int, T: int) -> int:
@@ -189,6 +253,7 @@ def _walk(
     sampling: Sampling,
     correct: Callable[[Tensor], Tensor] | None,
     generator: GeneratorLike,
+    first: Prediction | None,
 ) -> Iterator[Step]:
     """The loop of :func:`trajectory` over every entry of a respaced schedule."""
     denoiser, sampler = as_denoiser(denoiser), SAMPLERS[sampling.method]
@@ -196,20 +261,39 @@ def _walk(
     x_t = x_T
     before: Tensor | None = None
     for i in reversed(range(spaced.T)):
-        t = int(spaced.timesteps[i])
-        output, shift = denoise(denoiser, x_t, t, context)
-        output, v = split_variance(output, x_t)
-        x0 = spaced.to_x0(output, x_t, i)
-        if correct is None:
-            eps = spaced.to_eps(output, x_t, i)
+        if first is None:
+            at = predict(denoiser, x_t, context, spaced, i, correct)
         else:
-            x0 = correct(x0)
-            eps = spaced.eps_from_x0(x0, x_t, i)
-        at = Prediction(x_t, x0, eps, v, shift, before)
-        x_prev, before = sampler.step(spaced, i, at, sampling.eta, generator)
-        yield Step(t, x_t, eps, x0, x_prev)
+            at, first = for_members(first, x_t, spaced, i), None
+        x_prev, before = sampler.step(spaced, i, at._replace(x0_before=before), sampling.eta, generator)
+        yield Step(int(spaced.timesteps[i]), x_t, at.eps, at.x0, x_prev)
         x_t = x_prev
-        del output, shift, v, x0, eps, x_prev, at  # large images: hold nothing of this step during the next
+        del x_prev, at  # large images: hold nothing of this step during the next
+
+
+def predict(
+    denoiser: DenoiserLike,
+    x_t: Tensor,
+    context: Any,
+    schedule: NoiseSchedule,
+    i: int,
+    correct: Callable[[Tensor], Tensor] | None,
+) -> Prediction:
+    """Evaluate the denoiser at index i of a schedule, and read its output."""
+    output, shift = denoise(denoiser, x_t, int(schedule.timesteps[i]), context)
+    output, v = split_variance(output, x_t)
+    x0 = schedule.to_x0(output, x_t, i)
+    if correct is None:
+        return Prediction(x_t, x0, schedule.to_eps(output, x_t, i), v, shift)
+    x0 = correct(x0)
+    return Prediction(x_t, x0, schedule.eps_from_x0(x0, x_t, i), v, shift)
+
+
+def for_members(first: Prediction, x_t: Tensor, schedule: NoiseSchedule, i: int) -> Prediction:
+    """A prediction for B images as that of their K members at x_t (B * K, C, *S), each with an eps of its own."""
+    x0, v, shift = (None if each is None else per_member(each, len(x_t)) for each in (first.x0, first.v, first.shift))
+    assert x0 is not None
+    return Prediction(x_t, x0, schedule.eps_from_x0(x0, x_t, i), v, shift)
 
 
 def sample(

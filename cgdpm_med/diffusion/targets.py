@@ -215,11 +215,13 @@ class ImageTarget(Target):
         factor: size of the picture / size of its condition.
         learn_sigma: the network also predicts its variance (Nichol & Dhariwal, 2021), and trains with
             :func:`~.objectives.hybrid_loss`.
+        project: the decoded picture is projected onto those whose area average is y; training is not concerned.
     """
 
     channels: int = 3
     factor: int = 1
     learn_sigma: bool = False
+    project: bool = False
 
     makes = "picture"
 
@@ -233,7 +235,9 @@ class ImageTarget(Target):
         return truth
 
     def decode(self, x_0: Tensor, y: Tensor | None = None) -> Tensor:
-        """Clipped to [-1, 1]."""
+        """Clipped to [-1, 1], and with ``project`` in agreement with y."""
+        if self.project and y is not None:
+            x_0 = project(x_0.clamp(-1, 1), y[:, : self.channels], AreaDegradation(self.factor))
         return x_0.clamp(-1, 1)
 
     def correct(self, x_0: Tensor, y: Tensor | None = None) -> Tensor:

@@ -40,6 +40,7 @@ _REFIT = "Fit it again with cgdpm-med calibrate"
 _ASKED = {
     "members": "--members",
     "steps": "--steps",
+    "timesteps": "--timesteps",
     "method": "--method",
     "guidance_scale": "--guidance-scale",
 }  # options of calibrate
@@ -95,7 +96,18 @@ class Calibration:
         differing = self.differing(settings)
         if not set(differing) <= _ASKED.keys():
             return "Segment with the settings of the fit, or with --no-calibration"
-        return " ".join([_REFIT, *(f"{_ASKED[name]} {settings[name]}" for name in differing)])
+        return " ".join([_REFIT, *_options(differing, settings)])
+
+
+def _options(differing: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """Those of a fit that would agree; timesteps are said one by one or, evenly spaced, by their number."""
+    timesteps = settings.get("timesteps")
+    values = {name: settings[name] for name in differing if name not in ("steps", "timesteps")}
+    if timesteps is not None and "timesteps" in differing:
+        values["timesteps"] = ",".join(map(str, timesteps))
+    elif {"steps", "timesteps"} & set(differing):
+        values["steps"] = settings["steps"]
+    return [f"{_ASKED[name]} {value}" for name, value in values.items()]
 
 
 def with_temperature(segmentation: Segmentation, temperature: float) -> Segmentation:

@@ -16,7 +16,7 @@ from cgdpm_med.images.datalists import (
     readable_pictures,
 )
 from cgdpm_med.images.pictures import PICTURE_SUFFIXES, Picture, read_picture, write_picture
-from cgdpm_med.images.training import AugmentedPictures, HeldOut, hold_out
+from cgdpm_med.images.training import AugmentedPictures, HeldOut, hold_out, repeated
 from cgdpm_med.images.transforms import (
     AppendClassd,
     CentreSquared,
@@ -45,5 +45,6 @@ __all__ = [
     "read_class_map",
     "read_picture",
     "readable_pictures",
+    "repeated",
     "write_picture",
 ]

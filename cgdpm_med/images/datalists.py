@@ -33,12 +33,17 @@ GROUND_TRUTHS = (
 log = logging.getLogger(__name__)
 
 
-def image_datalist(root: PathLike) -> list[Item]:
+def image_datalist(root: PathLike | Sequence[PathLike]) -> list[Item]:
     """Every picture in a folder and the folders inside it, sorted by name; hidden files and folders are passed over.
 
+    Args:
+        root: folder, or several; then a key is the place below the folder that holds all of them.
+
     Raises:
-        InputError: when there is no such folder, or no picture in it.
+        InputError: when there is no such folder, or no picture in it, or one folder lies in another.
     """
+    if not isinstance(root, (str, os.PathLike)):
+        return _of_folders([Path(folder) for folder in root])
     root = Path(root)
     if not root.is_dir():
         raise InputError("no such folder", path=root, remedy="Give a folder that holds pictures")
@@ -46,6 +51,19 @@ def image_datalist(root: PathLike) -> list[Item]:
     if not items:
         raise InputError("holds no pictures", path=root, remedy=f"Give pictures named {', '.join(PICTURE_SUFFIXES)}")
     return items
+
+
+def _of_folders(folders: Sequence[Path]) -> list[Item]:
+    places = [folder.resolve() for folder in folders]
+    for place, folder in zip(places, folders, strict=True):
+        if sum(place.is_relative_to(other) for other in places) > 1:
+            raise InputError("lies in another folder of the list", path=folder, remedy="Give each folder once")
+    above = os.path.commonpath([place.parent for place in places])
+    return [
+        {**item, "key": (place.relative_to(above) / item["key"]).as_posix()}
+        for place, folder in zip(places, folders, strict=True)
+        for item in image_datalist(folder)
+    ]
 
 
 def _pictures(root: Path) -> list[Path]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from cgdpm_med.models.adm import load_upsampler
 from cgdpm_med.models.description import Label, ModelDescription, PictureInput, TrainingData, VolumeInput
 from cgdpm_med.models.files import Model, describe, describe_file, guidance_beside, load_model, save_model
 from cgdpm_med.models.weights import load_weights, save_weights, weights_digest
@@ -21,6 +22,7 @@ __all__ = [
     "describe_file",
     "guidance_beside",
     "load_model",
+    "load_upsampler",
     "load_weights",
     "save_model",
     "save_weights",

@@ -15,6 +15,7 @@ from cgdpm_med import __version__
 from cgdpm_med.files import InputError
 
 KINDS = ("denoiser", "guidance")
+PRECISIONS = ("float32", "float16", "bfloat16")
 VIEWS = ("short-axis",)
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
 _REMEDY = "Use a file as the training wrote it"
@@ -119,6 +120,18 @@ Input = VolumeInput | PictureInput | SliceInput
 INPUTS: Mapping[str, type[Input]] = {"volume": VolumeInput, "picture": PictureInput, "slice": SliceInput}
 
 
+def input_from(content: Any) -> Input:
+    """An input as a file or a configuration writes it: a table of its fields, and its ``kind``.
+
+    Raises:
+        ValueError, KeyError: for a kind or a field that there is not, or an input that cannot be.
+    """
+    kind = content["kind"]
+    if kind not in INPUTS:
+        raise ValueError(f"the input is one of {', '.join(INPUTS)}, not {kind!r}")
+    return INPUTS[kind](**_known(INPUTS[kind], {name: value for name, value in content.items() if name != "kind"}))
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """What the tensors have seen: keys of the training patients, and the digest of the split they came from."""
@@ -154,6 +167,9 @@ class ModelDescription:
         labels: of the classes 1, 2, …; none where no mask is made.
         training: None where it is not known.
         denoiser: of a guidance network, the digest of the tensors it guides.
+        precision: of the floating-point tensors in the file; read, they are float32.
+        rounded_from: where they were rounded to that precision, the digest of what they were before: a guidance network
+            that was trained on those guides these too.
         versions: that the file was written with.
     """
 
@@ -165,11 +181,15 @@ class ModelDescription:
     labels: tuple[Label, ...] = ()
     training: TrainingData | None = None
     denoiser: str | None = None
+    precision: str = "float32"
+    rounded_from: str | None = None
     versions: Mapping[str, str] = field(default_factory=versions)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"the kind is one of {', '.join(KINDS)}, not {self.kind!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"the precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         if (self.kind == "guidance") != (self.denoiser is not None):
             raise ValueError("a guidance network, and no other, names the denoiser it guides")
 
@@ -204,11 +224,7 @@ class ModelDescription:
         """
         try:
             given = _known(cls, content)
-            kind = given["input"]["kind"]
-            if kind not in INPUTS:
-                raise ValueError(f"the input is one of {', '.join(INPUTS)}, not {kind!r}")
-            rest = {name: value for name, value in given["input"].items() if name != "kind"}
-            given["input"] = INPUTS[kind](**_known(INPUTS[kind], rest))
+            given["input"] = input_from(given["input"])
             given["labels"] = tuple(Label(**_known(Label, label)) for label in given.get("labels", ()))
             if given.get("training") is not None:
                 given["training"] = TrainingData(**_known(TrainingData, given["training"]))

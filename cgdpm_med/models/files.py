@@ -28,6 +28,7 @@ from cgdpm_med.models.description import (
     SliceInput,
     TrainingData,
     VolumeInput,
+    input_from,
     labels_from,
     read_description,
 )
@@ -39,7 +40,7 @@ from cgdpm_med.models.weights import (
     digest_of,
     place_tensors,
     read_content,
-    tensors_of,
+    rounded,
     weights_digest,
 )
 
@@ -106,7 +107,7 @@ class Model:
                 description = ModelDescription.from_dict(content, path)
                 if description.kind != "guidance":
                     raise InputError("is a denoiser, not a guidance network", path=path)
-                if description.denoiser != self.digest:
+                if description.denoiser not in (self.digest, self.description.rounded_from):
                     raise InputError("was trained to guide another denoiser", path=path)
             network = _made(content["network"] if content else self.description.network, path, self.allow)
             place_tensors(network, tensors, path)
@@ -120,7 +121,7 @@ def describe(
     network: nn.Module,
     target: Target,
     schedule: NoiseSchedule,
-    input: Input,
+    input: Input | Mapping[str, Any],
     labels: Sequence[Any] = (),
     training: TrainingData | None = None,
     guides: str | Path | None = None,
@@ -129,6 +130,7 @@ def describe(
 
     Args:
         network: whose state_dict the file will hold.
+        input: what the network sees, or its fields with a ``kind``, "volume" or "picture".
         labels: of the classes 1, 2, …: names, or tables with name and colour.
         guides: where ``network`` is a guidance network, the file of its denoiser.
 
@@ -142,12 +144,12 @@ def describe(
             network=described(network),
             target=described(target),
             schedule=described(schedule),
-            input=input,
+            input=input_from(input) if isinstance(input, Mapping) else input,
             labels=labels_from(labels),
             training=training,
             denoiser=None if guides is None else weights_digest(guides),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise error if isinstance(error, InputError) else InputError(str(error), remedy="Correct it") from error
     check(made, network, target, schedule)
     _check_rebuilds(made, network)
@@ -223,15 +225,36 @@ def _of_innermost(network: Any, name: str) -> Any:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def save_model(path: str | Path, network: nn.Module | Tensors, description: ModelDescription) -> None:
+def save_model(
+    path: str | Path,
+    network: nn.Module | Tensors,
+    description: ModelDescription,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Write a model file, whole or not at all.
 
     Args:
         network: or its state_dict.
+        dtype: torch.float16 or torch.bfloat16 rounds floating-point tensors, which halves the file; read, they are
+            float32 again. None writes them as they are.
+
+    Raises:
+        InputError: for a tensor with values beyond what ``dtype`` holds.
+        ValueError: for another dtype.
     """
-    tensors = tensors_of(network) if isinstance(network, nn.Module) else dict(network)
+    tensors = dict(network.state_dict() if isinstance(network, nn.Module) else network)
+    if dtype is not None:
+        before, tensors = tensors, rounded(tensors, dtype, path)
+        description = _of_rounded(description, before, tensors, dtype)
     with atomic_write(path) as file:
         torch.save({TENSORS: tensors, DESCRIPTION: description.as_dict()}, file)
+
+
+def _of_rounded(said: ModelDescription, before: Tensors, after: Tensors, dtype: torch.dtype) -> ModelDescription:
+    """Rounding what was rounded so already changes nothing, and its origin stays known."""
+    precision = str(dtype).removeprefix("torch.")
+    again = said.precision == precision and all(torch.equal(after[name].to(t.dtype), t) for name, t in before.items())
+    return replace(said, precision=precision, rounded_from=said.rounded_from if again else digest_of(before))
 
 
 def load_model(
@@ -278,6 +301,36 @@ def training_data_of(path: str | Path) -> TrainingData | None:
     """What a file says of its training; None for files of version 0.1, or where it is not known."""
     content = read_content(path)[1]
     return None if content is None else ModelDescription.from_dict(content, path).training
+
+
+def check_continues(path: str | Path, description: ModelDescription) -> None:
+    """That a training with this description may go on where one has written a model file.
+
+    Arguments that one of the two leaves to their defaults are not compared.
+
+    Raises:
+        InputError: for a file of another network, target, schedule or input.
+
+    Warns:
+        OldModelWarning: for one of version 0.1, which cannot be compared.
+    """
+    content = read_content(path)[1]
+    if content is None:
+        text = f"{Path(path).name} is of version 0.1 and does not say how it was trained: this configuration goes on"
+        warnings.warn(text, OldModelWarning, stacklevel=2)
+        return
+    said, wanted = ModelDescription.from_dict(content, path).as_dict(), description.as_dict()
+    if differing := [
+        name for name in ("network", "target", "schedule", "input") if not _alike(said[name], wanted[name])
+    ]:
+        what = f"was trained with another {' and '.join(differing)} than this configuration has"
+        raise InputError(what, path=path, remedy="Give the run another output folder")
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return all(_alike(one[name], other[name]) for name in one.keys() & other.keys())
+    return bool(one == other)
 
 
 def guidance_beside(weights: str | Path) -> Path:

@@ -91,6 +91,25 @@ def tensors_of(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, 
     }
 
 
+def rounded(tensors: Tensors, dtype: torch.dtype, path: str | Path) -> dict[str, Tensor]:
+    """Floating-point tensors in half precision, the others as they are.
+
+    Args:
+        path: of the file they are for, which an error names.
+
+    Raises:
+        InputError: for a tensor with values beyond what ``dtype`` holds.
+        ValueError: unless ``dtype`` is torch.float16 or torch.bfloat16.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"weights are rounded to torch.float16 or torch.bfloat16, not {dtype}")
+    found = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    if lost := [name for name in tensors if bool((found[name].isfinite() != tensors[name].isfinite()).any())]:
+        what = f"{lost[0]} has values beyond what {dtype} holds"
+        raise InputError(what, path=path, remedy="Save them in bfloat16, or in full precision")
+    return found
+
+
 # --- digests ----------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgdpm_med.diffusion.ensemble import KeyedNoise, ensemble_sampling, keys_and_members, sample_members
+from cgdpm_med.diffusion.ensemble import (
+    KeyedNoise,
+    ensemble_sampling,
+    keys_and_members,
+    sample_members,
+    shared_first_step,
+)
 from cgdpm_med.diffusion.sampling import DenoiserLike, Sampling
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.networks.denoiser import features_of
@@ -115,22 +121,20 @@ def sample_ensemble(
     sampling = ensemble_sampling(sampling, **dials)
     keys, ids = keys_and_members(len(context), sampling, keys, member_ids)
     limit = max_batch if isinstance(max_batch, BatchLimit) else BatchLimit(max_batch)
-    encoded = _LastEncoded(denoiser, context)
+    fixed: dict[str, Any] = {"shape": shape, "correct": correct, "clip": clip, "noise": PinnedNoise}
+
+    def prepare(rows: range) -> dict[str, Any]:
+        images, named = context[rows.start : rows.stop], keys[rows.start : rows.stop]
+        features = features_of(denoiser, images)
+        first = shared_first_step(denoiser, images, schedule, sampling, keys=named, features=features, **fixed)
+        return {"keys": named, "features": features, "first": first}
+
+    prepared = _LastPrepared(prepare)
 
     def draw(rows: range, columns: range) -> Tensor:
-        return sample_members(
-            denoiser,
-            context[rows.start : rows.stop],
-            schedule,
-            sampling,
-            shape=shape,
-            keys=[keys[row] for row in rows],
-            member_ids=[ids[column] for column in columns],
-            features=encoded.of(rows),
-            correct=correct,
-            clip=clip,
-            noise=PinnedNoise,
-        )
+        images, members = context[rows.start : rows.stop], ids[columns.start : columns.stop]
+        of_images = prepared.of(rows)
+        return sample_members(denoiser, images, schedule, sampling, member_ids=members, **of_images, **fixed)
 
     out = torch.empty((len(ids), len(context), *shape), dtype=torch.float32, device=context.device)
     todo = [(range(len(context)), range(len(ids)))]
@@ -142,7 +146,7 @@ def sample_ensemble(
             continue
         x_0 = draw(rows, columns) if fields == 1 else _if_it_fits(partial(draw, rows, columns))
         if x_0 is None:
-            encoded.forget()
+            prepared.forget()
             _release(context.device)
             limit.halve(fields, shape[1:])
             todo.append((rows, columns))
@@ -153,21 +157,22 @@ def sample_ensemble(
     return out
 
 
-class _LastEncoded:
-    """Features of the images asked for last, which one batch of their members after another uses."""
+class _LastPrepared:
+    """What was prepared of the images asked for last, which one batch of their members after another uses."""
 
-    def __init__(self, denoiser: DenoiserLike, context: Tensor) -> None:
-        self.denoiser, self.context = denoiser, context
-        self.rows, self.features = range(0), None
+    def __init__(self, prepare: Callable[[range], dict[str, Any]]) -> None:
+        self.prepare = prepare
+        self.rows = range(0)
+        self.prepared: dict[str, Any] = {}
 
-    def of(self, rows: range) -> Any:
+    def of(self, rows: range) -> dict[str, Any]:
         if self.rows != rows:
-            self.forget()  # the features before need not be held beside the new ones
-            self.rows, self.features = rows, features_of(self.denoiser, self.context[rows.start : rows.stop])
-        return self.features
+            self.forget()  # what was prepared before need not be held beside the new
+            self.rows, self.prepared = rows, self.prepare(rows)
+        return self.prepared
 
     def forget(self) -> None:
-        self.rows, self.features = range(0), None
+        self.rows, self.prepared = range(0), {}
 
 
 def _if_it_fits(draw: Callable[[], Tensor]) -> Tensor | None:

@@ -23,7 +23,7 @@ from cgdpm_med.diffusion.ensemble import key_seed
 from cgdpm_med.diffusion.targets import Target
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.models.description import ModelDescription
-from cgdpm_med.models.files import save_model
+from cgdpm_med.models.files import check_continues, save_model
 from cgdpm_med.models.weights import save_weights
 from cgdpm_med.runtime.layers import optimise
 from cgdpm_med.runtime.precision import autocast_dtype, check_precision
@@ -265,7 +265,8 @@ class BestWeights:
         metric: name in ``engine.state.metrics``; larger is better.
         description: written into the files, which are model files then; without, they are plain state_dicts.
 
-    Its own state (the best value) belongs into the checkpoint, so that a resumed run does not forget it.
+    Its own state (the best value) belongs into the checkpoint, so that a resumed run does not forget it. Resumed beside
+    files of another description, it raises InputError: a network that fits would go on with another target.
     """
 
     def __init__(
@@ -281,10 +282,14 @@ class BestWeights:
     def update(self, engine: Engine) -> None:
         """Write the last weights, and the best when they are."""
         value = float(engine.state.metrics[self.metric])
-        self._write(self.path.with_name(f"{self.path.stem}_last{self.path.suffix}"))
+        self._write(self._last)
         if value > self.best:
             self.best = value
             self._write(self.path)
+
+    @property
+    def _last(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}_last{self.path.suffix}")
 
     def _write(self, path: Path) -> None:
         if self.description is None:
@@ -296,4 +301,6 @@ class BestWeights:
         return {"best": self.best}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
+        if self.description is not None and self._last.is_file():
+            check_continues(self._last, self.description)
         self.best = float(state["best"])

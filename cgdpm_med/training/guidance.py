@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor
 from cgdpm_med.diffusion.ensemble import key_seed
 from cgdpm_med.diffusion.guidance import Examples, Replay, ScaledGuide, guidance_weighting
 from cgdpm_med.diffusion.schedule import NoiseSchedule
-from cgdpm_med.files import InputError
-from cgdpm_med.models.weights import load_weights
 from cgdpm_med.networks.classes import ClassConditioned
 from cgdpm_med.networks.unet import ConditionalUNet
 
@@ -30,27 +27,6 @@ def guide_from_denoiser(network: ConditionalUNet | ClassConditioned, schedule: N
     for parameter in unet.head.parameters():
         torch.nn.init.zeros_(parameter)
     return ScaledGuide(network, schedule, guidance_weighting(schedule))
-
-
-def load_guide(
-    network: ConditionalUNet | ClassConditioned, path: str | Path, schedule: NoiseSchedule, denoiser: str | Path
-) -> ScaledGuide:
-    """The guidance network with its trained weights.
-
-    Args:
-        network: of the denoiser's architecture.
-        path: state_dict of it, as stage 2 writes it.
-        denoiser: the denoiser's weights; only named in errors, because the two belong together.
-
-    Raises:
-        InputError: when the file is missing or belongs to another network.
-    """
-    try:
-        return ScaledGuide(load_weights(network, path), schedule, guidance_weighting(schedule))
-    except InputError as error:
-        what = f"{error.what} (guidance network for the denoiser {denoiser})"
-        remedy = "Train stage 2 on this denoiser, or set guidance_scale to 0"
-        raise InputError(what, path=error.path, remedy=remedy) from error
 
 
 class ReplayLoader:
