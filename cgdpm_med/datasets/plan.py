@@ -233,7 +233,7 @@ def _batch(
 def _learning_rate(steps: int, large: bool) -> tuple[float, str]:
     if steps < 3000 and not large:
         return 1e-3, "few steps of a small network"
-    return 5e-4, "as for hearts"
+    return 5e-4, "as in the bundle for segmentation"
 
 
 def _neighbours(seen: Fingerprint) -> tuple[int, str]:
