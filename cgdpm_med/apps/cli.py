@@ -258,6 +258,7 @@ def _series_numbers(texts: list[str] | None) -> list[int] | None:
 
 @app.command()
 def segment(
+    context: typer.Context,
     source: Annotated[
         Path, typer.Argument(metavar="IN", help="A NIfTI file, a DICOM series, a folder of them, or ACDC's layout.")
     ],
@@ -336,6 +337,21 @@ def segment(
     Each volume or cine gets <name>.nii.gz (0 background, 1 RV, 2 myocardium, 3 LV), <name>_entropy.nii.gz,
     <name>_disagreement.nii.gz, <name>.html and <name>.json; several studies get cohort.csv and cohort.html.
     """
+    from cgdpm_med.apps.segment_slices import is_run
+
+    if is_run(bundle):
+        dials = {
+            "members": members,
+            "steps": steps,
+            "method": method and method.value,
+            "seed": seed,
+            "precision": precision and precision.value,
+            "weights": weights and str(weights),
+        }
+        _check_slice_options(context)
+        result = _segment_slices(source, out, bundle, device, dials)
+        _report_segmented(result, out, as_json)
+        return
     from cgdpm_med.apps.pipeline import Options
     from cgdpm_med.apps.pipeline import segment as run
     from cgdpm_med.apps.resume import find_shard
@@ -376,12 +392,117 @@ def segment(
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval and _timesteps(guidance_interval),
     )
+    _report_segmented(result, out, as_json)
+
+
+def _report_segmented(result: Any, out: Path, as_json: bool) -> None:
     if as_json:
         _print_json(result)
     else:
         skipped = f", {len(result['skipped'])} complete before" if result["skipped"] else ""
         typer.echo(f"{len(result['cases'])} segmented, {len(result['failed'])} failed{skipped}; results in {out}")
     _exit_code(result["failed"])
+
+
+_SLICE_OPTIONS = {"source", "out", "bundle", "members", "steps", "method", "seed", "device", "precision", "weights"}
+
+
+def _check_slice_options(context: typer.Context) -> None:
+    """Refuse what was given and is not for a bundle that train wrote."""
+    for name in context.params:
+        given = str(getattr(context.get_parameter_source(name), "name", "")) == "COMMANDLINE"
+        if given and name not in _SLICE_OPTIONS | {"as_json"}:
+            option = "--" + name.replace("_", "-")
+            raise typer.BadParameter(
+                "is for hearts, not for a bundle that train wrote: leave it out", param_hint=option
+            )
+
+
+def _segment_slices(source: Path, out: Path, run: str, device: str, dials: dict[str, Any]) -> Any:
+    from cgdpm_med.apps.segment_slices import load_segmenter, segment_folder
+    from cgdpm_med.inference.segmenter import choose_device
+
+    given = {name: value for name, value in dials.items() if value is not None}
+    segmenter = load_segmenter(run, device=f"$torch.device('{choose_device(device)}')", **given)
+    return segment_folder(segmenter, source, out)
+
+
+Hours = Annotated[float | None, typer.Option(min=0.001, help="How long to train; the steps are measured first.")]
+Iterations = Annotated[int | None, typer.Option(min=1, help="Training steps, in place of hours.", show_default="5000")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A choice of the plan, such as spacing=1.25.")
+]
+Patients = Annotated[
+    str | None,
+    typer.Option(metavar="REGEX", help="Finds the patient in an image's name, such as ^([^_]+).", show_default="name"),
+]
+Folds = Annotated[int | None, typer.Option(min=2, help="Cross-validation in so many folds.")]
+Fold = Annotated[int | None, typer.Option(min=0, help="Which fold validates, from 0.")]
+SplitSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Of split and training.", show_default="0")]
+DataSetPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="A folder: nnU-Net raw, Decathlon, images/ and masks/, ACDC; or a datalist as JSON."
+    ),
+]
+
+
+@app.command()
+def plan(
+    source: DataSetPath,
+    hours: Hours = None,
+    iterations: Iterations = None,
+    settings: Settings = None,
+    patients: Patients = None,
+    folds: Folds = None,
+    fold: Fold = None,
+    seed: SplitSeed = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Look at a data set, check every file, and say how it would be trained on and why."""
+    from dataclasses import asdict
+
+    from cgdpm_med.apps.train import Wishes, plan_dataset
+
+    wishes = Wishes(hours, iterations, tuple(settings or ()), patients, folds, fold, seed)
+    planned = plan_dataset(source, wishes, device=device)
+    if as_json:
+        _print_json({"fingerprint": asdict(planned.seen), "plan": asdict(planned.plan), "split": dict(planned.parts)})
+    else:
+        typer.echo(planned.page)
+
+
+@app.command()
+def train(
+    source: DataSetPath,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to write: a MONAI bundle.")],
+    hours: Hours = None,
+    iterations: Iterations = None,
+    settings: Settings = None,
+    patients: Patients = None,
+    folds: Folds = None,
+    fold: Fold = None,
+    seed: SplitSeed = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train a segmentation of your own classes: plan, split by patient, train, score on the test part.
+
+    The same command with DATA and RUN alone continues a run that was stopped. Then: segment IN OUT --bundle RUN.
+    """
+    from cgdpm_med.apps.train import Wishes
+    from cgdpm_med.apps.train import train as run_training
+
+    wishes = Wishes(hours, iterations, tuple(settings or ()), patients, folds, fold, seed)
+    result = run_training(source, run, wishes, device=device, say=lambda text: typer.echo(text, err=True))
+    if as_json:
+        _print_json(result)
+        return
+    typer.echo(f"trained; weights in {result['weights']}")
+    if result["test"]:
+        dice = ", ".join(f"{name} {value:.4f}" for name, value in result["test"]["dice"].items())
+        typer.echo(f"Dice on {result['test']['images']} test images: {dice}")
 
 
 @app.command()

@@ -82,8 +82,42 @@ class PictureInput:
             raise ValueError(f"a window has at least one pixel, not {self.window}")
 
 
-Input = VolumeInput | PictureInput
-INPUTS: Mapping[str, type[VolumeInput] | type[PictureInput]] = {"volume": VolumeInput, "picture": PictureInput}
+INTENSITIES = ("percentiles", "fixed", "as it is")
+
+
+@dataclass(frozen=True)
+class SliceInput:
+    """How an image of any data set is brought before the network: slice by slice, a picture being one slice.
+
+    Attributes:
+        spacing: mm in plane, or pixels of a picture, of one working pixel.
+        names: of the image's channels.
+        neighbours: slices on each side, as further channels.
+        intensity: "percentiles" (1 and 99 of each image), "fixed" (``window``) or "as it is", to -1 and 1.
+        window: of each channel, where the intensity is fixed.
+    """
+
+    spacing: float
+    names: tuple[str, ...]
+    neighbours: int = 0
+    intensity: str = "percentiles"
+    window: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "window", tuple((low, high) for low, high in self.window))
+        if not (0 < self.spacing < math.inf and self.names and self.neighbours >= 0 and self.intensity in INTENSITIES):
+            raise ValueError(f"no input can be so: {asdict(self)}")
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What each channel shows."""
+        offsets = range(-self.neighbours, self.neighbours + 1)
+        return tuple(f"{name}, slice {offset:+d}" if offset else name for offset in offsets for name in self.names)
+
+
+Input = VolumeInput | PictureInput | SliceInput
+INPUTS: Mapping[str, type[Input]] = {"volume": VolumeInput, "picture": PictureInput, "slice": SliceInput}
 
 
 def input_from(content: Any) -> Input:

@@ -25,6 +25,7 @@ from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.models.description import (
     Input,
     ModelDescription,
+    SliceInput,
     TrainingData,
     VolumeInput,
     input_from,
@@ -69,7 +70,7 @@ class Model:
 
     @property
     def input(self) -> Any:
-        """A :class:`VolumeInput` or :class:`PictureInput`."""
+        """A :class:`VolumeInput`, :class:`PictureInput` or :class:`SliceInput`."""
         return self.description.input
 
     @property
@@ -210,7 +211,7 @@ def check(
         what = f"names {len(description.labels)} labels for {target.num_classes} classes with the background"
         raise InputError(what, path=path, remedy=remedy)
     seen = _of_innermost(network, "cond_channels")
-    if isinstance(description.input, VolumeInput) and seen not in (None, len(description.input.channels)):
+    if isinstance(description.input, (VolumeInput, SliceInput)) and seen not in (None, len(description.input.channels)):
         what = f"has {description.input.neighbours} neighbours on each side, its network sees {seen} slices"
         raise InputError(what, path=path, remedy=remedy)
 

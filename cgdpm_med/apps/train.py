@@ -1,0 +1,307 @@
+"""From a folder of data to a trained ensemble: look, plan, write a bundle, train, score."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgdpm_med import __version__
+from cgdpm_med.apps.segment_slices import evaluate_part, load_segmenter
+from cgdpm_med.console import input_error_behind
+from cgdpm_med.datasets.dataset import DataSet
+from cgdpm_med.datasets.fingerprint import Fingerprint, fingerprint
+from cgdpm_med.datasets.folders import read_dataset
+from cgdpm_med.datasets.json_files import read_json
+from cgdpm_med.datasets.loading import load_example
+from cgdpm_med.datasets.plan import Plan, make_plan, parse_settings, plan_page, write_plan
+from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, slice_input
+from cgdpm_med.datasets.split import make_split, of_part
+from cgdpm_med.files import InputError, atomic_write
+from cgdpm_med.inference.segmenter import choose_device, unusable
+from cgdpm_med.training.step_time import step_seconds
+
+CONFIGS = ("train.yaml", "inference.yaml", "evaluate.yaml")
+USED = 0.85
+"""Of the hours given, for training steps; the rest is reading, validation and the test."""
+LEAST_STEPS = 20
+SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user decides.
+
+    Attributes:
+        hours, iterations: how long to train, in one of the two; 5000 iterations without either.
+        settings: ``NAME=VALUE`` of the plan.
+        patients: pattern that finds the patient in an image's name.
+        folds, fold: of cross-validation.
+        seed: of the split and the training.
+    """
+
+    hours: float | None = None
+    iterations: int | None = None
+    settings: Sequence[str] = ()
+    patients: str | None = None
+    folds: int | None = None
+    fold: int | None = None
+    seed: int | None = None
+
+    @property
+    def none(self) -> bool:
+        """Whether nothing is decided."""
+        return not self.settings and self == Wishes(settings=self.settings)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What ``plan`` finds and chooses."""
+
+    dataset: DataSet
+    seen: Fingerprint
+    plan: Plan
+    parts: Mapping[str, tuple[str, ...]]
+    page: str = field(repr=False)
+
+
+def plan_dataset(
+    source: str | Path, wishes: Wishes | None = None, *, device: str = "auto", say: Say = lambda text: None
+) -> Planned:
+    """Read a data set once, and choose how to train on it.
+
+    Raises:
+        InputError: for a data set that cannot be used, or wishes that cannot be fulfilled.
+    """
+    wishes = wishes or Wishes()
+    if wishes.hours is not None and wishes.iterations is not None:
+        raise InputError("both hours and iterations are given", remedy="Give --hours or --iterations")
+    given = parse_settings(wishes.settings)
+    place = choose_device(device)
+    dataset = read_dataset(source)
+    dataset = dataset.grouped(wishes.patients) if wishes.patients else dataset
+    parts = make_split(dataset, seed=wishes.seed or 0, folds=wishes.folds, fold=wishes.fold or 0)
+    seen = fingerprint(dataset)
+    _check_marked(dataset, parts)
+    how: dict[str, Any] = {"given": given, "memory": free_memory(place) / 2, "large": place.type == "cuda"}
+    plan = make_plan(seen, iterations=wishes.iterations or 5000, **how)
+    if wishes.hours is not None and "iterations" not in given:
+        seconds = _step_seconds(plan, seen, place)
+        steps = int(USED * 3600 * wishes.hours / seconds)
+        if steps < LEAST_STEPS:
+            remedy = f"Give --hours {LEAST_STEPS * seconds / 3600 / USED:.3g} or more, or a smaller --set crop"
+            raise InputError(f"{wishes.hours:g} hours are {steps} steps of {seconds:.2g} s here", remedy=remedy)
+        plan = make_plan(seen, iterations=steps, **how)
+        say(f"a step takes {seconds:.3g} s here: {plan.iterations} steps in {wishes.hours:g} h")
+    return Planned(dataset, seen, plan, parts, plan_page(seen, plan, parts, dataset.name))
+
+
+def _step_seconds(plan: Plan, seen: Fingerprint, device: torch.device) -> float:
+    return step_seconds(
+        classes=len(seen.labels) + 1,
+        channels=len(slice_input(plan, seen.channels).channels),
+        widths=plan.widths,
+        patch_size=plan.patch_size,
+        crop=plan.crop,
+        batch_size=plan.batch_size,
+        device=device,
+    )
+
+
+def _check_marked(dataset: DataSet, parts: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise InputError where no structure is marked in a part that is needed."""
+    for part in ("train", "validation"):
+        loaded = (load_example(dataset, example) for example in of_part(dataset, parts, part))
+        if not any(each.label is not None and each.label.any() for each in loaded):
+            remedy = "Give more patients with marked structures, or another --seed"
+            raise InputError(f"has only empty label maps in its {part} part", path=dataset.root, remedy=remedy)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that a device has free, about."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        return 8e9
+
+
+# --- the bundle -------------------------------------------------------------------------------------------------------
+
+
+def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None:
+    """The folder of a run as a MONAI bundle, the plan last: a folder without it is begun anew."""
+    (run / "logs").mkdir(parents=True, exist_ok=True)
+    templates = resources.files("cgdpm_med") / "datasets" / "templates"
+    for name in CONFIGS:
+        text = (templates / name).read_text(encoding="utf-8")
+        if name == "train.yaml":
+            text = text.replace("dataset_dir: ./data\n", f"dataset_dir: {json.dumps(str(source.resolve()))}\n")
+            text = text.replace("\nseed: 0\n", f"\nseed: {wishes.seed or 0}\n")
+        _write(run / "configs" / name, text)
+    _write_json(run / "configs" / "metadata.json", metadata(planned))
+    _write_json(run / SPLIT, {**planned.parts, "trained_on": sorted(planned.parts["train"])})
+    task = {"name": planned.dataset.name, "labels": planned.seen.labels, "channels": planned.seen.channels}
+    _write_json(
+        run / TASK, {**task, "patients": wishes.patients, "wishes": asdict(wishes), "fingerprint": asdict(planned.seen)}
+    )
+    _write(run / "docs" / "README.md", planned.page + _USE)
+    write_plan(planned.plan, run / PLAN)
+
+
+_USE = """
+## Use
+
+    cgdpm-med segment IMAGES OUT --bundle RUN
+
+`cgdpm-med train DATA RUN` continues the training where it was stopped. For research; not a medical device.
+"""
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    _write(path, json.dumps(content, indent=2))
+
+
+def metadata(planned: Planned) -> dict[str, Any]:
+    """As MONAI's schema wants it."""
+    seen, plan = planned.seen, planned.plan
+    inputs = slice_input(plan, seen.channels).channels
+    classes = ["background", *seen.labels]
+    outputs = classes if len(classes) > 2 else classes[1:]
+    shape = [f"{plan.multiple}*n"] * 2
+    common: dict[str, Any] = {"type": "image", "spatial_shape": shape, "dtype": "float32", "is_patch_data": False}
+    return {
+        "schema": SCHEMA,
+        "version": "0.0.1",
+        "changelog": {"0.0.1": "planned and trained by cgdpm-med train"},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch"),
+        "numpy_version": version("numpy"),
+        "required_packages_version": {"cgdpm-med": __version__, "pytorch-ignite": version("pytorch-ignite")},
+        "supported_apps": {},
+        "name": planned.dataset.name,
+        "task": f"Segmentation of {', '.join(seen.labels)}, with uncertainty",
+        "description": "A conditional diffusion model draws an ensemble of masks; their spread is the uncertainty.",
+        "authors": "",
+        "copyright": "",
+        "data_type": "pictures" if seen.pictures else "nibabel",
+        "image_classes": ", ".join(inputs),
+        "label_classes": ", ".join(f"{n} {name}" for n, name in enumerate(classes)),
+        "pred_classes": f"{len(outputs)} channels of probabilities: {', '.join(outputs)}",
+        "intended_use": "Research. Not a medical device, and not for diagnosis or treatment",
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    **common,
+                    "format": "magnitude",
+                    "num_channels": len(inputs),
+                    "value_range": [-1, 1],
+                    "channel_def": {str(n): name for n, name in enumerate(inputs)},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    **common,
+                    "type": "probabilities",
+                    "format": "segmentation",
+                    "num_channels": len(outputs),
+                    "value_range": [0, 1],
+                    "channel_def": {str(n): name for n, name in enumerate(outputs)},
+                }
+            },
+        },
+    }
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def train(
+    source: str | Path,
+    run: str | Path,
+    wishes: Wishes | None = None,
+    *,
+    device: str = "auto",
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Plan, write the run and train it; a run that was begun is continued as it was planned.
+
+    Returns:
+        ``run``, ``weights``, and ``test``: Dice on the test part, None where there is none.
+
+    Raises:
+        InputError: for data or wishes that cannot be used, wishes for a run that is planned already, or a folder that
+            holds something else.
+    """
+    source, run, wishes = Path(source), Path(run), wishes or Wishes()
+    if (run / PLAN).is_file():
+        begun = read_json(run / TASK)["wishes"]
+        if not wishes.none and json.loads(json.dumps(asdict(wishes))) != begun:
+            remedy = "Leave the options out to continue it, or give another folder"
+            raise InputError("is planned already, with other options", path=run, remedy=remedy)
+        say(f"continuing {run}")
+    else:
+        _check_new(run)
+        planned = plan_dataset(source, wishes, device=device, say=say)
+        write_run(planned, run, source, wishes)
+        say(planned.page)
+    _run_training(source, run, choose_device(device))
+    return {"run": str(run), "weights": str(run / "models" / "model.pt"), "test": _test(source, run, device)}
+
+
+def _check_new(run: Path) -> None:
+    if not run.exists():
+        return
+    if not run.is_dir() or any(
+        path.name not in ("configs", "models", "logs", "docs", "evaluation") for path in run.iterdir()
+    ):
+        remedy = "Give a new folder, or one that train began"
+        raise InputError("holds something else", path=run, remedy=remedy)
+    if (run / "models" / "model.pt").exists():
+        raise InputError("holds weights but no plan", path=run, remedy="Give a new folder")
+
+
+def _run_training(source: Path, run: Path, device: torch.device) -> None:
+    from monai.bundle import ConfigParser
+
+    config = run / "configs" / "train.yaml"
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    parser["bundle_root"], parser["dataset_dir"] = str(run), str(source)
+    parser["device"] = f"$torch.device('{device}')"
+    try:
+        parser.parse()
+        for step in ("initialize", "run"):
+            parser.get_parsed_content(step)
+    except Exception as error:  # MONAI wraps whatever a configuration raises
+        if known := input_error_behind(error):
+            raise known from error
+        if shutil.disk_usage(run).free < 2**20:
+            raise unusable(config, error) from error
+        raise
+    if not (run / "models" / "model.pt").is_file():
+        remedy = "Look into logs/; a smaller --set learning_rate may help"
+        raise InputError("ended without weights", path=run, remedy=remedy)
+
+
+def _test(source: Path, run: Path, device: str) -> dict[str, Any] | None:
+    if not read_json(run / SPLIT)["test"]:
+        return None
+    segmenter = load_segmenter(run, device=f"$torch.device('{choose_device(device)}')")
+    return evaluate_part(segmenter, run, source, "test", run / "evaluation")

@@ -1,0 +1,139 @@
+"""A folder in which a data set is trained on: what its files say, for the configuration that trains."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cgdpm_med.data.slices import SliceDataset
+from cgdpm_med.datasets.dataset import DataSet
+from cgdpm_med.datasets.folders import read_dataset
+from cgdpm_med.datasets.json_files import read_json
+from cgdpm_med.datasets.loading import load_example
+from cgdpm_med.datasets.plan import Plan, read_plan
+from cgdpm_med.datasets.prepare import hard_labels, prepare
+from cgdpm_med.datasets.split import of_part
+from cgdpm_med.files import InputError
+from cgdpm_med.models.description import SliceInput, TrainingData
+
+PLAN, TASK, SPLIT = "configs/plan.json", "configs/task.json", "models/split.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and its data.
+
+    Attributes:
+        folder: of the run.
+        source: of the data set.
+    """
+
+    folder: Path
+    source: Path
+
+    @cached_property
+    def plan(self) -> Plan:
+        """As chosen before the start."""
+        return read_plan(self.folder / PLAN)
+
+    @cached_property
+    def task(self) -> dict[str, Any]:
+        """Names of labels and channels, and how patients are found."""
+        return read_json(self.folder / TASK)
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Patients by part."""
+        content = read_json(self.folder / SPLIT)
+        return {part: tuple(content[part]) for part in ("train", "validation", "test")}
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes 1, 2, …."""
+        return list(self.task["labels"])
+
+    @property
+    def classes(self) -> int:
+        """The background included."""
+        return len(self.labels) + 1
+
+    @cached_property
+    def input(self) -> SliceInput:
+        """What the network sees."""
+        return slice_input(self.plan, self.task["channels"])
+
+    @cached_property
+    def dataset(self) -> DataSet:
+        """Read again.
+
+        Raises:
+            InputError: its classes are others than when the run began.
+        """
+        dataset = read_dataset(self.source)
+        if list(dataset.labels) != self.labels:
+            remedy = "Restore its labels, or train into another folder"
+            raise InputError("has other classes than when this run began", path=self.source, remedy=remedy)
+        return dataset.grouped(self.task["patients"]) if self.task["patients"] else dataset
+
+    @property
+    def training(self) -> TrainingData:
+        """For the model file."""
+        return TrainingData(self.parts["train"], split_digest(self.parts))
+
+    def training_slices(self) -> RepeatedSlices:
+        """Of the training part, enough of them for an epoch."""
+        items = self._items("train", field=self.plan.field)
+        return RepeatedSlices(
+            SliceDataset(items, neighbours=self.plan.neighbours), self.plan.epoch * self.plan.batch_size
+        )
+
+    def validation_items(self) -> list[dict[str, Tensor]]:
+        """The first cases of the validation part, with hard labels."""
+        items = self._items("validation", most=self.plan.validation_cases, multiple=self.plan.multiple)
+        return [hard_labels(item) for item in items]
+
+    def _items(self, part: str, most: int | None = None, **how: Any) -> list[dict[str, Tensor]]:
+        examples = of_part(self.dataset, self.parts, part)[:most]
+        channels = len(self.task["channels"])
+        loaded = (load_example(self.dataset, example, channels) for example in examples)
+        return [prepare(each, self.input, self.classes, **how) for each in loaded]
+
+
+def slice_input(plan: Plan, channels: Sequence[str]) -> SliceInput:
+    """What the network of a plan sees."""
+    window = tuple((pair[0], pair[1]) for pair in plan.window) if plan.intensity == "fixed" else ()
+    return SliceInput(plan.spacing, tuple(channels), plan.neighbours, plan.intensity, window)
+
+
+class RepeatedSlices(Dataset):
+    """Slices of a small set again and again, so that an epoch has its length.
+
+    Args:
+        slices: indexed by (epoch, number).
+        least: length at least.
+    """
+
+    def __init__(self, slices: SliceDataset, least: int) -> None:
+        self.slices = slices
+        self.length = -(-least // len(slices)) * len(slices)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
+        epoch, number = index
+        return self.slices[epoch, number % len(self.slices)]
+
+
+def split_digest(parts: Mapping[str, Sequence[str]]) -> str:
+    """SHA-256 of the parts, whatever order they are written in."""
+    sections = {name: sorted(members) for name, members in parts.items()}
+    return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,342 @@
+"""Data sets in every layout that is read, as other tools write them, and what is wrong with bad ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from cgdpm_med import InputError, write_phantom_dataset
+from cgdpm_med.datasets.folders import read_dataset
+from cgdpm_med.datasets.loading import load_example, load_image
+
+
+def picture(path: Path, array: NDArray[Any], palette: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array.astype(np.uint8))
+    if palette:
+        image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    image.save(path)
+
+
+def volume(path: Path, array: NDArray[Any], spacing: tuple[float, ...] = (1, 1, 5)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
+
+
+def grey(n: int = 0) -> NDArray[np.uint8]:
+    return (np.arange(16 * 12).reshape(16, 12) + n).astype(np.uint8)
+
+
+def square(value: int = 255, at: int = 2) -> NDArray[np.uint8]:
+    mask = np.zeros((16, 12), np.uint8)
+    mask[at : at + 4, 3:7] = value
+    return mask
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Four grey pictures with masks of 0 and 255."""
+    for n in range(4):
+        picture(tmp_path / "images" / f"p{n}.png", grey(n))
+        picture(tmp_path / "masks" / f"p{n}.png", square(at=2 + n))
+    return tmp_path
+
+
+@pytest.fixture
+def nnunet(tmp_path: Path) -> Path:
+    """Three cases of two channels, two classes, and one to predict."""
+    for n in range(4):
+        folder = "Tr" if n < 3 else "Ts"
+        for channel in range(2):
+            array = np.arange(8 * 7 * 3, dtype=np.float32).reshape(8, 7, 3) * (channel + 1)
+            volume(tmp_path / f"images{folder}" / f"case_{n}_{channel:04d}.nii.gz", array)
+        mask = np.zeros((8, 7, 3), np.uint8)
+        mask[2:4, 2:4, 1], mask[5, 5, 1] = 1, 2
+        if n < 3:
+            volume(tmp_path / "labelsTr" / f"case_{n}.nii.gz", mask)
+    content = {
+        "channel_names": {"0": "T2", "1": "ADC"},
+        "labels": {"background": 0, "zone": 1, "lesion": 2},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def change(path: Path, **entries: Any) -> None:
+    file = path / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+
+
+def every(root: Path) -> list[Any]:
+    dataset = read_dataset(root)
+    return [load_example(dataset, example) for example in dataset.labelled]
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_with_binary_masks(pictures: Path) -> None:
+    dataset = read_dataset(pictures)
+    assert dataset.labels == ("foreground",)
+    assert [example.key for example in dataset.examples] == ["p0", "p1", "p2", "p3"]
+    loaded = load_example(dataset, dataset.examples[1])
+    assert loaded.image.shape == (1, 16, 12, 1)
+    assert loaded.image[0, 1, 2, 0] == pytest.approx((12 + 2 + 1) / 127.5 - 1)
+    assert loaded.label is not None
+    np.testing.assert_array_equal(loaded.label[..., 0], square(1, at=3))
+
+
+def test_palette_masks_and_other_suffixes(tmp_path: Path) -> None:
+    for n in range(3):
+        picture(tmp_path / "images" / f"p{n}.tif", np.stack([grey(n)] * 2 + [grey(9)], -1))
+        picture(tmp_path / "masks" / f"p{n}_mask.png", square(1) + square(2, at=8), palette=True)
+    dataset = read_dataset(tmp_path)
+    assert dataset.labels == ("class 1", "class 2")
+    loaded = load_example(dataset, dataset.examples[0])
+    assert loaded.image.shape == (3, 16, 12, 1)
+    assert loaded.label is not None
+    assert loaded.label[3, 4, 0] == 1
+    assert loaded.label[9, 4, 0] == 2
+
+
+def test_colour_masks_need_a_table(tmp_path: Path) -> None:
+    for n in range(3):
+        picture(tmp_path / "images" / f"p{n}.png", grey(n))
+        mask = np.zeros((16, 12, 3), np.uint8)
+        mask[2:4, 2:4], mask[8, 8] = (255, 0, 0), (0, 0, 255)
+        picture(tmp_path / "masks" / f"p{n}.png", mask)
+    with pytest.raises(InputError, match=r"labels\.json"):
+        read_dataset(tmp_path)
+    table = {"background": "#000000", "vessel": "#0000ff", "tumour": "#ff0000"}
+    (tmp_path / "labels.json").write_text(json.dumps(table))
+    dataset = read_dataset(tmp_path)
+    assert dataset.labels == ("vessel", "tumour")
+    label = load_example(dataset, dataset.examples[0]).label
+    assert label is not None
+    assert (label[2, 2, 0], label[8, 8, 0], label[0, 0, 0]) == (2, 1, 0)
+
+
+def test_jpeg_masks_are_read_as_black_and_white(pictures: Path) -> None:
+    for path in (pictures / "masks").iterdir():
+        array = np.kron(np.asarray(Image.open(path)), np.ones((8, 8), np.uint8))
+        Image.fromarray(array).save(path.with_suffix(".jpg"), quality=80)
+        path.unlink()
+        image = pictures / "images" / path.name
+        Image.fromarray(np.kron(np.asarray(Image.open(image)), np.ones((8, 8), np.uint8))).save(image)
+    label = every(pictures)[0].label
+    np.testing.assert_array_equal(label[..., 0], np.kron(square(1), np.ones((8, 8), np.uint8)))
+
+
+def test_nnunet_raw(nnunet: Path) -> None:
+    dataset = read_dataset(nnunet)
+    assert dataset.labels == ("zone", "lesion")
+    assert dataset.channels == ("T2", "ADC")
+    assert [(example.key, example.part, example.label is None) for example in dataset.examples] == [
+        ("case_0", "", False),
+        ("case_1", "", False),
+        ("case_2", "", False),
+        ("case_3", "test", True),
+    ]
+    loaded = load_example(dataset, dataset.examples[0])
+    assert loaded.image.shape[0] == 2
+    np.testing.assert_array_equal(loaded.image[1], 2 * loaded.image[0])
+    assert loaded.spacing == (1, 1, 5)
+
+
+def test_decathlon_with_channels_in_one_file(tmp_path: Path) -> None:
+    listed = []
+    for n in range(3):
+        volume(
+            tmp_path / "imagesTr" / f"c{n}.nii.gz",
+            np.arange(5 * 4 * 3 * 2, dtype=np.float32).reshape(5, 4, 3, 2),
+            (1,) * 3,
+        )
+        volume(tmp_path / "labelsTr" / f"c{n}.nii.gz", np.eye(5, 4, dtype=np.uint8)[..., None].repeat(3, 2), (1,) * 3)
+        listed.append({"image": f"./imagesTr/c{n}.nii.gz", "label": f"./labelsTr/c{n}.nii.gz"})
+    content = {
+        "modality": {"0": "T2", "1": "ADC"},
+        "labels": {"0": "background", "1": "edge"},
+        "training": listed,
+        "test": [],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    dataset = read_dataset(tmp_path)
+    assert (dataset.labels, dataset.channels) == (("edge",), ("T2", "ADC"))
+    assert load_example(dataset, dataset.examples[0]).image.shape == (2, 5, 4, 3)
+
+
+def test_monai_datalist_keeps_its_parts(pictures: Path) -> None:
+    items = [{"image": f"images/p{n}.png", "label": f"masks/p{n}.png"} for n in range(4)]
+    content = {"training": items[:2], "validation": items[2:3], "testing": items[3:]}
+    (pictures / "list.json").write_text(json.dumps(content))
+    dataset = read_dataset(pictures / "list.json")
+    assert [example.part for example in dataset.examples] == ["train", "train", "validation", "test"]
+    assert dataset.labels == ("foreground",)
+
+
+def test_a_datalist_uses_the_stored_values_it_found(pictures: Path) -> None:
+    items = [{"image": f"images/p{n}.png", "label": f"masks/p{n}.png"} for n in range(4)]
+    (pictures / "list.json").write_text(json.dumps({"training": items}))
+    label = every(pictures / "list.json")[0].label
+    np.testing.assert_array_equal(label[..., 0], square(1))
+
+
+def test_acdc_layout(tmp_path: Path) -> None:
+    write_phantom_dataset(tmp_path, patients=3, seed=0)
+    dataset = read_dataset(tmp_path)
+    assert dataset.labels == ("RV", "Myo", "LV")
+    assert len({example.patient for example in dataset.examples}) == 3
+    assert len(dataset.examples) == 6
+
+
+# --- slices last ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("thick", [0, 1, 2])
+def test_thick_slices_come_last_and_go_back(tmp_path: Path, thick: int) -> None:
+    spacing = [1.0, 1.2, 1.1]
+    spacing[thick] = 8.0
+    affine = np.diag([-spacing[0], spacing[1], -spacing[2], 1])
+    array = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
+    nib.save(nib.Nifti1Image(array, affine), tmp_path / "a.nii.gz")
+    loaded = load_image([tmp_path / "a.nii.gz"])
+    assert loaded.image.shape[-1] == array.shape[thick]
+    assert loaded.spacing[2] == pytest.approx(8)
+    np.testing.assert_array_equal(loaded.view.undo(loaded.image[0]), array)
+
+
+def test_one_volume_stored_two_ways_looks_the_same(tmp_path: Path) -> None:
+    array = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
+    image = nib.Nifti1Image(array, np.diag([1.0, 1.2, 5.0, 1]))
+    nib.save(image, tmp_path / "a.nii.gz")
+    turned = image.as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    nib.save(turned, tmp_path / "b.nii.gz")
+    first, second = (load_image([tmp_path / name]) for name in ("a.nii.gz", "b.nii.gz"))
+    np.testing.assert_array_equal(first.image, second.image)
+    assert first.spacing == pytest.approx(second.spacing)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_mask(pictures: Path) -> None:
+    (pictures / "masks" / "p1.png").unlink()
+    with pytest.raises(InputError, match=r"p1\.png.*label map"):
+        read_dataset(pictures)
+
+
+def test_a_mask_without_image(pictures: Path) -> None:
+    (pictures / "images" / "p1.png").unlink()
+    with pytest.raises(InputError, match=r"masks/p1\.png"):
+        read_dataset(pictures)
+
+
+def test_names_that_differ_in_case(pictures: Path) -> None:
+    (pictures / "masks" / "p1.png").rename(pictures / "masks" / "P1.png")
+    with pytest.raises(InputError, match="case") as caught:
+        read_dataset(pictures)
+    assert "Rename" in str(caught.value)
+
+
+def test_two_images_are_too_few(pictures: Path) -> None:
+    for n in (2, 3):
+        for folder in ("images", "masks"):
+            (pictures / folder / f"p{n}.png").unlink()
+    with pytest.raises(InputError, match="2 patients"):
+        read_dataset(pictures)
+
+
+def test_masks_that_are_all_empty(pictures: Path) -> None:
+    for path in (pictures / "masks").iterdir():
+        picture(path, np.zeros((16, 12)))
+    with pytest.raises(InputError, match="all empty"):
+        read_dataset(pictures)
+
+
+def test_a_mask_of_another_size(pictures: Path) -> None:
+    picture(pictures / "masks" / "p2.png", square()[:, :-1])
+    with pytest.raises(InputError, match=r"masks/p2\.png.*16 x 11"):
+        every(pictures)
+
+
+def test_pictures_given_as_masks(pictures: Path) -> None:
+    for path in (pictures / "masks").iterdir():
+        picture(path, grey())
+    with pytest.raises(InputError, match="no label maps"):
+        read_dataset(pictures)
+
+
+def test_a_colour_picture_among_grey_ones(pictures: Path) -> None:
+    picture(pictures / "images" / "p1.png", np.stack([grey(), grey(3), grey(5)], -1))
+    dataset = read_dataset(pictures)
+    with pytest.raises(InputError, match=r"p1\.png.*3 channels"):
+        load_example(dataset, dataset.examples[1], channels=1)
+
+
+def test_a_value_without_a_name(nnunet: Path) -> None:
+    change(nnunet, labels={"background": 0, "zone": 1})
+    with pytest.raises(InputError, match=r"case_0\.nii\.gz.*value 2"):
+        every(nnunet)
+
+
+def test_a_label_on_another_grid(nnunet: Path) -> None:
+    volume(nnunet / "labelsTr" / "case_1.nii.gz", np.ones((8, 7, 3), np.uint8), (1, 1, 4))
+    with pytest.raises(InputError, match=r"case_1\.nii\.gz"):
+        every(nnunet)
+
+
+def test_a_missing_channel(nnunet: Path) -> None:
+    (nnunet / "imagesTr" / "case_1_0001.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"case_1.*channels 0"):
+        read_dataset(nnunet)
+
+
+def test_a_channel_on_another_grid(nnunet: Path) -> None:
+    volume(nnunet / "imagesTr" / "case_1_0001.nii.gz", np.eye(8, 7)[..., None].repeat(3, 2), (1, 2, 5))
+    with pytest.raises(InputError, match=r"case_1_0001\.nii\.gz.*another grid"):
+        every(nnunet)
+
+
+@pytest.mark.parametrize(
+    ("entries", "word"),
+    [
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions"),
+        ({"labels": {"background": 0, "zone": 2}}, "gap"),
+        ({"labels": {"background": 0, "zone": 1, "ignore": 2}}, "ignore"),
+        ({"file_ending": ".png"}, "file_ending"),
+        ({"channel_names": {"1": "T2"}}, "channel_names"),
+    ],
+)
+def test_a_dataset_json_that_cannot_be_used(nnunet: Path, entries: dict[str, Any], word: str) -> None:
+    change(nnunet, **entries)
+    with pytest.raises(InputError, match=word):
+        read_dataset(nnunet)
+
+
+def test_one_patient_in_two_parts(pictures: Path) -> None:
+    items = [{"image": f"images/p{n}.png", "label": f"masks/p{n}.png", "patient": f"x{n % 3}"} for n in range(4)]
+    content = {"training": items[:2], "validation": items[2:3], "testing": items[3:]}
+    (pictures / "list.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="two parts"):
+        read_dataset(pictures / "list.json")
+
+
+def test_patients_from_names(pictures: Path) -> None:
+    dataset = read_dataset(pictures).grouped(r"^(p)\d")
+    assert {example.patient for example in dataset.examples} == {"p"}
+    with pytest.raises(InputError, match="no patient"):
+        dataset.grouped(r"^q")
+
+
+def test_no_data_set(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="layout"):
+        read_dataset(tmp_path)

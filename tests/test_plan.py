@@ -1,0 +1,216 @@
+"""Fingerprint, plan and split, against hand-made data sets of known numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_datasets import nnunet, pictures  # noqa: F401
+
+from cgdpm_med import InputError
+from cgdpm_med.datasets.dataset import DataSet, Example
+from cgdpm_med.datasets.fingerprint import Fingerprint, centred_reach, fingerprint, piece_diameters
+from cgdpm_med.datasets.folders import read_dataset
+from cgdpm_med.datasets.plan import make_plan, parse_settings, plan_page, read_plan, write_plan
+from cgdpm_med.datasets.split import make_split, of_part
+
+PICTURES = Fingerprint(
+    examples=800,
+    patients=800,
+    unlabelled=0,
+    pictures=True,
+    channels=("grey",),
+    slices=800,
+    sizes=((256, 256, 256), (256, 256, 256), (1, 1, 1)),
+    spacing=((1, 1), (1, 1)),
+    extent=(256, 256),
+    reach=(250, 250),
+    intensities=((-0.9, 0, 0.9),),
+    foreground=((-0.5, 0.9),),
+    labels=("foreground",),
+    fractions=(0.05,),
+    present=(790,),
+    diameter=48,
+    pieces=1.2,
+)
+HEARTS = replace(
+    PICTURES,
+    pictures=False,
+    channels=("MR",),
+    labels=("RV", "Myo", "LV"),
+    sizes=((154, 216, 428), (154, 256, 512), (6, 9, 18)),
+    spacing=((1.37, 1.56), (5, 10)),
+    extent=(350, 350),
+    reach=(150, 140),
+    fractions=(0.01, 0.01, 0.01),
+    present=(90, 90, 90),
+    slices=1800,
+)
+
+
+def test_reach_and_diameters_by_hand() -> None:
+    label = np.zeros((10, 8, 2), np.uint8)
+    label[6:8, 1:3, 0] = 1
+    assert centred_reach(label, (1.0, 2.0, 5.0)) == (6.0, 12.0)
+    assert centred_reach(0 * label, (1.0, 2.0, 5.0)) is None
+    diameters, filled = piece_diameters(label, (1.0, 2.0, 5.0))
+    assert diameters == pytest.approx([2 * np.sqrt(8 / np.pi)])
+    assert filled == 1
+
+
+def test_fingerprint_of_pictures(pictures: Path) -> None:  # noqa: F811
+    found = fingerprint(read_dataset(pictures))
+    assert (found.examples, found.patients, found.channels) == (4, 4, ("grey",))
+    assert found.sizes == ((16, 16, 16), (12, 12, 12), (1, 1, 1))
+    assert found.fractions == pytest.approx([16 / (16 * 12)])
+    assert found.diameter == pytest.approx(2 * np.sqrt(16 / np.pi))
+    assert found.present == (4,)
+
+
+def test_fingerprint_of_two_channels(nnunet: Path) -> None:  # noqa: F811
+    found = fingerprint(read_dataset(nnunet))
+    assert (found.examples, found.patients, found.unlabelled) == (4, 3, 1)
+    assert found.spacing == ((1, 1), (5, 5))
+    assert found.intensities[1] == pytest.approx([2 * x for x in found.intensities[0]])
+
+
+def test_label_maps_that_are_all_empty_in_volumes(nnunet: Path) -> None:  # noqa: F811
+    from test_datasets import volume
+
+    for n in range(3):
+        volume(nnunet / "labelsTr" / f"case_{n}.nii.gz", np.zeros((8, 7, 3), np.uint8))
+    with pytest.raises(InputError, match="empty"):
+        fingerprint(read_dataset(nnunet))
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def test_large_pieces_are_seen_at_half_the_resolution() -> None:
+    plan = make_plan(PICTURES)
+    assert plan.spacing == 2.0
+    assert plan.field == plan.crop == (128, 128)
+    assert (plan.neighbours, plan.intensity) == (0, "as it is")
+
+
+def test_small_pieces_keep_the_pixels() -> None:
+    plan = make_plan(replace(PICTURES, diameter=10))
+    assert plan.spacing == 1.0
+    assert plan.crop == (256, 256)
+
+
+def test_hearts_are_planned_as_by_hand() -> None:
+    plan = make_plan(HEARTS)
+    assert plan.spacing == pytest.approx(1.25, rel=0.2)
+    assert plan.crop[0] == pytest.approx(144, rel=0.2)
+    assert (plan.neighbours, plan.batch_size, plan.patch_size, plan.scale) == (1, 16, 2, 0.1)
+    assert plan.intensity == "percentiles"
+
+
+def test_ct_has_one_window() -> None:
+    plan = make_plan(replace(HEARTS, channels=("CT",), foreground=((-100, 300),)))
+    assert (plan.intensity, plan.window) == ("fixed", ((-100, 300),))
+
+
+def test_memory_bounds_the_batch() -> None:
+    whole = make_plan(PICTURES)
+    half = make_plan(PICTURES, memory=whole.memory() / 2)
+    assert half.batch_size == whole.batch_size // 2
+    assert half.memory() == pytest.approx(whole.memory() / 2)
+
+
+def test_few_slices_make_a_small_batch() -> None:
+    assert make_plan(replace(PICTURES, slices=5)).batch_size == 2
+
+
+def test_what_is_set_is_taken_and_the_rest_follows() -> None:
+    plan = make_plan(PICTURES, given=parse_settings(["spacing=4", "widths=32,64"]))
+    assert (plan.spacing, plan.widths, plan.crop) == (4.0, (32, 64), (64, 64))
+    assert plan.reasons["spacing"] == "given"
+    assert parse_settings(["crop=64"]) == {"crop": (64, 64)}
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("spacin=1", "mean spacing"),
+        ("spacing", "NAME=VALUE"),
+        ("spacing=fine", "no value"),
+        ("spacing=nan", "finite"),
+        ("widths=a,b", "whole numbers"),
+    ],
+)
+def test_settings_that_cannot_be_read(text: str, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        parse_settings([text])
+
+
+@pytest.mark.parametrize("text", ["spacing=-1", "crop=50,50", "widths=33", "intensity=log", "patch_size=3", "flip=2"])
+def test_settings_that_cannot_be(text: str) -> None:
+    with pytest.raises(InputError, match="cannot be"):
+        make_plan(PICTURES, given=parse_settings([text]))
+
+
+def test_a_plan_survives_its_file(tmp_path: Path) -> None:
+    plan = make_plan(HEARTS)
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == plan
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(InputError, match="no plan"):
+        read_plan(tmp_path / "plan.json")
+
+
+def test_the_page_names_classes_and_choices() -> None:
+    page = plan_page(HEARTS, make_plan(HEARTS), {"train": ["a", "b"], "validation": ["c"], "test": []}, "hearts")
+    assert "Myo" in page
+    assert "2 train" in page
+    assert "| spacing | 1.37 |" in page
+
+
+# --- split ------------------------------------------------------------------------------------------------------------
+
+
+def examples(patients: dict[str, str], each: int = 2) -> DataSet:
+    files = (Path("a.png"),)
+    made = [
+        Example(f"{patient}_{n}", files, Path("m.png"), patient, part)
+        for patient, part in patients.items()
+        for n in range(each)
+    ]
+    return DataSet("x", Path("x"), ("a",), ("grey",), tuple(made))
+
+
+def test_a_drawn_split_holds_everyone_once() -> None:
+    dataset = examples({f"p{n}": "" for n in range(20)})
+    parts = make_split(dataset, seed=3)
+    assert {part: len(members) for part, members in parts.items()} == {"train": 14, "validation": 2, "test": 4}
+    assert sorted(name for members in parts.values() for name in members) == sorted(f"p{n}" for n in range(20))
+    assert parts == make_split(dataset, seed=3) != make_split(dataset, seed=4)
+    assert len(of_part(dataset, parts, "test")) == 8
+
+
+def test_a_given_split_is_kept() -> None:
+    dataset = examples({"a": "train", "b": "validation", "c": "test"})
+    assert make_split(dataset) == {"train": ("a",), "validation": ("b",), "test": ("c",)}
+
+
+def test_a_given_test_part_stays_and_the_rest_is_drawn() -> None:
+    parts = make_split(examples({"a": "test", **{f"p{n}": "" for n in range(9)}}))
+    assert parts["test"] == ("a",)
+    assert (len(parts["train"]), len(parts["validation"])) == (8, 1)
+
+
+def test_folds_validate_everyone_once() -> None:
+    dataset = examples({f"p{n}": "" for n in range(7)})
+    held = [make_split(dataset, folds=3, fold=fold)["validation"] for fold in range(3)]
+    assert sorted(name for part in held for name in part) == [f"p{n}" for n in range(7)]
+    with pytest.raises(InputError, match="fold"):
+        make_split(dataset, folds=3, fold=3)
+
+
+def test_patients_that_are_gone() -> None:
+    dataset = examples({"a": "train", "b": "validation", "c": "test"})
+    with pytest.raises(InputError, match="no more d"):
+        of_part(dataset, {"train": ("d",)}, "train")
