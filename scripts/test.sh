@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that must pass before a change lands: ruff, mypy, pytest. Arguments go to pytest:
-#   ./scripts/test.sh tests/test_layers.py -k arrows
+#   ./scripts/test.sh tests/unit/test_layers.py -k arrows
 # CGDPM_TEST_WORKERS=2 spreads pytest over two processes, CGDPM_SHARED names the folder of optional development data.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -22,7 +22,7 @@ USUAL_FIELD, MOST_FIELD = 128, 256
 MARGIN = 16
 """Working pixels around the structures."""
 BYTES_PER_WIDTH = 160
-"""Of memory for each pixel and feature of the finest level in training, measured."""
+"""Of memory for each pixel and feature of the finest level in training: an estimate, not measured."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What the shipped weights and seeded runs give, summed up for ``test_stays_equal.py``.
 
-``python tests/recorded.py`` writes ``tests/data/recorded.json``: record before a change that shall change nothing, and
-only then; with names, those cases alone, on the machine of the others. Arrays are summed up by a digest of their bytes,
-and by numbers that hold where another CPU's kernels add in another order.
+``python tests/helpers/recorded.py`` writes ``tests/data/recorded.json``: record before a change that shall change
+nothing, and only then; with names, those cases alone, on the machine of the others. Arrays are summed up by a digest of
+their bytes, and by numbers that hold where another CPU's kernels add in another order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cgdpm_med import Options, Segmenter, SuperResolver, evaluate_acdc, segment,
 from cgdpm_med.models import save_model
 from cgdpm_med.phantom import PhantomSpec, make_phantom
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 RECORD = REPO / "tests" / "data" / "recorded.json"
 CARDIAC, FACES = (REPO / "bundles" / name for name in ("acdc_segmentation", "face_sr_16_128"))
 CPU = {"device": "$torch.device('cpu')", "precision": "float32"}
