@@ -14,7 +14,7 @@ from nifti_files import OBLIQUE, RAMP, nifti, save
 from remedies import Attempts, Words, elsewhere, folder, says
 from scans import PLAIN
 from stubs import Thresholder
-from test_super_resolve import BUNDLE, small_unet
+from test_super_resolve import BUNDLE, save_small_model
 
 from cgdpm_med import (
     find_cases,
@@ -174,7 +174,7 @@ def refine(tmp: Path, *options: Any, source: str = "a.png") -> Words:
     if not (tmp / "bundle").exists():
         (tmp / "bundle" / "configs").mkdir(parents=True)
         (tmp / "bundle" / "configs" / "inference.yaml").write_text(BUNDLE)
-        torch.save(small_unet(cond_scale=2).state_dict(), tmp / "weights.pt")
+        save_small_model(tmp / "weights.pt")
         write_picture(torch.zeros(3, 12, 9), tmp / "a.png")
     bundle = ["--weights", tmp / "weights.pt", "--bundle", tmp / "bundle", "--device", "cpu"]
     return ["super-resolve", tmp / source, tmp / "out", *bundle, *options]
