@@ -184,6 +184,7 @@ def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
     assert MISSING not in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["recipe", "training", "precision"])
 def test_a_quick_run_leaves_its_numbers(name: str, tmp_path: Path) -> None:
     assert main([name, "--quick", "--threads", "1", "--output", str(tmp_path)]) == 0
@@ -197,6 +198,7 @@ def test_a_quick_run_leaves_its_numbers(name: str, tmp_path: Path) -> None:
     assert all(len(times) == 1 and times[0] > 0 for times in seconds.values())
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one() -> None:
     alone, together = distributed.both(iterations=2, batch=4)
     moved = distributed.difference(distributed.fresh().state_dict(), alone)

@@ -219,6 +219,7 @@ def test_processes_at_once_on_one_folder_do_each_study_once(
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_continue_gives_what_an_undisturbed_run_gives(tmp_path: Path) -> None:
     source, undisturbed = tmp_path / "in", tmp_path / "undisturbed"
     for n in range(4):

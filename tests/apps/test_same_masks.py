@@ -22,6 +22,7 @@ TEST = 11  # a phantom that bears the number of a test patient of ACDC takes its
 pytestmark = pytest.mark.usefixtures("leaves_no_determinism")
 
 
+@pytest.mark.slow
 def test_the_command_and_the_evaluation_give_equal_masks(tmp_path: Path) -> None:
     phantoms = tmp_path / "phantoms"
     write_phantom_dataset(phantoms, [TEST], seed=3, shape=(72, 64, 3), spacing=(2.4, 2.4, 24.0), num_frames=6)

@@ -180,6 +180,7 @@ def test_one_frame_at_a_time_is_asked_for(tmp_path: Path) -> None:
         SEGMENTER(read_volume(tmp_path / "v.nii"))
 
 
+@pytest.mark.slow
 def test_the_shipped_network_sees_one_heart_however_it_is_stored(tmp_path: Path) -> None:
     segmenter = Segmenter.from_bundle("acdc_segmentation", members=1, steps=1, device="cpu", precision="float32")
     spec = PhantomSpec.small(seed=1, spacing=(2.0, 2.0, 20.0), affine="plain")

@@ -105,6 +105,7 @@ def load_of_shipped() -> Model:
     return load_model(BUNDLE / "models" / "model.pt")
 
 
+@pytest.mark.slow
 def test_the_gpu_recipe_trains_and_infers(phantoms: Path, tmp_path: Path) -> None:
     small = {"channels": [8, 8, 8, 8, 8], "batch_size": 4, "epochs": 1, "validate_every": 1, "compile": False}
     train(phantoms, tmp_path / "run", "gpu", **small).run()

@@ -246,6 +246,7 @@ def test_several_processes_save_what_one_reads(
 # --- guidance ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_guidance_network_is_trained_on_the_frozen_denoiser(
     trained: tuple[str, Path], data: Path, tmp_path: Path
 ) -> None:

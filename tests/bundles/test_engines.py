@@ -232,6 +232,7 @@ def flattened(value: Any, name: str = "") -> dict[str, Any]:
     return {name: value}
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     split = load_split()
     numbers = [int(split[section][0][-3:]) for section in ("train", "validation")]

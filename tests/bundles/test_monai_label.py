@@ -33,6 +33,7 @@ def scan(tmp_path: Path) -> Path:
     return tmp_path / "scan.nii.gz"
 
 
+@pytest.mark.slow
 def test_the_app_gets_the_masks_of_the_command(scan: Path, tmp_path: Path) -> None:
     config = ConfigParser()
     config.read_config(str(BUNDLE / "configs" / "inference.yaml"))

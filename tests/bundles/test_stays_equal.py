@@ -20,6 +20,7 @@ def record() -> dict[str, Any]:
     return json.loads(RECORD.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_results_stay(name: str, record: dict[str, Any], tmp_path: Path) -> None:
     if name == "dicom":

@@ -50,6 +50,7 @@ def page_faults(way: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_kept_blocks_are_not_asked_of_the_system_again() -> None:
     kept, default = page_faults("keep"), page_faults("default")

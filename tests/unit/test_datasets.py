@@ -190,6 +190,7 @@ def test_a_datalist_uses_the_stored_values_it_found(pictures: Path) -> None:
     np.testing.assert_array_equal(label[..., 0], square(1))
 
 
+@pytest.mark.slow
 def test_acdc_layout(tmp_path: Path) -> None:
     write_phantom_dataset(tmp_path, patients=3, seed=0)
     dataset = read_dataset(tmp_path)

@@ -81,6 +81,7 @@ def test_one_cine_in_the_order_of_its_trigger_times(stack: DicomStack) -> None:
     assert stack.notes == ()
 
 
+@pytest.mark.slow
 def test_the_masks_agree_with_the_experts(stack: DicomStack, volume: Volume) -> None:
     segmenter = Segmenter.from_bundle("acdc_segmentation", device="cpu", members=1)
     moments = list(frames(volume))

@@ -412,6 +412,7 @@ def rms_on_typical_states(t: int, *functions: Callable[..., Tensor]) -> list[flo
     return [float(function(x_t, torch.full((9,), t)).square().mean().sqrt()) for function in functions]
 
 
+@pytest.mark.slow
 def test_trained_reverse_guide_approaches_the_exact_one() -> None:
     guide = train_guide(GAUSSIAN, gaussian_images, "reverse")
     for t in TIMES:
@@ -419,6 +420,7 @@ def test_trained_reverse_guide_approaches_the_exact_one() -> None:
         assert error < 0.1 * size, t
 
 
+@pytest.mark.slow
 def test_trained_forward_guide_of_an_exact_denoiser_is_near_zero() -> None:
     guide = train_guide(GAUSSIAN, gaussian_images, "forward")
     for t in TIMES:
@@ -426,6 +428,7 @@ def test_trained_forward_guide_of_an_exact_denoiser_is_near_zero() -> None:
         assert got < 0.02 * reverse, t
 
 
+@pytest.mark.slow
 def test_two_modes_reverse_shrinks_the_spread_and_forward_keeps_it() -> None:
     def stds(coupling: str) -> list[float]:
         guide = train_guide(two_mode_eps, two_mode_images, coupling)

@@ -201,6 +201,7 @@ def test_no_import_cycle() -> None:
     assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)  # raises CycleError, naming the cycle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [

@@ -168,6 +168,7 @@ def test_the_right_ventricle_lies_to_the_left_and_the_heart_off_centre() -> None
 # --- image ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_contrast_lies_in_the_range_of_real_scans() -> None:
     """Means over the 100 ACDC training patients at end-diastole: RV .84 (sd .1), myocardium .44 (sd .1) of LV blood."""
     for group, seed in (("NOR", 0), ("DCM", 1), ("HCM", 2)):

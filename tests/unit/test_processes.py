@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from conftest import REPO
 
 # One process is enough: gloo works through its collectives on a thread of its own also then. With
 # dist.destroy_process_group() in place of leave_process_group(), eight of eight runs hung within 60 rounds.
 PROGRAM = """
 import sys
+
+import pytest
 import torch
 import torch.distributed as dist
 from cgdpm_med import leave_process_group
@@ -28,6 +31,7 @@ print("left")
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_trained_leaves_its_group_and_ends() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, cwd=REPO)
     assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr

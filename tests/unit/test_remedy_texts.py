@@ -36,7 +36,10 @@ COMMANDS_OF = {
     "evaluation/mask_grids": {"evaluate", "compare"},
     "apps/pipeline": {"segment"},
     "apps/resume": {"segment"},
+    "apps/segment_slices": {"segment"},
     "apps/super_resolve": {"super-resolve"},
+    "apps/train": {"train"},
+    "datasets/": {"plan", "train"},
     "evaluation/training_patients": {"calibrate"},
     "volumes/dicom/": {"segment"},  # all modules of the folder
     "volumes/header_geometry": {"segment", "calibrate", "evaluate", "compare", "super-resolve"},
@@ -143,7 +146,9 @@ def test_every_option_named_exists_where_it_is_read() -> None:
                 there = any(option in names for names in OPTIONS.values())
                 there = there and (module in SPEAKS_OF_ANOTHER or not _is_remedy(module, line))
             else:
+                named = FOLLOWED_BY.findall(text)  # a text may write out another command
                 there = all(option in OPTIONS[command] for command in known)
+                there = there or any(option in OPTIONS.get(command, ()) for command in named)
             if not there:
                 wrong.append(f"{module}:{line} {option}")
     assert wrong == []
