@@ -250,11 +250,13 @@ def save_model(
         torch.save({TENSORS: tensors, DESCRIPTION: description.as_dict()}, file)
 
 
-def _of_rounded(said: ModelDescription, before: Tensors, after: Tensors, dtype: torch.dtype) -> ModelDescription:
+def _of_rounded(description: ModelDescription, before: Tensors, after: Tensors, dtype: torch.dtype) -> ModelDescription:
     """Rounding what was rounded so already changes nothing, and its origin stays known."""
     precision = str(dtype).removeprefix("torch.")
-    again = said.precision == precision and all(torch.equal(after[name].to(t.dtype), t) for name, t in before.items())
-    return replace(said, precision=precision, rounded_from=said.rounded_from if again else digest_of(before))
+    unchanged = all(torch.equal(after[name].to(tensor.dtype), tensor) for name, tensor in before.items())
+    again = description.precision == precision and unchanged
+    origin = description.rounded_from if again else digest_of(before)
+    return replace(description, precision=precision, rounded_from=origin)
 
 
 def load_model(

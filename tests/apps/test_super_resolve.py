@@ -100,10 +100,17 @@ def test_any_size_comes_out_with_its_own(size: tuple[int, int], window: int | No
 def test_padding_stays_outside() -> None:
     """Sizes the network cannot take are padded at the end, and the padding cut off again."""
     image = torch.rand(1, 3, 5, 7, generator=torch.Generator().manual_seed(1)) - 0.5
-    network = resolver()
+    seen: list[Tensor] = []
+
+    class Watched(Nearest):
+        def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            seen.append(context)
+            return super().forward(x_t, t, context)
+
+    network = resolver(Watched())
     network.multiple = 8
     assert torch.equal(network(image)[0], F.interpolate(image, scale_factor=2.0))
-    torch.testing.assert_close(network._padded(image), F.pad(image, (0, 1, 0, 3), mode="replicate"))
+    torch.testing.assert_close(seen[0], F.pad(image, (0, 1, 0, 3), mode="replicate"))
 
 
 def windowed(image: Tensor, window_batch: int) -> Tensor:
