@@ -146,9 +146,7 @@ def make_plan(
         flip=pick("flip", *_flip(seen)),
         turn=pick("turn", 0.0, "images of a data set stand one way"),
         validation_cases=pick("validation_cases", 32, "enough to tell weights apart"),
-        validate_every=pick(
-            "validate_every", max(1, math.ceil(steps / max(1, min(100, steps // 10)) / 10)), "ten times"
-        ),
+        validate_every=pick("validate_every", *_validate_every(steps)),
         reasons=choice.reasons,
     )
     return check_plan(plan)
@@ -228,6 +226,13 @@ def _batch(
     while batch > 1 and (batch > seen.slices // 2 or step_memory(batch, crop, patch, widths) > memory):
         batch //= 2
     return batch, f"about {step_memory(batch, crop, patch, widths) / 2**30:.1f} GiB"
+
+
+def _validate_every(steps: int) -> tuple[int, str]:
+    """Epochs between validations: in a run of minutes ten of them would take as long as the training."""
+    epochs = math.ceil(steps / max(1, min(100, steps // 10)))
+    times, word = (10, "ten times") if steps >= 1000 else (3, "three times, since the run is short")
+    return max(1, math.ceil(epochs / times)), word
 
 
 def _learning_rate(steps: int, large: bool) -> tuple[float, str]:
