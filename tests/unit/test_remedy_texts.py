@@ -49,6 +49,7 @@ COMMANDS_OF = {
 SPEAKS_OF_ANOTHER = {
     "evaluation/calibration_file",
     "apps/cli",
+    "apps/commands/segment",
     "evaluation/compare_files",
 }  # "cgdpm-med calibrate --members 4"
 

@@ -1,0 +1,222 @@
+"""``cgdpm-med segment`` and ``cohort``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cgdpm_med.apps.commands.options import (
+    AsJson,
+    Bundle,
+    Combination,
+    Device,
+    GuidanceScale,
+    Identity,
+    Members,
+    Method,
+    Precision,
+    Seed,
+    SpacingText,
+    Steps,
+    Timesteps,
+    Weights,
+    exit_code,
+    guidance_timesteps,
+    print_json,
+    visited_timesteps,
+    voxel_size,
+)
+
+
+def _series_numbers(texts: list[str] | None) -> list[int] | None:
+    if not texts:
+        return None
+    words = [word.strip() for text in texts for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise typer.BadParameter(f"{','.join(texts)!r} are no series numbers, such as 5,7", param_hint="--series")
+    return [int(word) for word in words]
+
+
+def segment(
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A NIfTI file, a DICOM series, a folder of them, or ACDC's layout.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; made if absent.")],
+    members: Members = None,
+    steps: Steps = None,
+    timesteps: Timesteps = None,
+    method: Annotated[Method | None, typer.Option(help="Sampling method.", show_default="the bundle's")] = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    precision: Annotated[
+        Precision | None, typer.Option(help="Numerical precision of the network.", show_default="the bundle's")
+    ] = None,
+    weights: Weights = None,
+    guidance_scale: GuidanceScale = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(help="Timesteps LOW:HIGH at which guidance acts.", show_default="the bundle's"),
+    ] = None,
+    bundle: Bundle = "acdc_segmentation",
+    write: Annotated[
+        str,
+        typer.Option(help="What to write, separated by commas: mask, probabilities, entropy, disagreement, members."),
+    ] = "mask,entropy,disagreement",
+    combine: Annotated[
+        Combination | None,
+        typer.Option(help="How the members become one mask.", show_default="the bundle's"),
+    ] = None,
+    keep_largest: Annotated[
+        bool, typer.Option("--keep-largest", help="Keep the largest piece of each structure; the rest is counted.")
+    ] = False,
+    ed: Annotated[int | None, typer.Option(min=1, help="End-diastolic frame of a cine, from 1.")] = None,
+    es: Annotated[int | None, typer.Option(min=1, help="End-systolic frame of a cine, from 1.")] = None,
+    height: Annotated[
+        float | None, typer.Option(min=1, help="Height of the patient in cm, to index by body surface.")
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option(min=0.1, help="Weight of the patient in kg, to index by body surface.")
+    ] = None,
+    spacing: SpacingText = None,
+    flip_slices: Annotated[
+        bool,
+        typer.Option("--flip-slices", help="Slices run from apex to base, or against what the header says of them."),
+    ] = False,
+    pages: Annotated[bool, typer.Option("--report/--no-report", help="Write an HTML page of each study.")] = True,
+    label_table: Annotated[
+        bool, typer.Option("--label-table", help="Write names and colours for 3D Slicer and ITK-SNAP.")
+    ] = False,
+    dicom_seg: Annotated[
+        Identity | None,
+        typer.Option(help="Write DICOM SEG of DICOM inputs, without or with what identifies the patient."),
+    ] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N", help="DICOM series to segment, by number: --series 5,7 or --series 5 --series 7."),
+    ] = None,
+    calibrated: Annotated[
+        bool,
+        typer.Option("--calibrate/--no-calibration", help="Apply the calibration beside the weights, if it fits."),
+    ] = True,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="A file that calibrate wrote.", show_default="calibration.json beside the weights"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--continue", help="Leave out studies that are complete and made the same way.")
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Do part i of n, such as 2/8.", show_default="torchrun's RANK and WORLD_SIZE"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Segment cardiac MRI: masks with uncertainty maps on the grid of each input, function, checks and a report.
+
+    Each volume or cine gets <name>.nii.gz (0 background, 1 RV, 2 myocardium, 3 LV), <name>_entropy.nii.gz,
+    <name>_disagreement.nii.gz, <name>.html and <name>.json; several studies get cohort.csv and cohort.html.
+    """
+    from cgdpm_med.apps.segment_slices import is_run
+
+    if is_run(bundle):
+        dials = {
+            "members": members,
+            "steps": steps,
+            "method": method and method.value,
+            "seed": seed,
+            "precision": precision and precision.value,
+            "weights": weights and str(weights),
+        }
+        _check_slice_options(context)
+        result = _segment_slices(source, out, bundle, device, dials)
+        _report_segmented(result, out, as_json)
+        return
+    from cgdpm_med.apps.pipeline import Options
+    from cgdpm_med.apps.pipeline import segment as run
+    from cgdpm_med.apps.resume import find_shard
+
+    options = Options(
+        write=tuple(output.strip() for output in write.split(",")),
+        staple=combine is Combination.staple,
+        keep_largest=keep_largest,
+        ed=ed,
+        es=es,
+        height=height,
+        weight=weight,
+        pages=pages,
+        dicom_seg=None if dicom_seg is None else dicom_seg.value,
+        calibrate=calibrated,
+        calibration=calibration,
+        spacing=voxel_size(spacing),
+        flip_slices=flip_slices,
+    )
+    result = run(
+        source,
+        out,
+        bundle=bundle,
+        device=device,
+        options=options,
+        resume=resume,
+        shard=find_shard(shard),
+        label_table=label_table,
+        series=_series_numbers(series),
+        combine=None if combine is None or combine is Combination.staple else combine.value,
+        members=members,
+        steps=steps,
+        timesteps=visited_timesteps(timesteps, steps),
+        method=method and method.value,
+        seed=seed,
+        precision=precision and precision.value,
+        weights=weights and str(weights),
+        guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval and guidance_timesteps(guidance_interval),
+    )
+    _report_segmented(result, out, as_json)
+
+
+def _report_segmented(result: Any, out: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+    else:
+        skipped = f", {len(result['skipped'])} complete before" if result["skipped"] else ""
+        typer.echo(f"{len(result['cases'])} segmented, {len(result['failed'])} failed{skipped}; results in {out}")
+    exit_code(result["failed"])
+
+
+_SLICE_OPTIONS = {"source", "out", "bundle", "members", "steps", "method", "seed", "device", "precision", "weights"}
+
+
+def _check_slice_options(context: typer.Context) -> None:
+    """Refuse what was given and is not for a bundle that train wrote."""
+    for name in context.params:
+        given = str(getattr(context.get_parameter_source(name), "name", "")) == "COMMANDLINE"
+        if given and name not in _SLICE_OPTIONS | {"as_json"}:
+            option = "--" + name.replace("_", "-")
+            raise typer.BadParameter(
+                "is for hearts, not for a bundle that train wrote: leave it out", param_hint=option
+            )
+
+
+def _segment_slices(source: Path, out: Path, run: str, device: str, dials: dict[str, Any]) -> Any:
+    from cgdpm_med.apps.segment_slices import load_segmenter, segment_folder
+    from cgdpm_med.inference.segmenter import choose_device
+
+    given = {name: value for name, value in dials.items() if value is not None}
+    segmenter = load_segmenter(run, device=f"$torch.device('{choose_device(device)}')", **given)
+    return segment_folder(segmenter, source, out)
+
+
+def cohort(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that segment wrote.")], as_json: AsJson = False
+) -> None:
+    """Make cohort.csv and cohort.html of all finished studies in a folder, after its parts were done apart."""
+    from cgdpm_med.report.records import collect_cohort
+
+    result = collect_cohort(out)
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(f"{len(result['studies'])} studies in {', '.join(result['files'])}")

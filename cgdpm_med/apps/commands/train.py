@@ -1,0 +1,152 @@
+"""``cgdpm-med plan``, ``train`` and ``calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cgdpm_med.apps.commands.options import (
+    AsJson,
+    Bundle,
+    Device,
+    GuidanceScale,
+    Members,
+    Method,
+    Seed,
+    SpacingText,
+    Steps,
+    Timesteps,
+    Weights,
+    print_json,
+    visited_timesteps,
+    voxel_size,
+)
+
+Hours = Annotated[float | None, typer.Option(min=0.001, help="How long to train; the steps are measured first.")]
+Iterations = Annotated[int | None, typer.Option(min=1, help="Training steps, in place of hours.", show_default="5000")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A choice of the plan, such as spacing=1.25.")
+]
+Patients = Annotated[
+    str | None,
+    typer.Option(metavar="REGEX", help="Finds the patient in an image's name, such as ^([^_]+).", show_default="name"),
+]
+Folds = Annotated[int | None, typer.Option(min=2, help="Cross-validation in so many folds.")]
+Fold = Annotated[int | None, typer.Option(min=0, help="Which fold validates, from 0.")]
+SplitSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Of split and training.", show_default="0")]
+DataSetPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="A folder: nnU-Net raw, Decathlon, images/ and masks/, ACDC; or a datalist as JSON."
+    ),
+]
+
+
+def plan(
+    source: DataSetPath,
+    hours: Hours = None,
+    iterations: Iterations = None,
+    settings: Settings = None,
+    patients: Patients = None,
+    folds: Folds = None,
+    fold: Fold = None,
+    seed: SplitSeed = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Look at a data set, check every file, and say how it would be trained on and why."""
+    from dataclasses import asdict
+
+    from cgdpm_med.apps.train import Wishes, plan_dataset
+
+    wishes = Wishes(hours, iterations, tuple(settings or ()), patients, folds, fold, seed)
+    planned = plan_dataset(source, wishes, device=device)
+    if as_json:
+        print_json({"fingerprint": asdict(planned.seen), "plan": asdict(planned.plan), "split": dict(planned.parts)})
+    else:
+        typer.echo(planned.page)
+
+
+def train(
+    source: DataSetPath,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder to write: a MONAI bundle.")],
+    hours: Hours = None,
+    iterations: Iterations = None,
+    settings: Settings = None,
+    patients: Patients = None,
+    folds: Folds = None,
+    fold: Fold = None,
+    seed: SplitSeed = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train a segmentation of your own classes: plan, split by patient, train, score on the test part.
+
+    The same command with DATA and RUN alone continues a run that was stopped. Then: segment IN OUT --bundle RUN.
+    """
+    from cgdpm_med.apps.train import Wishes
+    from cgdpm_med.apps.train import train as run_training
+
+    wishes = Wishes(hours, iterations, tuple(settings or ()), patients, folds, fold, seed)
+    result = run_training(source, run, wishes, device=device, say=lambda text: typer.echo(text, err=True))
+    if as_json:
+        print_json(result)
+        return
+    typer.echo(f"trained; weights in {result['weights']}")
+    if result["test"]:
+        dice = ", ".join(f"{name} {value:.4f}" for name, value in result["test"]["dice"].items())
+        typer.echo(f"Dice on {result['test']['images']} test images: {dice}")
+
+
+def calibrate(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Folder in ACDC's layout, with reference masks.")],
+    section: Annotated[str, typer.Option(help="validation, or train; test patients are refused.")] = "validation",
+    split: Annotated[
+        Path | None,
+        typer.Option(help="JSON with lists train, validation, test of patients.", show_default="ACDC's committed one"),
+    ] = None,
+    members: Members = None,
+    steps: Steps = None,
+    timesteps: Timesteps = None,
+    method: Annotated[Method | None, typer.Option(help="Sampling method.", show_default="the bundle's")] = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    weights: Weights = None,
+    guidance_scale: GuidanceScale = None,
+    bundle: Bundle = "acdc_segmentation",
+    output: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="calibration.json beside the weights")
+    ] = None,
+    spacing: SpacingText = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit probabilities and intervals to patients of known truth, for these weights and settings.
+
+    At least nine patients that the network was not trained on. Segment applies the result by default; masks and values
+    stay as they are, probabilities, entropy maps and 90 % intervals change.
+    """
+    from cgdpm_med.evaluation.calibrate import calibrate as run
+    from cgdpm_med.evaluation.calibrate import format_calibration
+
+    result = run(
+        source,
+        section=section,
+        split=split,
+        bundle=bundle,
+        device=device,
+        output=output,
+        spacing=voxel_size(spacing),
+        members=members,
+        steps=steps,
+        timesteps=visited_timesteps(timesteps, steps),
+        method=method and method.value,
+        seed=seed,
+        weights=weights and str(weights),
+        guidance_scale=guidance_scale,
+    )
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(f"{format_calibration(result)}\nwritten to {result['file']}")
