@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cohorts import write_cohort
 from conftest import REPO
 from monai.bundle import ConfigParser
 
@@ -24,6 +25,13 @@ BUNDLE = REPO / "bundles" / "acdc_segmentation"
 CONFIGS = sorted([*(BUNDLE / "configs").glob("*.yaml"), *(REPO / "configs").rglob("*.yaml")])
 SPLIT = json.loads((REPO / "cgdpm_med" / "splits" / "acdc_70_10_20.json").read_text(encoding="utf-8"))
 SCRIPTS = sorted((REPO / "scripts").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred patients with the names of ACDC's."""
+    names = [f"patient{n:03d}" for n in range(1, 101)]
+    return write_cohort(tmp_path_factory.mktemp("cohort"), names, lambda name: ACDC_GROUPS[(int(name[-3:]) - 1) // 20])
 
 
 # --- the split --------------------------------------------------------------------------------------------------------
@@ -84,21 +92,6 @@ def test_the_reading_of_configurations_sees_a_slip() -> None:
 
 
 # --- what the configurations read -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred patients with the names of ACDC's, their images empty files."""
-    root = tmp_path_factory.mktemp("cohort")
-    for n in range(1, 101):
-        name = f"patient{n:03d}"
-        folder = root / name
-        folder.mkdir()
-        (folder / "Info.cfg").write_text(f"ED: 1\nES: 9\nGroup: {ACDC_GROUPS[(n - 1) // 20]}\n", encoding="utf-8")
-        for frame in (1, 9):
-            for ending in ("", "_gt"):
-                (folder / f"{name}_frame{frame:02d}{ending}.nii.gz").touch()
-    return root
 
 
 def parser_of(cohort: Path, names: list[str], **overrides: Any) -> ConfigParser:

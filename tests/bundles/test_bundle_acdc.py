@@ -17,6 +17,7 @@ import torch
 from conftest import REPO, shared_path
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
+from phantoms_of_acdc import TEST, TINY, TRAIN
 
 from cgdpm_med import InputError, Segmenter, acdc_datalist, read_volume, write_phantom_dataset
 from cgdpm_med.evaluation.training_patients import training_record
@@ -26,18 +27,9 @@ from cgdpm_med.models.files import Model, load_model
 BUNDLE = REPO / "bundles" / "acdc_segmentation"
 CONFIGS = BUNDLE / "configs"
 METADATA = CONFIGS / "metadata.json"
-TRAIN, VALIDATION, TEST = 2, 1, 11  # phantoms that bear the number of an ACDC patient take its place in the split
-TINY: dict[str, Any] = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
 
 
 pytestmark = pytest.mark.usefixtures("leaves_no_determinism")
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantom_dataset(folder, patients=[TRAIN, VALIDATION, TEST], seed=1, **TINY)
-    return folder
 
 
 def workflow(kind: str, *names: str, **overrides: Any) -> ConfigWorkflow:

@@ -145,7 +145,7 @@ ANATOMY = re.compile(
     re.IGNORECASE,
 )
 # the plug-in, the applications that wire it, the heart that is drawn, the data set, and what people call its labels
-OF_THE_HEART = ("heart", "apps", "phantom", "data.acdc", "data.structure_names", "datasets.folders")
+OF_THE_HEART = ("heart", "apps", "phantom", "data.acdc", "data.structure_names")
 # how files and scanners speak of time and place in a heart, whatever is segmented; and the plug-in's address
 WORDS_OF_FILES = {
     "volumes.orientation": {"heart"},
