@@ -118,8 +118,6 @@ def test_masks_of_five_classes_are_scored_by_their_own_names(five: Path, tmp_pat
     write = ("mask", "probabilities", "members")
     image = upright(tmp_path / "scan.nii.gz", SHAPE)
     segmented(five, image, tmp_path / "out", options=Options(write=write, pages=False))
-        five, upright(tmp_path / "scan.nii.gz", SHAPE), tmp_path / "out", options=Options(write=write, pages=False)
-    )
     mask = nib.load(tmp_path / "out" / "scan.nii.gz")
     half = np.asanyarray(mask.dataobj) * (np.arange(40) % 2 == 0)[:, None, None]
     (tmp_path / "ref").mkdir()
