@@ -121,8 +121,8 @@ class KSpaceDegradation:
 def dirichlet(n: int, factor: int, highest: float) -> Tensor:
     """The sum of all waves that n coarse pixels hold, around every coarse pixel: (factor n, n), float64.
 
-    Entry (j, p) is 1 + 2 sum_k cos(2 pi k d / n) over 0 < k < n / 2, and for an even n ``highest`` cos(pi d) more, where
-    d = (j + 1/2) / factor - p - 1/2 is the distance in coarse pixels.
+    Entry (j, p) is 1 + 2 sum_k cos(2 pi k d / n) over 0 < k < n / 2, and for an even n ``highest`` cos(pi d) more. The
+    distance d = (j + 1/2) / factor - p - 1/2 counts coarse pixels.
     """
     fine, coarse = torch.arange(n * factor, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
     d = ((fine + 0.5) / factor)[:, None] - coarse - 0.5
