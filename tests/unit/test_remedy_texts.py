@@ -40,6 +40,7 @@ COMMANDS_OF = {
     "apps/super_resolve": {"super-resolve"},
     "apps/train": {"train"},
     "datasets/": {"plan", "train"},
+    "evaluation/reference_labels": {"calibrate", "evaluate", "compare"},
     "evaluation/training_patients": {"calibrate"},
     "volumes/dicom/": {"segment"},  # all modules of the folder
     "volumes/header_geometry": {"segment", "calibrate", "evaluate", "compare", "super-resolve"},
