@@ -129,7 +129,7 @@ _EXPORTS: dict[str, str] = {
     "training_data": "evaluation.training_patients",
     "QualityLimits": "inference.quality",
     "staple": "inference.staple",
-    "Options": "apps.pipeline",
+    "Options": "apps.segment_options",
 }
 
 __all__ = ["__version__", *_EXPORTS]
