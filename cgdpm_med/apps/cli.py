@@ -27,6 +27,7 @@ app = typer.Typer(
     help="Conditional guided diffusion for medical images. For research; not a medical device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain text: rich's pages take as long to import as all the rest
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -115,7 +116,7 @@ for command in (
     export,
     demo,
 ):
-    app.command()(command)
+    app.command(short_help=(command.__doc__ or "").partition("\n\n")[0])(command)
 
 
 if __name__ == "__main__":
