@@ -73,13 +73,29 @@ class VolumeInput:
 
 @dataclass(frozen=True)
 class PictureInput:
-    """How a picture is brought before the network: in fields of ``window`` x ``window`` fine pixels."""
+    """How a picture is brought before the network: in fields of ``window`` x ``window`` fine pixels.
+
+    Attributes:
+        window: side of the field.
+        shows: what every picture of the training showed, in words that follow "trained on", such as "single faces that
+            fill the picture"; "" leaves it open.
+        coarse_spacing: of scans, least and greatest size in mm of the coarse pixels that were refined, or None.
+        modality: of scans, as DICOM calls it, such as "MR"; "" leaves it open.
+    """
 
     window: int
+    shows: str = ""
+    coarse_spacing: tuple[float, float] | None = None
+    modality: str = ""
 
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ValueError(f"a window has at least one pixel, not {self.window}")
+        if self.coarse_spacing is not None:
+            low, high = self.coarse_spacing
+            object.__setattr__(self, "coarse_spacing", (low, high))
+            if not 0 < low <= high < math.inf:
+                raise ValueError(f"sizes of pixels go from a least to a greatest, not from {low} to {high}")
 
 
 INTENSITIES = ("percentiles", "fixed", "as it is")
