@@ -10,9 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
 from resolvers import noisy_resolver, small_bundle
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cgdpm_med.apps import load_resolver as choice
 from cgdpm_med.apps.cli import app
