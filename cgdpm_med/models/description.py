@@ -81,12 +81,14 @@ class PictureInput:
             fill the picture"; "" leaves it open.
         coarse_spacing: of scans, least and greatest size in mm of the coarse pixels that were refined, or None.
         modality: of scans, as DICOM calls it, such as "MR"; "" leaves it open.
+
+    Two inputs are equal where their windows are: the rest is for those who look at results.
     """
 
     window: int
-    shows: str = ""
-    coarse_spacing: tuple[float, float] | None = None
-    modality: str = ""
+    shows: str = field(default="", compare=False)
+    coarse_spacing: tuple[float, float] | None = field(default=None, compare=False)
+    modality: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.window < 1:
