@@ -1,7 +1,7 @@
 """Writes a model file again in half precision: 9.6 million parameters take 19 MB.
 
 python scripts/round_weights.py RUN/model.pt bundles/face_sr_16_128/models/model.pt
-python scripts/round_weights.py RUN/model.pt model.pt --input '{"coarse_spacing": [2.8, 7.7], "modality": "MR"}'
+python scripts/round_weights.py RUN/model.pt model.pt --input '{"shows": "single faces that fill the picture"}'
 
 Read, the tensors are float32 again. A guidance network that was trained on the file before guides it afterwards too.
 """

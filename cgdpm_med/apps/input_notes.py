@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cgdpm_med.apps.resolver import SuperResolver
 from cgdpm_med.images import Picture
+from cgdpm_med.models.description import CoarseSliceInput
 from cgdpm_med.volumes import Volume
 from cgdpm_med.volumes.formats import METAIMAGE, NRRD, is_named, volume_stem
 
@@ -23,13 +25,13 @@ _CT_IN_TEXT = re.compile(rb"modality\W{1,4}(met_mod_)?ct\b", re.IGNORECASE)  # o
 def notes_on_picture(resolver: SuperResolver, picture: Picture) -> list[str]:
     """For a picture much larger or smaller than what the network was trained on, or of another kind."""
     known = resolver.input
-    if known is None:
+    if isinstance(known, CoarseSliceInput):
+        return ["the network was trained on slices of MR, and this is a picture"]
+    if known is None or not known.shows:
         return []
-    if known.coarse_spacing is not None:
-        return [f"the network was trained on {known.shows or 'scans'}, and this is a picture"]
     side = known.window // resolver.factor
     height, width = picture.pixels.shape[1:]
-    if not known.shows or 0.75 * side <= min(height, width) <= max(height, width) <= 1.5 * side:
+    if 0.75 * side <= min(height, width) <= max(height, width) <= 1.5 * side:
         return []
     return [
         f"it has {width} x {height} pixels; the network was trained on {known.shows}, of {side} x {side} pixels, "
@@ -44,22 +46,24 @@ def notes_on_volume(resolver: SuperResolver, volume: Volume, plane: tuple[float,
         plane: mm, the size of a pixel along the two axes that are refined.
     """
     known = resolver.input
-    if known is None:
-        return []
+    if not isinstance(known, CoarseSliceInput):
+        shown = known.shows if known is not None else ""
+        return [f"the network was trained on {shown}, and this is a scan"] if shown else []
     notes = []
-    if known.coarse_spacing is None and known.shows:
-        notes.append(f"the network was trained on {known.shows}, and this is a scan")
-    if known.coarse_spacing is not None:
-        low, high = known.coarse_spacing
-        if min(plane) < 0.99 * low or max(plane) > 1.01 * high:
-            size = f"{plane[0]:.3g} x {plane[1]:.3g} mm"
-            notes.append(
-                f"its pixels of {size} lie outside the {low:.3g} to {high:.3g} mm that the network was trained to "
-                "refine: detail may be wrong in kind and scale"
-            )
-    if known.modality and known.modality.upper() != "CT" and (reason := _is_ct(volume)):
-        notes.append(f"it seems to be CT ({reason}); the network was trained on {known.modality}")
+    if known.spacing and not _within(plane, known.spacing):
+        low, high = known.spacing
+        notes.append(
+            f"its pixels of {plane[0]:.3g} x {plane[1]:.3g} mm lie outside the {low:.3g} to {high:.3g} mm that the "
+            "network was trained to refine: detail may be wrong in kind and scale"
+        )
+    if reason := _is_ct(volume):
+        notes.append(f"it seems to be CT ({reason}); the network was trained on MR")
     return notes
+
+
+def _within(sizes: Sequence[float], known: Sequence[float]) -> bool:
+    """Up to one percent, as headers round."""
+    return min(sizes) >= 0.99 * known[0] and max(sizes) <= 1.01 * known[1]
 
 
 def _is_ct(volume: Volume) -> str | None:

@@ -16,6 +16,7 @@ from cgdpm_med.apps.input_notes import notes_on_volume
 from cgdpm_med.apps.refined import HEADER_REMARK, Disagreement, Refined, fresh
 from cgdpm_med.apps.resolver import SuperResolver
 from cgdpm_med.data.transforms import case_name
+from cgdpm_med.models.description import CoarseSliceInput
 from cgdpm_med.report.refined import View
 from cgdpm_med.volumes import (
     Grid,
@@ -45,9 +46,10 @@ def super_resolve_volume(
 ) -> Refined:
     """Refine the slices of a volume, or of each frame of a cine, on the grid of :func:`fine_grid`.
 
-    The slice axis is the last, unless another has much longer voxels. Intensities are scaled linearly from each frame's
-    minimum and maximum to [-1, 1], and back; the result may leave the input's range, as that of MR has no end. A slice
-    of one value stays so. Slice s of every frame has the noise of slice s, so that detail does not flicker.
+    The slice axis is the last, unless another has much longer voxels. Intensities are scaled linearly, from the
+    percentiles of each frame that the model file names (else its least and greatest) to [-1, 1], and back; the result
+    may leave the input's range, as signals of MR have no greatest value. A slice of one value stays so. Slice s of
+    every frame has the noise of slice s, so that detail does not flicker.
 
     Written as float32, with a remark in the header that detail is synthetic: ``<case>.nii.gz``, the mean over members,
     and with several members also ``<case>_std.nii.gz``, in units of the intensities, and ``<case>_samples.nii.gz``
@@ -110,42 +112,54 @@ class Frame:
     Attributes:
         members: (K, X, Y, Z), intensities, the axes as in the input.
         offset, scale: the network saw (intensity - offset) / scale.
+        extent: greatest intensity of the input less the least.
         disagreement: with the input.
     """
 
     members: Tensor
     offset: float
     scale: float
+    extent: float
     disagreement: Disagreement
 
     @property
     def spread(self) -> float:
         """Mean standard deviation as a fraction of the range of intensities."""
-        return float(self.members.std(dim=0, correction=0).mean()) / (2 * self.scale)
+        return float(self.members.std(dim=0, correction=0).mean()) / self.extent
 
 
 def refine_frame(
     resolver: SuperResolver, data: NDArray[np.float32], slices: int, key: str, progress: Progress | None = None
 ) -> Frame:
     """Refine (X, Y, Z) across the axes other than ``slices``; its intensities need no range, and may be constant."""
-    low, high = float(data.min()), float(data.max())
-    offset, scale = (high + low) / 2, (high - low) / 2 or 1.0
+    extent = float(np.ptp(data)) or 1.0
+    offset, scale = intensity_of(resolver, data)
     stack = torch.from_numpy(np.ascontiguousarray(np.moveaxis(data, slices, 0)))[:, None]
     coarse = (stack - offset) / scale
     fine = (resolver.factor * n for n in coarse.shape[2:])
     members = torch.empty(resolver.predictor.sampling.members, len(coarse), *fine)
     empty = coarse.amin(dim=(1, 2, 3)) == coarse.amax(dim=(1, 2, 3))
     members[:, empty] = coarse[empty, 0, :1, :1]  # a network would see something even here
-    wrong = torch.zeros_like(coarse).expand(-1, 1, -1, -1)
-    differences = [wrong[empty]]
+    differences = [torch.zeros_like(coarse[empty])]
     for part, of_part in _parts(resolver, coarse, (~empty).nonzero()[:, 0], progress):
         images = coarse[part]
         batch = resolver(images, [f"{key}/{int(s)}" for s in part], of_part)
         batch = resolver.agreeing(batch, images)
-        differences.append(resolver.disagreement(batch, images).amax(dim=0).amax(dim=1, keepdim=True))
+        off = resolver.disagreement(batch, images).amax(dim=0).amax(dim=1, keepdim=True)
+        differences.append(off * (2 * scale / extent))
         members[:, part] = batch.mean(dim=2)
     members = members.movedim(1, slices + 1) * scale + offset
-    return Frame(members, offset, scale, Disagreement.of(torch.cat(differences)))
+    return Frame(members, offset, scale, extent, Disagreement.of(torch.cat(differences)))
+
+
+def intensity_of(resolver: SuperResolver, data: NDArray[np.float32]) -> tuple[float, float]:
+    """Offset and scale with which the network was trained: (data - offset) / scale is what it sees."""
+    low, high = float(data.min()), float(data.max())
+    if isinstance(resolver.input, CoarseSliceInput):
+        ends = tuple(float(value) for value in np.percentile(data, resolver.input.percentiles))
+        if ends[0] < ends[1]:  # an image that is nearly all background may have no others
+            low, high = ends
+    return (high + low) / 2, (high - low) / 2 or 1.0
 
 
 def _parts(
@@ -205,7 +219,7 @@ def _views(volume: Volume, grid: Grid, refined: Frame, coarse: NDArray[np.float3
     view = view_of(volume.grid)
     before, after = view.apply(coarse), view.apply(refined.members.mean(dim=0).numpy())
     several = len(refined.members) > 1
-    doubt = view.apply(refined.members.std(dim=0, correction=0).numpy()) / (2 * refined.scale) if several else None
+    doubt = view.apply(refined.members.std(dim=0, correction=0).numpy()) / refined.extent if several else None
     low, high = np.percentile(before, (1, 99.5))
     unit = max(float(high - low), 1e-6 * refined.scale)
     numbers, depth = view.slice_numbers(volume.grid.spatial_shape), before.shape[2]

@@ -20,7 +20,7 @@ from cgdpm_med.inference.inferers import WindowedDenoiser
 from cgdpm_med.inference.predictor import DiffusionPredictor
 from cgdpm_med.inference.segmenter import unusable
 from cgdpm_med.models.adm import load_upsampler
-from cgdpm_med.models.description import PictureInput
+from cgdpm_med.models.description import CoarseSliceInput, PictureInput
 from cgdpm_med.networks.classes import ClassConditioned, append_class
 from cgdpm_med.networks.denoiser import Denoiser
 from cgdpm_med.networks.unet import ConditionalUNet
@@ -59,7 +59,7 @@ class SuperResolver:
         class_index: int | None = None,
         device: torch.device | str = "cpu",
         weights: str | Path | None = None,
-        input: PictureInput | None = None,
+        input: PictureInput | CoarseSliceInput | None = None,
     ) -> None:
         if predictor.target.makes != "picture":
             raise ValueError("super-resolution needs a predictor of pictures: give it an ImageTarget or ResidualTarget")

@@ -79,25 +79,16 @@ class PictureInput:
         window: side of the field.
         shows: what every picture of the training showed, in words that follow "trained on", such as "single faces that
             fill the picture"; "" leaves it open.
-        coarse_spacing: of scans, least and greatest size in mm of the coarse pixels that were refined, or None.
-        modality: of scans, as DICOM calls it, such as "MR"; "" leaves it open.
 
-    Two inputs are equal where their windows are: the rest is for those who look at results.
+    Two inputs are equal where their windows are: the words are for those who look at results.
     """
 
     window: int
     shows: str = field(default="", compare=False)
-    coarse_spacing: tuple[float, float] | None = field(default=None, compare=False)
-    modality: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ValueError(f"a window has at least one pixel, not {self.window}")
-        if self.coarse_spacing is not None:
-            low, high = self.coarse_spacing
-            object.__setattr__(self, "coarse_spacing", (low, high))
-            if not 0 < low <= high < math.inf:
-                raise ValueError(f"sizes of pixels go from a least to a greatest, not from {low} to {high}")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ import pytest
 from resolvers import noisy_resolver
 
 from cgdpm_med.apps.refined_volume import super_resolve_volume
+from cgdpm_med.diffusion.degradation import KSpaceDegradation
 from cgdpm_med.files import InputError
+from cgdpm_med.models.description import CoarseSliceInput
 
 AFFINE = np.diag([-1.5, -1.2, 8.0, 1.0])
 
@@ -146,3 +148,77 @@ def test_views_show_before_after_and_doubt(tmp_path: Path) -> None:
         assert view.aspect == pytest.approx(1.2 / 1.5)
     alone = super_resolve_volume(noisy_resolver(), path, tmp_path / "out")
     assert [view.doubt for view in alone.views] == [None] * 3
+
+
+# --- as a scanner makes them ------------------------------------------------------------------------------------------
+
+
+def waves(fine: np.ndarray, factor: int) -> np.ndarray:
+    """The lowest spatial frequencies along the first two axes on the coarse grid, summed up wave by wave."""
+    for axis in (0, 1):
+        n = fine.shape[axis] // factor
+        spectrum = np.fft.fft(np.moveaxis(fine, axis, 0), axis=0)
+        at = factor * np.arange(n) + (factor - 1) / 2  # centres of coarse pixels, in fine ones
+        total = np.zeros((n, *spectrum.shape[1:]), complex)
+        for k in range(-(n // 2), n // 2 + 1):
+            wave = np.exp(2j * np.pi * k * at / (factor * n))
+            total += np.multiply.outer(wave, spectrum[k]) / (factor * n)
+        fine = np.moveaxis(total, 0, axis)
+    return fine.real
+
+
+@pytest.mark.parametrize("multiple", [4, 32])
+@pytest.mark.parametrize("shape", [(6, 8, 2), (7, 5, 2), (2, 3, 2)])
+def test_in_k_space_every_sample_agrees_whatever_the_size(
+    shape: tuple[int, ...], multiple: int, tmp_path: Path
+) -> None:
+    data = speckle(*shape)
+    data[0, 0, 0] = 30000  # far above the percentiles
+    network = noisy_resolver(1.0, 4, KSpaceDegradation(4), input=CoarseSliceInput(16), members=2)
+    network.multiple = multiple
+    result = super_resolve_volume(network, save(tmp_path / "a.nii.gz", data), tmp_path / "out")
+    samples = read(tmp_path / "out" / "a_samples.nii.gz").astype(np.float64)
+    for k in range(2):
+        np.testing.assert_allclose(waves(samples[..., k], 4), data, atol=1e-4 * np.ptp(data))
+    assert result.disagreement.largest < 1e-5
+
+
+def test_intensities_are_scaled_by_the_percentiles_that_the_model_file_names(tmp_path: Path) -> None:
+    data = np.zeros((10, 10, 2), np.float32)
+    data.flat[:] = np.arange(200)
+    network = noisy_resolver(input=CoarseSliceInput(16, (10, 90)))
+    facts = super_resolve_volume(network, save(tmp_path / "a.nii.gz", data), tmp_path / "out").facts["intensity"]
+    low, high = np.percentile(data, (10, 90))
+    assert facts["offset"] == pytest.approx((low + high) / 2)
+    assert facts["scale"] == pytest.approx((high - low) / 2)
+    data[:] = 0
+    data[4, 4] = 5, 7  # percentiles that fall together are no range
+    facts = super_resolve_volume(network, save(tmp_path / "b.nii.gz", data), tmp_path / "out").facts["intensity"]
+    assert (facts["offset"], facts["scale"]) == (3.5, 3.5)
+
+
+OBLIQUE = np.array([[1.1, -0.4, 0.3, -20], [0.5, 1.2, -0.2, 11], [0.1, 0.2, 7.9, 5], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [(12, 9), (11, 14)])
+def test_a_bump_stays_where_it_was_in_the_world(size: tuple[int, int], flip: bool, tmp_path: Path) -> None:
+    """A smooth bump on an oblique grid of unequal pixels: the centre of gravity moves by less than .01 mm."""
+    q, _ = np.linalg.qr(OBLIQUE[:3, :3])
+    affine = OBLIQUE.copy()
+    affine[:3, :3] = q * (1.5 * (-1 if flip else 1), 1.1, 8.0)
+    i, j = np.meshgrid(*(np.arange(n) for n in size), indexing="ij")
+    place = (size[0] / 2 - 0.3, size[1] / 2 - 0.8)
+    bump = 1000 * np.exp(-((i - place[0]) ** 2 + (j - place[1]) ** 2) / (2 * 1.2**2))
+    data = np.stack([bump, bump], axis=-1).astype(np.float32)
+    network = noisy_resolver(0.0, 4, KSpaceDegradation(4), input=CoarseSliceInput(16))
+    result = super_resolve_volume(network, save(tmp_path / "a.nii.gz", data, affine), tmp_path / "out")
+    fine = nib.load(result.files[0])
+    np.testing.assert_allclose(centre(np.asanyarray(fine.dataobj), fine.affine), centre(data, affine), atol=0.01)
+
+
+def centre(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Of gravity, in the world."""
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in data.shape), indexing="ij"), axis=-1)
+    mean = (index * data[..., None]).sum(axis=(0, 1, 2)) / data.sum()
+    return affine[:3, :3] @ mean + affine[:3, 3]

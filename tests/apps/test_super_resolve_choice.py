@@ -18,9 +18,9 @@ from cgdpm_med.apps.cli import app
 from cgdpm_med.apps.super_resolve import find_images, super_resolve
 from cgdpm_med.files import InputError
 from cgdpm_med.images import write_picture
-from cgdpm_med.models.description import PictureInput
+from cgdpm_med.models.description import CoarseSliceInput, PictureInput
 
-SCANS = PictureInput(16, shows="short-axis scans", coarse_spacing=(2.0, 8.0), modality="MR")
+SCANS = CoarseSliceInput(16, (0, 100), (2.0, 8.0))
 FACES = PictureInput(16, shows="single faces that fill the picture")
 
 
@@ -156,7 +156,7 @@ def test_a_file_beside_the_input_is_not_taken_for_an_earlier_result(tmp_path: Pa
 # --- what is said -----------------------------------------------------------------------------------------------------
 
 
-def notes(path: Path, known: PictureInput, out: Path) -> list[str]:
+def notes(path: Path, known: PictureInput | CoarseSliceInput, out: Path) -> list[str]:
     (case,) = super_resolve(noisy_resolver(input=known), path, out)["cases"]
     found: list[str] = case["notes"]
     return found

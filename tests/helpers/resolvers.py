@@ -14,7 +14,7 @@ from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ResidualTarget
 from cgdpm_med.inference.predictor import DiffusionPredictor
 from cgdpm_med.models import describe, save_model
-from cgdpm_med.models.description import PictureInput
+from cgdpm_med.models.description import CoarseSliceInput, PictureInput
 from cgdpm_med.networks.unet import ConditionalUNet
 
 
@@ -35,7 +35,7 @@ def noisy_resolver(
     factor: int = 2,
     degradation: Degradation | None = None,
     window: int | None = None,
-    input: PictureInput | None = None,
+    input: PictureInput | CoarseSliceInput | None = None,
     **sampling: Any,
 ) -> SuperResolver:
     """The interpolation of a grey image and noise, made to agree with the image."""
@@ -80,7 +80,9 @@ resolver:
 """
 
 
-def small_bundle(folder: Path, input: PictureInput, degradation: Degradation | None = None, factor: int = 2) -> Path:
+def small_bundle(
+    folder: Path, input: PictureInput | CoarseSliceInput, degradation: Degradation | None = None, factor: int = 2
+) -> Path:
     """A bundle of one grey channel with seeded weights."""
     (folder / "configs").mkdir(parents=True)
     (folder / "configs" / "inference.yaml").write_text(INFERENCE)
