@@ -31,7 +31,7 @@ from cgdpm_med import (
     SuperResolver,
     super_resolve,
 )
-from cgdpm_med.apps.super_resolve import load_resolver
+from cgdpm_med.apps.load_resolver import load_resolver
 from cgdpm_med.images import read_picture
 from cgdpm_med.models import load_model, save_model, save_weights
 from cgdpm_med.models.files import OldModelWarning
