@@ -42,8 +42,11 @@ class LabelSet:
         """What may occur in a mask."""
         return {0, *self.names}
 
-    def require(self, mask: Volume) -> None:
+    def require(self, mask: Volume, option: str = "--labels") -> None:
         """Refuse a mask with other values.
+
+        Args:
+            option: of the command, with which they can be named.
 
         Raises:
             InputError: with those values.
@@ -53,11 +56,11 @@ class LabelSet:
             raise InputError(
                 f"holds {len(strange)} label values that have no name, such as {listed(strange, 3)}",
                 path=mask.path,
-                remedy="Give a mask, not an image; name its values with --labels",
+                remedy=f"Give a mask, not an image; name its values with {option}",
             )
         if strange:
             names = shlex.quote(",".join([str(self), *(f"{value}=NAME" for value in strange)]))
-            option = self.source if self.source.startswith("--") else "--labels"
+            option = self.source if self.source.startswith("--") else option
             raise InputError(
                 f"holds label values {listed(strange)}, which have no name",
                 path=mask.path,
@@ -164,14 +167,39 @@ def find_labels(
     the predictions, those of the other side, ACDC's.
 
     Raises:
-        InputError: no structure is on both sides, or a dataset.json cannot be used.
+        InputError: no structure is on both sides; a dataset.json cannot be used; or references in ACDC's layout that
+            nothing names lie beside predictions that give ACDC's structures other numbers.
     """
     reference, prediction = reference_labels or labels, prediction_labels or labels
     if reference is None or prediction is None:  # a file that does not matter need not be readable
         with_references, with_predictions = _labels_with(Path(references)), _labels_of_predictions(Path(predictions))
+        if reference is None and with_references is None and _in_acdc_layout(Path(references)):
+            require_usual_numbers(Path(references), prediction or with_predictions or ACDC)
         reference = reference or with_references or with_predictions or ACDC
         prediction = prediction or with_predictions or with_references or ACDC
     return match_labels(reference, prediction)
+
+
+def require_usual_numbers(references: Path, predicted: LabelSet) -> None:
+    """Refuse to guess what references mean that nothing names: what is predicted, or the same structures as in ACDC.
+
+    Raises:
+        InputError: the two differ in a structure's number.
+    """
+    usual = {plain_name(name): value for value, name in ACDC.names.items()}
+    if all(usual.get(plain_name(name), value) == value for value, name in predicted.names.items()):
+        return
+    option = "--reference-labels"
+    raise InputError(
+        f"nothing says which value is which structure: {ACDC} as in ACDC, or {predicted} as it was predicted",
+        path=references,
+        remedy=f"Name the values with {option}, as in {option} {shlex.quote(str(ACDC))} , or in a dataset.json",
+    )
+
+
+def _in_acdc_layout(place: Path) -> bool:
+    folder = place.parent if place.is_file() else place
+    return any(folder.rglob("Info.cfg"))
 
 
 def _labels_with(place: Path, above: int = _FOLDERS_ABOVE) -> LabelSet | None:

@@ -11,6 +11,8 @@ from cgdpm_med.apps.commands.options import (
     AsJson,
     Bundle,
     Combination,
+    Dask,
+    DaskConfig,
     Device,
     GuidanceScale,
     Identity,
@@ -24,6 +26,7 @@ from cgdpm_med.apps.commands.options import (
     Weights,
     exit_code,
     guidance_timesteps,
+    opened_engine,
     print_json,
     visited_timesteps,
     voxel_size,
@@ -112,6 +115,8 @@ def segment(
         str | None,
         typer.Option(help="Do part i of n, such as 2/8.", show_default="torchrun's RANK and WORLD_SIZE"),
     ] = None,
+    dask: Dask = None,
+    dask_config: DaskConfig = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment cardiac MRI: masks with uncertainty maps on the grid of each input, function, checks and a report.
@@ -134,9 +139,9 @@ def segment(
         result = _segment_slices(source, out, bundle, device, dials)
         _report_segmented(result, out, as_json)
         return
-    from cgdpm_med.apps.pipeline import Options
     from cgdpm_med.apps.pipeline import segment as run
     from cgdpm_med.apps.resume import find_shard
+    from cgdpm_med.apps.segment_options import Options
 
     options = Options(
         write=tuple(output.strip() for output in write.split(",")),
@@ -149,32 +154,41 @@ def segment(
         pages=pages,
         dicom_seg=None if dicom_seg is None else dicom_seg.value,
         calibrate=calibrated,
-        calibration=calibration,
+        calibration=calibration and _reachable(calibration, dask),
         spacing=voxel_size(spacing),
         flip_slices=flip_slices,
     )
-    result = run(
-        source,
-        out,
-        bundle=bundle,
-        device=device,
-        options=options,
-        resume=resume,
-        shard=find_shard(shard),
-        label_table=label_table,
-        series=_series_numbers(series),
-        combine=None if combine is None or combine is Combination.staple else combine.value,
-        members=members,
-        steps=steps,
-        timesteps=visited_timesteps(timesteps, steps),
-        method=method and method.value,
-        seed=seed,
-        precision=precision and precision.value,
-        weights=weights and str(weights),
-        guidance_scale=guidance_scale,
-        guidance_interval=guidance_interval and guidance_timesteps(guidance_interval),
-    )
+    if dask and shard is not None:
+        raise typer.BadParameter("deals out all studies itself: leave out --shard", param_hint="--dask")
+    with opened_engine(dask, dask_config) as engine:
+        result = run(
+            _reachable(source, dask),
+            _reachable(out, dask),
+            bundle=str(_reachable(Path(bundle), dask)) if Path(bundle).is_dir() else bundle,
+            device=device,
+            options=options,
+            resume=resume,
+            shard=None if dask else find_shard(shard),
+            engine=engine,
+            label_table=label_table,
+            series=_series_numbers(series),
+            combine=None if combine is None or combine is Combination.staple else combine.value,
+            members=members,
+            steps=steps,
+            timesteps=visited_timesteps(timesteps, steps),
+            method=method and method.value,
+            seed=seed,
+            precision=precision and precision.value,
+            weights=weights and str(_reachable(weights, dask)),
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval and guidance_timesteps(guidance_interval),
+        )
     _report_segmented(result, out, as_json)
+
+
+def _reachable(path: Path, dask: str | None) -> Path:
+    """As workers with other working folders see it."""
+    return path.absolute() if dask else path
 
 
 def _report_segmented(result: Any, out: Path, as_json: bool) -> None:

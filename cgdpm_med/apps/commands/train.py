@@ -119,6 +119,14 @@ def calibrate(
     output: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="calibration.json beside the weights")
     ] = None,
+    reference_labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="1=LV,2=Myo,3=RV",
+            help="Names of the references' label values.",
+            show_default="a dataset.json with them, else the model's numbers",
+        ),
+    ] = None,
     spacing: SpacingText = None,
     as_json: AsJson = False,
 ) -> None:
@@ -138,6 +146,7 @@ def calibrate(
         device=device,
         output=output,
         spacing=voxel_size(spacing),
+        reference_labels=reference_labels,
         members=members,
         steps=steps,
         timesteps=visited_timesteps(timesteps, steps),
