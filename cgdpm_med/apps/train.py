@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from cgdpm_med import __version__
-from cgdpm_med.apps.segment_slices import evaluate_part, load_segmenter
+from cgdpm_med.apps.evaluate_slices import evaluate_part
+from cgdpm_med.apps.segment_slices import load_segmenter
 from cgdpm_med.console import input_error_behind
 from cgdpm_med.datasets.dataset import DataSet
 from cgdpm_med.datasets.fingerprint import Fingerprint, fingerprint

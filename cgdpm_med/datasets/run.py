@@ -79,7 +79,7 @@ class Run:
         """
         dataset = read_dataset(self.source)
         if list(dataset.labels) != self.labels:
-            remedy = "Restore its labels, or train into another folder"
+            remedy = "Give the data set of this run, or restore its labels"
             raise InputError("has other classes than when this run began", path=self.source, remedy=remedy)
         return dataset.grouped(self.task["patients"]) if self.task["patients"] else dataset
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cgdpm_med.apps.commands.options import (
     AsJson,
-    Bundle,
+    Bundles,
     Device,
     GuidanceScale,
     Members,
@@ -19,7 +19,9 @@ from cgdpm_med.apps.commands.options import (
     Steps,
     Timesteps,
     Weights,
+    chosen_bundle,
     print_json,
+    refuse_others,
     visited_timesteps,
     voxel_size,
 )
@@ -101,11 +103,14 @@ def train(
 
 
 def calibrate(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Folder in ACDC's layout, with reference masks.")],
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Folder in ACDC's layout; of runs of train, their data set.")
+    ],
     section: Annotated[str, typer.Option(help="validation, or train; test patients are refused.")] = "validation",
     split: Annotated[
         Path | None,
-        typer.Option(help="JSON with lists train, validation, test of patients.", show_default="ACDC's committed one"),
+        typer.Option(help="JSON with lists train, validation, test of patients.", show_default="the run's, or ACDC's"),
     ] = None,
     members: Members = None,
     steps: Steps = None,
@@ -115,7 +120,7 @@ def calibrate(
     device: Device = "auto",
     weights: Weights = None,
     guidance_scale: GuidanceScale = None,
-    bundle: Bundle = "acdc_segmentation",
+    bundle: Bundles = None,
     output: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="calibration.json beside the weights")
     ] = None,
@@ -124,28 +129,30 @@ def calibrate(
 ) -> None:
     """Fit probabilities and intervals to patients of known truth, for these weights and settings.
 
-    At least nine patients that the network was not trained on. Segment applies the result by default; masks and values
-    stay as they are, probabilities, entropy maps and 90 % intervals change.
+    Patients that trained the network are refused. Segment applies the result by default; masks and values stay as they
+    are, probabilities, entropy maps and 90 % intervals change. Intervals, which hearts have, need nine patients or more.
     """
     from cgdpm_med.evaluation.calibrate import calibrate as run
     from cgdpm_med.evaluation.calibrate import format_calibration
 
-    result = run(
-        source,
-        section=section,
-        split=split,
-        bundle=bundle,
-        device=device,
-        output=output,
-        spacing=voxel_size(spacing),
-        members=members,
-        steps=steps,
-        timesteps=visited_timesteps(timesteps, steps),
-        method=method and method.value,
-        seed=seed,
-        weights=weights and str(weights),
-        guidance_scale=guidance_scale,
-    )
+    heart, runs = chosen_bundle(bundle)
+    changes = {
+        "members": members,
+        "steps": steps,
+        "timesteps": visited_timesteps(timesteps, steps),
+        "method": method and method.value,
+        "seed": seed,
+        "weights": weights and str(weights),
+        "guidance_scale": guidance_scale,
+    }
+    where: Any = {"section": section, "split": split, "device": device, "output": output}
+    if runs:
+        from cgdpm_med.apps.calibrate_slices import calibrate_runs
+
+        refuse_others(context, {name for name in context.params if name != "spacing"})
+        result = calibrate_runs(source, runs, **where, **changes)
+    else:
+        result = run(source, bundle=heart, spacing=voxel_size(spacing), **where, **changes)
     if as_json:
         print_json(result)
     else:
