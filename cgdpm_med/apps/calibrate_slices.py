@@ -33,6 +33,7 @@ from cgdpm_med.inference.segmenter import choose_device
 from cgdpm_med.metrics.calibration import fit_temperature
 from cgdpm_med.metrics.masks import foreground_region
 
+
 @dataclass(frozen=True, eq=False)
 class KnownPixels:
     """Probabilities (C, N) float32 of an image's pixels, and their true classes (N,) uint8."""

@@ -115,7 +115,7 @@ def _segment_one(
 ) -> dict[str, Any]:
     loaded = load_image(files, len(segmenter.input.names))
     mask = segmenter(loaded, key)
-    record = {"case": key, "files": save_mask(mask, loaded, out, key, segmenter.labels)}
+    record: dict[str, Any] = {"case": key, "files": save_mask(mask, loaded, out, key, segmenter.labels)}
     record |= described(mask, loaded, segmenter.labels)
     page.add(key, record["doubt"], loaded, mask)
     return record

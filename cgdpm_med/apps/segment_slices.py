@@ -230,7 +230,7 @@ def load_segmenters(runs: Sequence[str | Path], **overrides: Any) -> SliceSegmen
 
 def _differing(one: SliceSegmenter, other: SliceSegmenter) -> str:
     """What two networks see or name differently, in words; "" where nothing is."""
-    pairs = {
+    pairs: dict[str, list[Any]] = {
         "other labels": [each.labels.names for each in (one, other)],
         "other channels": [(each.input.names, each.predictor.out_channels) for each in (one, other)],
         "another spacing": [each.input.spacing for each in (one, other)],

@@ -154,9 +154,12 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
     _write_json(run / "configs" / "metadata.json", metadata(planned))
     _write_json(run / SPLIT, {**planned.parts, "trained_on": sorted(planned.parts["train"])})
     task = {"name": planned.dataset.name, "labels": planned.seen.labels, "channels": planned.seen.channels}
-    _write_json(
-        run / TASK, {**task, "patients": wishes.patients, "wishes": asdict(wishes), "fingerprint": asdict(planned.seen)}
-    )
+    names = {
+        "values": {str(value): number for value, number in planned.dataset.values.items()},
+        "keys": {example.key: example.patient for example in planned.dataset.labelled},
+    }
+    of_user = {"patients": wishes.patients, "wishes": asdict(wishes)}
+    _write_json(run / TASK, {**task, **names, **of_user, "fingerprint": asdict(planned.seen)})
     _write(run / "docs" / "README.md", planned.page + _USE)
     write_plan(planned.plan, run / PLAN)
 

@@ -80,7 +80,12 @@ def _of_patient(example: Example, match: re.Match[str] | None) -> Example:
     if match is None:
         remedy = "Give a pattern that every name matches, such as ^([^_]+)"
         raise InputError("no patient is found in its name", path=example.images[0], remedy=remedy)
-    return replace(example, patient=match.group(1) if match.groups() else match.group(0))
+    return replace(example, patient=patient_in(match))
+
+
+def patient_in(match: re.Match[str]) -> str:
+    """What a pattern found: its first group, or all that it matched."""
+    return match.group(1) if match.groups() else match.group(0)
 
 
 def stem(path: str | Path) -> str:

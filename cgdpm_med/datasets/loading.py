@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,7 @@ def load_example(dataset: DataSet, example: Example, channels: int | None = None
     return Loaded(loaded.image, loaded.spacing, loaded.view, loaded.grid, shown)
 
 
-def input_files(
-    source: Path, channels: int | None = None
-) -> tuple[dict[str, tuple[Path, ...]], dict[str, InputError]]:
+def input_files(source: Path, channels: int | None = None) -> tuple[dict[str, tuple[Path, ...]], dict[str, InputError]]:
     """Images to segment by name: a file, or those of a folder, whose channels ``_0000``, ``_0001`` are grouped.
 
     Files are channels of one image where their numbers count from 0 to ``channels`` - 1; with one channel that is
@@ -175,8 +173,7 @@ def input_files(
 def _image_folder(source: Path) -> Path:
     """The folder, or the one inside it in which data sets keep what is to be segmented."""
     if source.is_dir() and not any(path.is_file() and is_data(path) for path in source.iterdir()):
-        inside = next((source / name for name in ("imagesTs", "images") if (source / name).is_dir()), source)
-        return inside
+        return next((source / name for name in ("imagesTs", "images") if (source / name).is_dir()), source)
     return source
 
 

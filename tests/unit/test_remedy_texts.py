@@ -28,6 +28,7 @@ COMMANDS_OF = {
     "evaluation/calibrate": {"calibrate"},
     "studies/cases": {"segment"},
     "evaluation/compare": {"compare"},
+    "apps/calibrate_slices": {"calibrate"},
     "apps/dicom_seg": {"segment"},
     "evaluation/case": {"evaluate"},
     "heart/checks": {"segment"},

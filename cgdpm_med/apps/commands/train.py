@@ -130,13 +130,13 @@ def calibrate(
     """Fit probabilities and intervals to patients of known truth, for these weights and settings.
 
     Patients that trained the network are refused. Segment applies the result by default; masks and values stay as they
-    are, probabilities, entropy maps and 90 % intervals change. Intervals, which hearts have, need nine patients or more.
+    are, probabilities, entropy maps and 90 % intervals change. Intervals, of hearts, need nine patients.
     """
     from cgdpm_med.evaluation.calibrate import calibrate as run
     from cgdpm_med.evaluation.calibrate import format_calibration
 
     heart, runs = chosen_bundle(bundle)
-    changes = {
+    changes: dict[str, Any] = {
         "members": members,
         "steps": steps,
         "timesteps": visited_timesteps(timesteps, steps),
