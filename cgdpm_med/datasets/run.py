@@ -62,6 +62,11 @@ class Run:
         return list(self.task["labels"])
 
     @property
+    def guidance(self) -> int:
+        """Training steps of a guidance network; 0 without one."""
+        return int(self.task.get("guidance", 0))
+
+    @property
     def classes(self) -> int:
         """The background included."""
         return len(self.labels) + 1

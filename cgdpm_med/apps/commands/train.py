@@ -38,6 +38,7 @@ Patients = Annotated[
 Folds = Annotated[int | None, typer.Option(min=2, help="Cross-validation in so many folds.")]
 Fold = Annotated[int | None, typer.Option(min=0, help="Which fold validates, from 0.")]
 SplitSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Of split and training.", show_default="0")]
+Guidance = Annotated[bool, typer.Option("--guidance", help="Train a guidance network after the denoiser, too.")]
 DataSetPath = Annotated[
     Path,
     typer.Argument(
@@ -55,6 +56,7 @@ def plan(
     folds: Folds = None,
     fold: Fold = None,
     seed: SplitSeed = None,
+    guidance: Guidance = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -63,7 +65,7 @@ def plan(
 
     from cgdpm_med.apps.train import Wishes, plan_dataset
 
-    wishes = Wishes(hours, iterations, tuple(settings or ()), patients, folds, fold, seed)
+    wishes = Wishes(hours, iterations, tuple(settings or ()), patients, folds, fold, seed, guidance)
     planned = plan_dataset(source, wishes, device=device)
     if as_json:
         print_json({"fingerprint": asdict(planned.seen), "plan": asdict(planned.plan), "split": dict(planned.parts)})
@@ -81,17 +83,18 @@ def train(
     folds: Folds = None,
     fold: Fold = None,
     seed: SplitSeed = None,
+    guidance: Guidance = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Train a segmentation of your own classes: plan, split by patient, train, score on the test part.
+    """Train a segmentation of your own classes: plan, split by patient, train, calibrate, score on the test part.
 
     The same command with DATA and RUN alone continues a run that was stopped. Then: segment IN OUT --bundle RUN.
     """
     from cgdpm_med.apps.train import Wishes
     from cgdpm_med.apps.train import train as run_training
 
-    wishes = Wishes(hours, iterations, tuple(settings or ()), patients, folds, fold, seed)
+    wishes = Wishes(hours, iterations, tuple(settings or ()), patients, folds, fold, seed, guidance)
     result = run_training(source, run, wishes, device=device, say=lambda text: typer.echo(text, err=True))
     if as_json:
         print_json(result)
@@ -99,7 +102,7 @@ def train(
     typer.echo(f"trained; weights in {result['weights']}")
     if result["test"]:
         dice = ", ".join(f"{name} {value:.4f}" for name, value in result["test"]["dice"].items())
-        typer.echo(f"Dice on {result['test']['images']} test images: {dice}")
+        typer.echo(f"Dice on {result['test']['images']} test images: {dice}; ECE {result['test']['ece']:.4f}")
 
 
 def calibrate(
