@@ -44,7 +44,9 @@ def contoured(image: Pixels, mask: NDArray[np.uint8], colours: Mapping[int, str]
     """An enlarged image with the outline of every class of a mask (H, W) in its colour ``#rrggbb``."""
     picture, large = enlarged(image, side).copy(), enlarged(mask, side)
     for number, colour in colours.items():
-        picture[outline(large == number)] = tuple(bytes.fromhex(colour[1:]))
+        line = outline(large == number)
+        thick = line | outline((large == number) & ~line)
+        picture[thick] = tuple(bytes.fromhex(colour[1:]))
     return picture
 
 
@@ -54,12 +56,22 @@ def doubtful(entropy: NDArray[np.float32], side: int = TILE) -> Pixels:
     return enlarged(grey, side)[..., None].repeat(3, axis=2)
 
 
-def table_of(rows: Sequence[Sequence[Pixels]], headings: Sequence[str], names: Sequence[str] = ()) -> Pixels:
-    """Tiles in rows under headings, every row with its name above it."""
+def table_of(
+    rows: Sequence[Sequence[Pixels]],
+    headings: Sequence[str],
+    names: Sequence[str] = (),
+    legend: Sequence[tuple[str, str]] = (),
+) -> Pixels:
+    """Tiles in rows under headings, every row with its name above it, and below all what colours mean.
+
+    Args:
+        legend: colour ``#rrggbb`` and name.
+    """
     width = max(tile.shape[1] for row in rows for tile in row)
     heights = [max(tile.shape[0] for tile in row) for row in rows]
     lines = HEADING if names else 0
-    size = (len(headings) * (width + GAP), HEADING + sum(height + lines + GAP for height in heights))
+    below = HEADING if legend else 0
+    size = (len(headings) * (width + GAP), HEADING + sum(height + lines + GAP for height in heights) + below)
     canvas = Image.new("RGB", size, "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
     for column, heading in enumerate(headings):
@@ -71,6 +83,11 @@ def table_of(rows: Sequence[Sequence[Pixels]], headings: Sequence[str], names: S
         for column, tile in enumerate(row):
             canvas.paste(Image.fromarray(tile), (column * (width + GAP), top + lines))
         top += height + lines + GAP
+    left = 2.0
+    for colour, name in legend:
+        pen.rectangle((left, top + 5, left + 12, top + 15), fill=colour)
+        pen.text((left + 18, top + 2), name, "black", font)
+        left += 36 + pen.textlength(name, font)
     return np.asarray(canvas)
 
 

@@ -57,8 +57,8 @@ class ValidationPictures:
         """(H, W, 3), a row for each case."""
         rows = [self._row(number, *case) for number, case in enumerate(self.cases)]
         names = [f"case {number + 1}, slice {z + 1}" for number, (_, _, _, z) in enumerate(self.cases)]
-        legend = ", ".join(f"{name} {self.labels.colour_of(n)}" for n, name in self.labels.by_number.items())
-        return table_of(rows, [HEADINGS[0], HEADINGS[1], f"{HEADINGS[2]}: {legend}"[:40], HEADINGS[3]], names)
+        legend = list(zip(self.labels.colours, self.labels.names, strict=True))
+        return table_of(rows, HEADINGS, names, legend)
 
     def _row(self, number: int, condition: Tensor, image: Tensor, label: Tensor, z: int) -> list[Pixels]:
         device = next(self.predictor.parameters()).device
