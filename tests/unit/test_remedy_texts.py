@@ -29,6 +29,7 @@ COMMANDS_OF = {
     "studies/cases": {"segment"},
     "apps/cluster": {"segment"},
     "evaluation/compare": {"compare"},
+    "apps/calibrate_slices": {"calibrate"},
     "apps/dicom_seg": {"segment"},
     "evaluation/case": {"evaluate"},
     "apps/export": {"export"},
