@@ -131,10 +131,10 @@ def test_a_packed_dataset_trains_on_the_same_pixels(tmp_path: Path) -> None:
     assert "Height" not in (tmp_path / "pack" / "patient002" / "Info.cfg").read_text()
     config = ConfigParser()
     config.read_config([REPO / "bundles/acdc_segmentation/configs/train.yaml"])
-    whole = config.get_parsed_content("train_preprocessing")
+    whole = config.get_parsed_content("train#preprocessing")
     config = ConfigParser()
     config.read_config([REPO / "bundles/acdc_segmentation/configs/train.yaml", REPO / "configs/packed.yaml"])
-    again = config.get_parsed_content("train_preprocessing")
+    again = config.get_parsed_content("train#preprocessing")
     for before, after in zip(items, packed, strict=True):
         original, copy = read_volume(before["image"]), read_volume(after["image"])
         assert copy.grid.spatial_shape == (197, 198, 3)

@@ -21,8 +21,9 @@ from cgdpm_med import InputError, Volume, find_cases, read_volume, segment_all
 from cgdpm_med.apps.cli import app
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.phantom import write_phantom_dataset
-from cgdpm_med.studies.cases import CINES, pair_masks, search
+from cgdpm_med.studies.cases import CINES, search
 from cgdpm_med.studies.folders import LABEL_MAPS, OTHER_VIEWS, PICTURES, RESULTS, FolderWarning, is_label_map, is_volume
+from cgdpm_med.studies.mask_pairs import pair_masks
 from cgdpm_med.studies.phases import cine_of, phase_pairs
 
 AFFINE = np.diag([-1.5, -1.5, 8.0, 1.0])

@@ -119,13 +119,12 @@ TRAINING = [
 @pytest.mark.parametrize("names", TRAINING, ids="+".join)
 def test_training_reads_training_patients_and_selects_by_validation(cohort: Path, names: list[str]) -> None:
     parser = parser_of(cohort, names, phantom_folders=[])
-    train, validation = (patients_of(parser, key) for key in ("train_data", "validation_volumes#data"))
+    train, validation = (patients_of(parser, key) for key in ("train#dataset#data", "validate#dataset#data"))
     assert train == set(SPLIT["train"])
     assert validation == set(SPLIT["validation"])
     # the loaders take these lists and no others
-    assert parser["train_volumes"]["data"] == "@train_data"
-    assert parser["train_slices"]["volumes"] == "@train_volumes"
-    assert parser["validation_loader"]["dataset"] == "@validation_volumes"
+    assert parser["train"]["slices"]["volumes"] == "@train#dataset"
+    assert parser["validate"]["dataloader"]["dataset"] == "@validate#dataset"
 
 
 def test_the_processes_of_several_gpus_share_the_validation_patients(
@@ -138,8 +137,8 @@ def test_the_processes_of_several_gpus_share_the_validation_patients(
     for rank in range(3):
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
         parser = parser_of(cohort, ["train", "multi_gpu_train"])
-        shares.append([item["key"] for item in parser.get_parsed_content("validation_volumes#data")])
-        assert patients_of(parser, "train_data") == set(SPLIT["train"])
+        shares.append([item["key"] for item in parser.get_parsed_content("validate#dataset#data")])
+        assert patients_of(parser, "train#dataset#data") == set(SPLIT["train"])
     assert sorted(chain(*shares)) == [item["key"] for item in acdc_datalist(cohort, "validation")]
 
 

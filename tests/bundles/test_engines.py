@@ -190,10 +190,10 @@ def test_random_states_of_every_source_come_back(tmp_path: Path) -> None:
 
 KILL = """
 imports: [$import os, $import torch, $import monai, $import ignite, $import cgdpm_med]
+third: $ignite.engine.Events.ITERATION_COMPLETED(once=3)
 run:
-  - $@state.attach_saving(@trainer)
-  - "$@trainer.add_event_handler(ignite.engine.Events.ITERATION_COMPLETED(once=3), lambda: os.kill(os.getpid(), 9))"
-  - $@trainer.run()
+  - "$@train#trainer.add_event_handler(@third, lambda: os.kill(os.getpid(), 9))"
+  - $@train#trainer.run()
 """
 
 
@@ -210,7 +210,7 @@ def bundle_command(dataset: Path, output: Path, *more: Path) -> list[str]:
         "precision": "float32",
         "epochs": "2",
         "batch_size": "4",
-        "validate_every": "1",
+        "val_interval": "1",
         "channels": "[8,16]",
         "network_def#attention_levels": "[false,true]",
         "field": "24",

@@ -216,7 +216,7 @@ def test_every_region_has_sides_that_its_network_takes(more: tuple[str, ...], tm
     """A heart of any size: the side of its region is a multiple of what the network halves."""
     metadata = str(BUNDLE / "configs" / "metadata.json")
     files = [str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", *more)]
-    parser = ConfigWorkflow(files, metadata, logging_file=False, dataset_dir=str(tmp_path), train_data=[]).parser
+    parser = ConfigWorkflow(files, metadata, logging_file=False, **{"train#dataset#data": []}).parser
     network, description = (parser.get_parsed_content(name) for name in ("network_def", "description"))
     save_model(tmp_path / "model.pt", network, description)
     inference = ConfigWorkflow(str(BUNDLE / "configs" / "inference.yaml"), metadata, logging_file=False)
