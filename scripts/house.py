@@ -189,9 +189,7 @@ def main() -> None:
         files, steps = walked()
         rooms = Counter(file.partition("/")[0] for file in files)
         lines = sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in files)
-        print(
-            f"segment of one volume: {len(files)} files, {steps} changes of file ({_listed(rooms)}); they have {lines} lines"
-        )
+        print(f"segment of one volume: {len(files)} files of {lines} lines, {steps} changes of file ({_listed(rooms)})")
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -25,6 +25,7 @@ from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, slice_input
 from cgdpm_med.datasets.split import make_split, of_part
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.inference.segmenter import choose_device
+from cgdpm_med.runtime.batching import free_memory
 from cgdpm_med.training.step_time import step_seconds
 
 CONFIGS = ("train.yaml", "train_guidance.yaml", "inference.yaml", "evaluate.yaml")
@@ -130,16 +131,6 @@ def _check_marked(dataset: DataSet, parts: Mapping[str, tuple[str, ...]]) -> Non
         if not any(each.label is not None and each.label.any() for each in loaded):
             remedy = "Give more patients with marked structures, or another --seed"
             raise InputError(f"has only empty label maps in its {part} part", path=dataset.root, remedy=remedy)
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that a device has free, about."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
-        return 8e9
 
 
 # --- the bundle -------------------------------------------------------------------------------------------------------

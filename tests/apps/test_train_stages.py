@@ -13,23 +13,21 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPO
+from quick_runs import WISHES, blobs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_use_of_runs import SETTINGS, blobs
 
 from cgdpm_med import load_model
 from cgdpm_med.apps.segment_slices import load_segmenter
-from cgdpm_med.apps.train import Wishes, train
+from cgdpm_med.apps.train import train
 from cgdpm_med.apps.train_stages import finished
 from cgdpm_med.models.weights import read_content
 
 pytestmark = [pytest.mark.usefixtures("leaves_no_determinism"), pytest.mark.slow]
-WISHES = Wishes(iterations=10, settings=(*SETTINGS, "epoch=5"), patients="^([^_]+)", guidance=True)
-
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from test_train_stages import WISHES
+from quick_runs import WISHES
 from cgdpm_med.apps import calibrate_slices
 from cgdpm_med.apps.train import train
 from cgdpm_med.training.engines import BestWeights, TrainingState
@@ -62,7 +60,7 @@ train(sys.argv[1], sys.argv[2], WISHES, device="cpu")
 
 def train_apart(data: Path, run: Path, place: str) -> int:
     """The exit status of a process that trains, and kills itself at a place."""
-    paths = [str(REPO), str(REPO / "tests"), str(REPO / "tests" / "apps"), str(REPO / "tests" / "unit")]
+    paths = [str(REPO), str(REPO / "tests"), str(REPO / "tests" / "helpers")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, str(data), str(run), place]
     return subprocess.run(command, env=environment, check=False, capture_output=True).returncode
