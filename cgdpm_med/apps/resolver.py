@@ -203,7 +203,7 @@ class SuperResolver:
         if classes is None and self.class_index is not None:
             classes = [self.class_index] * len(images)
         if classes is not None:
-            condition = append_class(condition, torch.tensor(classes))
+            condition = append_class(condition, torch.as_tensor(classes))
         elif any(isinstance(m, ClassConditioned) for m in self.predictor.denoiser.modules()):
             raise InputError(
                 "the network needs the class of the images",

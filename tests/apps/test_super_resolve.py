@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from small_resolver import BUNDLE, save_small_model, small_unet
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -27,8 +28,6 @@ from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.files import InputError
 from cgdpm_med.images import Picture, read_picture, write_picture
 from cgdpm_med.inference.predictor import DiffusionPredictor
-from cgdpm_med.models import describe, save_model
-from cgdpm_med.networks.unet import ConditionalUNet
 from cgdpm_med.volumes import read_volume, refined_grid
 
 SCHEDULE = NoiseSchedule(prediction_type="sample")
@@ -60,29 +59,7 @@ def repeated(array: np.ndarray, factor: int = FACTOR) -> np.ndarray:
     return array.repeat(factor, 0).repeat(factor, 1)
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 # --- any size ---------------------------------------------------------------------------------------------------------
-
-
-def small_unet(cond_scale: int = 4) -> ConditionalUNet:
-    torch.manual_seed(0)
-    network = ConditionalUNet(
-        in_channels=3,
-        cond_channels=3,
-        out_channels=3,
-        channels=(8, 16),
-        num_res_blocks=1,
-        attention_levels=(False, False),
-        cond_scale=cond_scale,
-    )
-    for parameter in network.parameters():  # the untrained head and residual paths are zero, which would hide windows
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.05)
-    return network.eval()
 
 
 @pytest.mark.parametrize("size", [(5, 7), (8, 3), (16, 16)])
@@ -404,40 +381,6 @@ def test_adm_weights(adm_file: Path) -> None:
         load_resolver(adm_file.with_name("absent.pt"))
     with pytest.raises(InputError, match=r"only a bundle says .* Give --bundle"):
         load_resolver(adm_file, class_index=1, guidance_scale=1.0)
-
-
-BUNDLE = """
-imports:
-  - $import cgdpm_med
-bundle_root: .
-weights: $@bundle_root + '/models/model.pt'
-guidance_weights: $@bundle_root + '/models/guidance.pt'
-guidance_scale: 0.0
-device: cpu
-window: 16
-members: 1
-steps: 2
-model: $cgdpm_med.load_model(@weights)
-resolver:
-  _target_: cgdpm_med.SuperResolver
-  predictor:
-    _target_: cgdpm_med.DiffusionPredictor
-    denoiser: $@model.network
-    guide: $@model.guide(@guidance_weights) if @guidance_scale else None
-    guidance_scale: '@guidance_scale'
-    schedule: $@model.schedule
-    target: $@model.target
-    steps: '@steps'
-    members: '@members'
-  window: '@window'
-  device: '@device'
-"""
-
-
-def save_small_model(path: Path, guides: Path | None = None) -> None:
-    network = small_unet(cond_scale=2)
-    picture = {"kind": "picture", "window": 16}
-    save_model(path, network, describe(network, ImageTarget(3, 2), NoiseSchedule(), picture, guides=guides))
 
 
 def test_the_command_with_a_bundle(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from label_files import heart, renamed, write_labels
 from nifti_files import OBLIQUE, nifti, save
 from remedies import Attempts, Words, elsewhere, folder, says
 from scans import PLAIN
+from small_resolver import BUNDLE, save_small_model
 from stubs import Thresholder
-from test_super_resolve import BUNDLE, save_small_model
 
 from cgdpm_med import (
     find_cases,
