@@ -129,16 +129,14 @@ _EXPORTS: dict[str, str] = {
     "training_data": "evaluation.training_patients",
     "QualityLimits": "inference.quality",
     "staple": "inference.staple",
-    "Options": "apps.pipeline",
+    "Options": "apps.segment_options",
 }
-
-_FORMER = {"FuseMembersd": "data.transforms"}  # names of version 0.1 that configurations of users hold
 
 __all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:
-    module = _EXPORTS.get(name) or _FORMER.get(name)
+    module = _EXPORTS.get(name)
     if module is None:
         raise AttributeError(f"module 'cgdpm_med' has no attribute {name!r}")
     value = getattr(import_module(f"cgdpm_med.{module}"), name)

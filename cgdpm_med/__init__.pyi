@@ -4,7 +4,8 @@ from cgdpm_med.apps.evaluate_pictures import (
     evaluate_super_resolution as evaluate_super_resolution,
     format_picture_summary as format_picture_summary,
 )
-from cgdpm_med.apps.pipeline import Options as Options, segment as segment, segment_all as segment_all
+from cgdpm_med.apps.pipeline import segment as segment, segment_all as segment_all
+from cgdpm_med.apps.segment_options import Options as Options
 from cgdpm_med.apps.super_resolve import (
     SuperResolver as SuperResolver,
     find_images as find_images,

@@ -13,7 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med.apps.pipeline import Options, segment_all
+from cgdpm_med.apps.pipeline import segment_all
+from cgdpm_med.apps.segment_options import Options
 from cgdpm_med.data.acdc import SECTIONS, acdc_datalist
 from cgdpm_med.evaluation.files import format_summary
 from cgdpm_med.evaluation.masks import evaluate_pairs

@@ -15,6 +15,7 @@ from cgdpm_med.evaluation.label_names import (
     label_set,
     match_labels,
     read_dataset_labels,
+    require_usual_numbers,
 )
 from cgdpm_med.evaluation.picture_masks import table_labels, value_labels
 from cgdpm_med.files import InputError
@@ -50,7 +51,8 @@ def find_labels(
     describes are read by their values, see :func:`~cgdpm_med.evaluation.picture_masks.value_labels`.
 
     Raises:
-        InputError: no structure is on both sides, or a file cannot be used.
+        InputError: no structure is on both sides; a file cannot be used; or references in ACDC's layout that nothing
+            names lie beside predictions that give ACDC's structures other numbers.
     """
     reference, prediction = reference_labels or labels, prediction_labels or labels
     if reference is None or prediction is None:  # a file that does not matter need not be readable
@@ -58,6 +60,8 @@ def find_labels(
         of_run = run.names if run else None
         with_references = _labels_with(references) or table_labels(references)
         with_predictions = _labels_of_predictions(predictions)
+        if reference is None and with_references is None and _in_acdc_layout(references):
+            require_usual_numbers(references, prediction or with_predictions or of_run or ACDC)
         told = with_references or of_run
         prediction = prediction or with_predictions or value_labels(predictions, told or reference) or told or ACDC
         told = with_predictions or of_run
@@ -69,6 +73,11 @@ def find_labels(
             or ACDC
         )
     return match_labels(reference, prediction)
+
+
+def _in_acdc_layout(place: Path) -> bool:
+    folder = place.parent if place.is_file() else place
+    return any(folder.rglob("Info.cfg"))
 
 
 def _labels_with(place: Path, above: int | None = None) -> LabelSet | None:

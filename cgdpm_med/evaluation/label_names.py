@@ -42,8 +42,11 @@ class LabelSet:
         """What may occur in a mask."""
         return {0, *self.names}
 
-    def require(self, mask: Volume) -> None:
+    def require(self, mask: Volume, option: str = "--labels") -> None:
         """Refuse a mask with other values.
+
+        Args:
+            option: of the command, with which they can be named.
 
         Raises:
             InputError: with those values.
@@ -53,11 +56,11 @@ class LabelSet:
             raise InputError(
                 f"holds {len(strange)} label values that have no name, such as {listed(strange, 3)}",
                 path=mask.path,
-                remedy="Give a mask, not an image; name its values with --labels",
+                remedy=f"Give a mask, not an image; name its values with {option}",
             )
         if strange:
             names = shlex.quote(",".join([str(self), *(f"{value}=NAME" for value in strange)]))
-            option = self.source if self.source.startswith("--") else "--labels"
+            option = self.source if self.source.startswith("--") else option
             raise InputError(
                 f"holds label values {listed(strange)}, which have no name",
                 path=mask.path,
@@ -154,6 +157,23 @@ def _value_and_name(key: str, value: Any) -> tuple[int, str]:
         if isinstance(name, str) and not isinstance(number, (list, dict, bool)) and str(number).isdecimal():
             return int(number), name
     raise InputError(f"has no single number for the label {key!r}")
+
+
+def require_usual_numbers(references: Path, predicted: LabelSet) -> None:
+    """Refuse to guess what references mean that nothing names: what is predicted, or the same structures as in ACDC.
+
+    Raises:
+        InputError: the two differ in a structure's number.
+    """
+    usual = {plain_name(name): value for value, name in ACDC.names.items()}
+    if all(usual.get(plain_name(name), value) == value for value, name in predicted.names.items()):
+        return
+    option = "--reference-labels"
+    raise InputError(
+        f"nothing says which value is which structure: {ACDC} as in ACDC, or {predicted} as it was predicted",
+        path=references,
+        remedy=f"Name the values with {option}, as in {option} {shlex.quote(str(ACDC))} , or in a dataset.json",
+    )
 
 
 # --- two sides --------------------------------------------------------------------------------------------------------

@@ -309,7 +309,7 @@ def _score_volume_and_ensemble(aligned: _Aligned) -> PairScores:
     pair = aligned.pair
     about = {"key": pair.key, "frame": pair.phase, "group": pair.group, "patient": pair.patient}
     result = score_segmentation(ensemble, aligned.truth, {"label": str(pair.reference), **about})
-    return PairScores([replace(result, confusion=_confusion(aligned), slices=_slices(aligned))])
+    return PairScores([replace(result, slices=_slices(aligned))])
 
 
 def _score_masks(aligned: _Aligned) -> CaseResult:

@@ -25,7 +25,7 @@ from test_cli import run
 from cgdpm_med import InputError, Options, Volume, segment_all
 from cgdpm_med.apps import dicom_seg
 from cgdpm_med.apps.dicom_seg import check_dicom_seg, write_dicom_seg
-from cgdpm_med.apps.pipeline import check_options
+from cgdpm_med.apps.segment_options import check_options
 from cgdpm_med.inference.labels import COLOURS
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter
 from cgdpm_med.studies.cases import find_cases

@@ -67,7 +67,8 @@ def test_every_import_is_declared(pyproject: dict[str, Any]) -> None:
     project = pyproject["project"]
     declared = {
         canonicalize_name(Requirement(text).name)
-        for text in [*project["dependencies"], *project["optional-dependencies"]["dicom"]]
+        for extra in ("dicom", "export")
+        for text in [*project["dependencies"], *project["optional-dependencies"][extra]]
     }
     imported = set()
     for path in (REPO / "cgdpm_med").rglob("*.py"):

@@ -15,7 +15,8 @@ from scans import AFFINE, PLAIN, scan, write_image
 from stubs import Oracle, Thresholder, segmentation_of
 
 from cgdpm_med import InputError, Options, find_cases, read_labels, segment_all, staple
-from cgdpm_med.apps.pipeline import check_options, segment_cases
+from cgdpm_med.apps.pipeline import segment_cases
+from cgdpm_med.apps.segment_options import check_options
 from cgdpm_med.heart.function import cardiac_function
 from cgdpm_med.inference.components import keep_largest
 from cgdpm_med.inference.quality import Finding, Quality

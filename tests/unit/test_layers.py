@@ -233,11 +233,6 @@ def test_the_front_door_is_narrow() -> None:
     assert unused == []
 
 
-def test_a_name_of_version_0_1_can_still_be_imported() -> None:
-    assert "FuseMembersd" not in cgdpm_med.__all__
-    assert vars(cgdpm_med)["__getattr__"]("FuseMembersd") is cgdpm_med.CombineMembersd
-
-
 @pytest.mark.parametrize("name", cgdpm_med.__all__)
 def test_front_door_names_resolve(name: str) -> None:
     value = getattr(cgdpm_med, name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,6 +94,17 @@ SpacingText = Annotated[
         show_default="the header's, by a rule",
     ),
 ]
+Dask = Annotated[
+    str | None,
+    typer.Option(
+        "--dask",
+        metavar="CLUSTER",
+        help="Workers of Dask do the work: local:2 for two processes, tcp://HOST:PORT of a scheduler, or slurm.",
+    ),
+]
+DaskConfig = Annotated[
+    Path | None, typer.Option("--dask-config", help="YAML file with jobs and cluster, for --dask slurm.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, for machines.")]
 
 
@@ -99,6 +112,22 @@ def exit_code(failed: Any) -> None:
     """End with exit code 1 if anything failed."""
     if failed:
         raise typer.Exit(1)
+
+
+@contextmanager
+def opened_engine(dask: str | None, config: Path | None) -> Iterator[Any]:
+    """What ``--dask`` names, until the work is done; this process where it is not given."""
+    from cgdpm_med.apps.engines import InProcess
+
+    if dask is None:
+        if config is not None:
+            raise typer.BadParameter("is for --dask slurm", param_hint="--dask-config")
+        yield InProcess()
+        return
+    from cgdpm_med.apps.cluster import open_cluster
+
+    with open_cluster(dask, config, say=lambda line: typer.echo(line, err=True)) as engine:
+        yield engine
 
 
 def print_json(value: Any) -> None:

@@ -11,6 +11,8 @@ from cgdpm_med.apps.commands.options import (
     AsJson,
     Bundles,
     Combination,
+    Dask,
+    DaskConfig,
     Device,
     GuidanceScale,
     Identity,
@@ -25,6 +27,7 @@ from cgdpm_med.apps.commands.options import (
     chosen_bundle,
     exit_code,
     guidance_timesteps,
+    opened_engine,
     print_json,
     refuse_others,
     visited_timesteps,
@@ -114,6 +117,8 @@ def segment(
         str | None,
         typer.Option(help="Do part i of n, such as 2/8.", show_default="torchrun's RANK and WORLD_SIZE"),
     ] = None,
+    dask: Dask = None,
+    dask_config: DaskConfig = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment cardiac MRI: masks with uncertainty maps on the grid of each input, function, checks and a report.
@@ -122,7 +127,7 @@ def segment(
     <name>_disagreement.nii.gz, <name>.html and <name>.json; several studies get cohort.csv and cohort.html.
     """
     heart, runs = chosen_bundle(bundle)
-    dials = {
+    dials: dict[str, Any] = {
         "members": members,
         "steps": steps,
         "timesteps": visited_timesteps(timesteps, steps),
@@ -138,9 +143,9 @@ def segment(
         result = _segment_slices(source, out, runs, device, dials, calibrated, calibration, pages)
         _report_segmented(result, out, as_json)
         return
-    from cgdpm_med.apps.pipeline import Options
     from cgdpm_med.apps.pipeline import segment as run
     from cgdpm_med.apps.resume import find_shard
+    from cgdpm_med.apps.segment_options import Options
 
     options = Options(
         write=tuple(output.strip() for output in write.split(",")),
@@ -153,24 +158,33 @@ def segment(
         pages=pages,
         dicom_seg=None if dicom_seg is None else dicom_seg.value,
         calibrate=calibrated,
-        calibration=calibration,
+        calibration=calibration and _reachable(calibration, dask),
         spacing=voxel_size(spacing),
         flip_slices=flip_slices,
     )
-    result = run(
-        source,
-        out,
-        bundle=heart,
-        device=device,
-        options=options,
-        resume=resume,
-        shard=find_shard(shard),
-        label_table=label_table,
-        series=_series_numbers(series),
-        combine=None if combine is None or combine is Combination.staple else combine.value,
-        **dials,
-    )
+    if dask and shard is not None:
+        raise typer.BadParameter("deals out all studies itself: leave out --shard", param_hint="--dask")
+    with opened_engine(dask, dask_config) as engine:
+        result = run(
+            _reachable(source, dask),
+            _reachable(out, dask),
+            bundle=str(_reachable(Path(heart), dask)) if Path(heart).is_dir() else heart,
+            device=device,
+            options=options,
+            resume=resume,
+            shard=None if dask else find_shard(shard),
+            engine=engine,
+            label_table=label_table,
+            series=_series_numbers(series),
+            combine=None if combine is None or combine is Combination.staple else combine.value,
+            **{**dials, "weights": weights and str(_reachable(weights, dask))},
+        )
     _report_segmented(result, out, as_json)
+
+
+def _reachable(path: Path, dask: str | None) -> Path:
+    """As workers with other working folders see it."""
+    return path.absolute() if dask else path
 
 
 def _report_segmented(result: Any, out: Path, as_json: bool) -> None:

@@ -127,6 +127,14 @@ def calibrate(
     output: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="calibration.json beside the weights")
     ] = None,
+    reference_labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="1=LV,2=Myo,3=RV",
+            help="Names of the references' label values.",
+            show_default="a dataset.json with them, else the model's numbers",
+        ),
+    ] = None,
     spacing: SpacingText = None,
     as_json: AsJson = False,
 ) -> None:
@@ -152,10 +160,17 @@ def calibrate(
     if runs:
         from cgdpm_med.apps.calibrate_slices import calibrate_runs
 
-        refuse_others(context, {name for name in context.params if name != "spacing"})
+        refuse_others(context, context.params.keys() - {"spacing", "reference_labels"})
         result = calibrate_runs(source, runs, **where, **changes)
     else:
-        result = run(source, bundle=heart, spacing=voxel_size(spacing), **where, **changes)
+        result = run(
+            source,
+            bundle=heart,
+            spacing=voxel_size(spacing),
+            reference_labels=reference_labels,
+            **where,
+            **changes,
+        )
     if as_json:
         print_json(result)
     else:
