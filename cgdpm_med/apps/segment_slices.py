@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -105,12 +106,16 @@ class SliceSegmenter:
     @torch.inference_mode()
     def drawn(self, loaded: Loaded, key: str, member_ids: Sequence[int]) -> Tensor:
         """These members on the image's own pixels, (K * channels, X, Y, Z)."""
-        seen, channels = self.input, self.predictor.out_channels
+        image = MetaTensor(self.prepared(loaded)[None].to(self.device), meta={"key": key})
+        infer = SliceEnsembleInferer(neighbours=self.input.neighbours)
+        members = infer(image, _Some(self.predictor, member_ids))  # type: ignore[arg-type]
+        plain = torch.as_tensor(members)[0].cpu().as_subclass(Tensor)
+        return back(plain, loaded, self.input, self.predictor.out_channels)
+
+    def prepared(self, loaded: Loaded) -> Tensor:
+        """The image as the network sees it, (C, X', Y', Z)."""
         bare = replace(loaded, label=None)
-        image = prepare(bare, seen, channels, multiple=self.model.multiple)["image"]
-        infer = SliceEnsembleInferer(neighbours=seen.neighbours)
-        members = infer(image[None].to(self.device), _Keyed(self.predictor, key, member_ids))[0].cpu()  # type: ignore[arg-type]
-        return back(members, loaded, seen, channels)
+        return prepare(bare, self.input, self.predictor.out_channels, multiple=self.model.multiple)["image"]
 
 
 class FoldSegmenter(SliceSegmenter):
@@ -141,11 +146,11 @@ class FoldSegmenter(SliceSegmenter):
         return combined(torch.cat(parts), loaded, self.predictor.out_channels, self.calibration)
 
 
-class _Keyed:
-    """A predictor that draws some members, with the noise of one image whatever place it has in a batch."""
+class _Some:
+    """A predictor that draws some of its members."""
 
-    def __init__(self, predictor: DiffusionPredictor, key: str, member_ids: Sequence[int]) -> None:
-        self.predictor, self.key, self.member_ids = predictor, key, member_ids
+    def __init__(self, predictor: DiffusionPredictor, member_ids: Sequence[int]) -> None:
+        self.predictor, self.member_ids = predictor, member_ids
         self.sampling = replace(predictor.sampling, members=len(member_ids))
 
     def __getattr__(self, name: str) -> Any:
@@ -153,8 +158,7 @@ class _Keyed:
 
     def ensemble(self, image: Tensor, keys: Sequence[str], **how: Any) -> Tensor:
         """As the predictor's."""
-        keyed = [f"{self.key}/{key}" for key in keys]
-        return self.predictor.ensemble(image, keys=keyed, member_ids=self.member_ids, **how)
+        return self.predictor.ensemble(image, keys=keys, member_ids=self.member_ids, **how)
 
 
 def combined(members: Tensor, loaded: Loaded, channels: int, calibration: Calibration | None = None) -> Mask:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, shared_path
+from monai.bundle import ConfigWorkflow, verify_metadata
+from monai.bundle import run as monai_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_use_of_runs import SETTINGS, blobs
 
-from cgdpm_med import load_model
 from cgdpm_med.apps.segment_slices import load_segmenter
 from cgdpm_med.apps.train import Wishes, train
 from cgdpm_med.apps.train_stages import finished
@@ -25,18 +27,24 @@ from cgdpm_med.models.weights import read_content
 pytestmark = [pytest.mark.usefixtures("leaves_no_determinism"), pytest.mark.slow]
 WISHES = Wishes(iterations=10, settings=(*SETTINGS, "epoch=5"), patients="^([^_]+)", guidance=True)
 
+PLACES = (
+    "denoiser, weights written and no checkpoint",
+    "denoiser, checkpoint written",
+    "guidance",
+    "calibration",
+    "nowhere",
+)
 KILLED = """
 import os, signal, sys
-from pathlib import Path
 import torch
-from test_train_stages import WISHES
+import ignite, monai, torch.utils.tensorboard
+from test_train_stages import PLACES, WISHES
 from cgdpm_med.apps import calibrate_slices
 from cgdpm_med.apps.train import train
 from cgdpm_med.training.engines import BestWeights, TrainingState
 from cgdpm_med.training.guidance import ReplayLoader
 
 torch.set_num_threads(1)
-place = sys.argv[3]
 
 def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -47,25 +55,33 @@ def after(function):
         kill()
     return run
 
-if place == "denoiser, weights written and no checkpoint":
-    BestWeights.update = after(BestWeights.update)
-elif place == "denoiser, checkpoint written":
-    TrainingState.save = after(TrainingState.save)
-elif place == "guidance":
-    told = ReplayLoader.set_epoch
-    ReplayLoader.set_epoch = lambda loader, epoch: kill() if epoch == 2 else told(loader, epoch)
-elif place == "calibration":
-    calibrate_slices.observed = kill
-train(sys.argv[1], sys.argv[2], WISHES, device="cpu")
+def die_at(place):
+    if place == PLACES[0]:
+        BestWeights.update = after(BestWeights.update)
+    elif place == PLACES[1]:
+        TrainingState.save = after(TrainingState.save)
+    elif place == PLACES[2]:
+        told = ReplayLoader.set_epoch
+        ReplayLoader.set_epoch = lambda loader, epoch: kill() if epoch == 2 else told(loader, epoch)
+    elif place == PLACES[3]:
+        calibrate_slices.observed = kill
+
+for place in PLACES:  # a child for each, since imports take longest
+    if not (child := os.fork()):
+        die_at(place)
+        train(sys.argv[1], sys.argv[2], WISHES, device="cpu")
+        os._exit(0)
+    print("status", os.waitpid(child, 0)[1], flush=True)
 """
 
 
-def train_apart(data: Path, run: Path, place: str) -> int:
-    """The exit status of a process that trains, and kills itself at a place."""
+def train_and_die(data: Path, run: Path) -> list[int]:
+    """How processes ended that trained one after the other, each killed at one of the places."""
     paths = [str(REPO), str(REPO / "tests"), str(REPO / "tests" / "apps"), str(REPO / "tests" / "unit")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, str(data), str(run), place]
-    return subprocess.run(command, env=environment, check=False, capture_output=True).returncode
+    command = [sys.executable, "-c", KILLED, str(data), str(run)]
+    found = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=280)
+    return [int(line.split()[1]) for line in found.stdout.splitlines() if line.startswith("status ")]
 
 
 def tensors(path: Path) -> dict[str, Any]:
@@ -86,15 +102,7 @@ def whole(data: Path) -> Path:
 
 def test_killed_in_every_stage_a_run_ends_as_one_that_was_not(data: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
-    for place in (
-        "denoiser, weights written and no checkpoint",
-        "denoiser, checkpoint written",
-        "guidance",
-        "calibration",
-    ):
-        assert train_apart(data, run, place) == -signal.SIGKILL, place
-    assert finished(run) == ["denoiser", "guidance"]
-    assert train_apart(data, run, "nowhere") == 0
+    assert train_and_die(data, run) == [signal.SIGKILL] * 4 + [0]
     for name in ("model.pt", "model_last.pt", "guidance/guidance.pt", "guidance/guidance_last.pt"):
         ends = [tensors(each / "models" / name) for each in (whole, run)]
         assert ends[0].keys() == ends[1].keys()
@@ -139,17 +147,58 @@ def test_tensorboard_shows_classes_learning_rate_bands_and_cases(whole: Path) ->
     assert (whole / "logs" / "tensorboard" / "guidance").is_dir()
 
 
-def test_a_run_is_moved_with_its_data(data: Path, whole: Path, tmp_path: Path) -> None:
-    import shutil
+def test_no_configuration_of_a_run_holds_a_path_of_this_machine(data: Path, whole: Path) -> None:
+    for path in (whole / "configs").iterdir():
+        if path.suffix == ".yaml":
+            assert str(data.parent) not in path.read_text()
 
-    from monai.bundle import ConfigParser
 
+# --- under MONAI ------------------------------------------------------------------------------------------------------
+
+
+def test_monai_finds_every_property_of_a_run(data: Path, whole: Path) -> None:
+    how = {"bundle_root": str(whole), "dataset_dir": str(data), "device": "$torch.device('cpu')"}
+    configs = whole / "configs"
+    meta = str(configs / "metadata.json")
+    training = ConfigWorkflow(str(configs / "train.yaml"), meta_file=meta, workflow_type="train", **how)
+    training.initialize()
+    assert training.check_properties() == []
+    how["dataset_dir"] = str(data / "images")
+    inference = ConfigWorkflow(str(configs / "inference.yaml"), meta_file=meta, workflow_type="inference", **how)
+    inference.initialize()
+    assert inference.check_properties() == []
+
+
+def test_the_metadata_of_a_run_are_of_monais_schema(whole: Path, tmp_path: Path) -> None:
+    schema = shutil.copyfile(shared_path("reference", "meta_schema_20240725.json"), tmp_path / "schema.json")
+    meta = str(whole / "configs" / "metadata.json")
+    verify_metadata(meta_file=meta, filepath=str(schema), hash_val="06954cad2cc5d3784e72077ac76f0fc8")
+
+
+def test_monais_command_and_engine_write_what_segment_writes(data: Path, whole: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {
+        "bundle_root": str(whole),
+        "dataset_dir": str(data / "images"),
+        "device": "$torch.device('cpu')",
+        "members": 2,
+        "steps": 1,
+    }
+    config = str(whole / "configs" / "inference.yaml")
+    monai_run("initialize", "run", config_file=config, output_dir=str(tmp_path / "run"), **how)
+    workflow = ConfigWorkflow(config, workflow_type="inference", output_dir=str(tmp_path / "engine"), **how)
+    workflow.initialize()
+    workflow.evaluator.run()
+    written = {path.name: path.read_bytes() for path in (tmp_path / "engine").iterdir()}
+    assert len(written) == 3 * 12
+    for name, content in written.items():
+        if name.endswith(".png"):
+            assert (tmp_path / "run" / name).read_bytes() == content, name
+
+
+def test_monai_trains_a_run_that_was_moved(data: Path, whole: Path, tmp_path: Path) -> None:
+    """From another folder, with the configuration's own way to the data; it is complete, so nothing changes."""
     shutil.copytree(data.parent, tmp_path / "moved")
-    parser = ConfigParser()
     run = tmp_path / "moved" / whole.name
-    parser.read_config(str(run / "configs" / "train.yaml"))
-    parser["bundle_root"] = str(run)
-    found = parser.get_parsed_content("dataset_dir")
-    assert Path(found).resolve() == (tmp_path / "moved" / data.name).resolve()
-    assert str(data) not in (run / "configs" / "train.yaml").read_text()
-    assert load_model(run / "models" / "model.pt").description.training is not None
+    monai_run("initialize", "run", config_file=str(run / "configs" / "train.yaml"), bundle_root=str(run))
+    ends = [tensors(each / "models" / "model_last.pt") for each in (whole, run)]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
