@@ -16,7 +16,8 @@ from torch import Tensor
 
 from cgdpm_med.console import input_error_behind
 from cgdpm_med.data.transforms import CombineMembersd
-from cgdpm_med.datasets.loading import Loaded
+from cgdpm_med.datasets.json_files import read_json
+from cgdpm_med.datasets.loading import Loaded, load_image
 from cgdpm_med.datasets.prepare import back, prepare
 from cgdpm_med.datasets.run import TASK
 from cgdpm_med.diffusion.ensemble import entropy
@@ -78,6 +79,23 @@ class SliceSegmenter:
         self.predictor = predictor.to(self.device)
         self.weights = tuple(Path(file) for file in weights)
         self.calibration: Calibration | None = None
+        self.pictures: bool | None = None
+
+    def loaded(self, files: Sequence[Path]) -> Loaded:
+        """The channels of an image together, once it is sure that they are of the kind that was trained on.
+
+        Raises:
+            InputError: as :func:`~cgdpm_med.datasets.loading.load_image`; for a volume where the network knows pictures,
+                or the other way round: nobody would know the size of a pixel.
+        """
+        image = load_image(files, len(self.input.names))
+        if self.pictures is not None and self.pictures != (image.grid is None):
+            kind = "picture" if image.grid is None else "volume"
+            known, remedy = (
+                ("pictures", "Save its slices as PNG") if self.pictures else ("volumes", "Give NIfTI volumes")
+            )
+            raise InputError(f"is a {kind}, the network was trained on {known}", path=files[0], remedy=remedy)
+        return image
 
     @property
     def labels(self) -> Labels:
@@ -130,7 +148,7 @@ class FoldSegmenter(SliceSegmenter):
         first = segmenters[0]
         weights = [file for segmenter in segmenters for file in segmenter.weights]
         super().__init__(first.model, first.predictor, first.device, weights)
-        self.segmenters, self.members = tuple(segmenters), members
+        self.segmenters, self.members, self.pictures = tuple(segmenters), members, first.pictures
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -205,6 +223,7 @@ def load_segmenter(run: str | Path, **overrides: Any) -> SliceSegmenter:
         raise
     except Exception as error:  # MONAI wraps whatever a configuration raises
         raise input_error_behind(error) or unusable(config, error) from error
+    segmenter.pictures = read_json(Path(run) / TASK).get("fingerprint", {}).get("pictures")
     return segmenter
 
 

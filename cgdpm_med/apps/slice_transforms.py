@@ -14,7 +14,7 @@ from monai.transforms import MapTransform
 from cgdpm_med.apps.segment_images import save_mask
 from cgdpm_med.apps.segment_slices import SliceSegmenter, combined
 from cgdpm_med.console import require_success
-from cgdpm_med.datasets.loading import input_files, load_image
+from cgdpm_med.datasets.loading import input_files
 from cgdpm_med.datasets.prepare import back
 
 
@@ -40,12 +40,9 @@ class PrepareSlicesd(MapTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             files = [Path(file) for file in out[key]]
-            prepared = self.segmenter.prepared(load_image(files, len(self.segmenter.input.names)))
-            meta = {
-                "filename_or_obj": str(files[0]),
-                "files": json.dumps([str(file) for file in files]),
-                "key": str(out["key"]),
-            }
+            prepared = self.segmenter.prepared(self.segmenter.loaded(files))
+            names = json.dumps([str(file) for file in files])  # as one text, which collating leaves alone
+            meta = {"filename_or_obj": str(files[0]), "files": names, "key": str(out["key"])}
             out[key] = MetaTensor(prepared, meta=meta)
         return out
 
@@ -61,10 +58,9 @@ class SaveSlicesd(MapTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             meta, channels = out["image"].meta, self.segmenter.predictor.out_channels
-            loaded = load_image([Path(file) for file in json.loads(meta["files"])], len(self.segmenter.input.names))
-            members = back(
-                torch.as_tensor(out[key]).cpu().as_subclass(torch.Tensor), loaded, self.segmenter.input, channels
-            )
+            loaded = self.segmenter.loaded([Path(file) for file in json.loads(meta["files"])])
+            plain = torch.as_tensor(out[key]).cpu().as_subclass(torch.Tensor)
+            members = back(plain, loaded, self.segmenter.input, channels)
             mask = combined(members, loaded, channels, self.segmenter.calibration)
             save_mask(mask, loaded, self.output_dir, str(meta["key"]), self.segmenter.labels)
             out[key] = torch.as_tensor(mask.mask)[None]

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cgdpm_med import __version__
@@ -124,12 +125,18 @@ def _step_seconds(plan: Plan, seen: Fingerprint, device: torch.device) -> float:
 
 
 def _check_marked(dataset: DataSet, parts: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise InputError where no structure is marked in a part that is needed."""
+    """Raise InputError where no structure is marked in a part that is needed, or one is never trained on."""
+    there: dict[str, set[int]] = {}
     for part in ("train", "validation"):
-        loaded = (load_example(dataset, example) for example in of_part(dataset, parts, part))
-        if not any(each.label is not None and each.label.any() for each in loaded):
+        loaded = (load_example(dataset, example).label for example in of_part(dataset, parts, part))
+        there[part] = {int(n) for label in loaded if label is not None for n in np.unique(label)} - {0}
+        if not there[part]:
             remedy = "Give more patients with marked structures, or another --seed"
             raise InputError(f"has only empty label maps in its {part} part", path=dataset.root, remedy=remedy)
+    if never := [name for n, name in enumerate(dataset.labels, start=1) if n not in there["train"]]:
+        what = f"has no {never[0]} in any label map of its train part"
+        remedy = "Take the name out of the labels, add patients who have it, or give another --seed"
+        raise InputError(what, path=dataset.root, remedy=remedy)
 
 
 def free_memory(device: torch.device) -> float:
