@@ -83,8 +83,9 @@ def main() -> None:
     y = np.load(wanted.slice)[None].astype(np.float32)
     shape = (wanted.members, about["channels"], *y.shape[2:])
     x_T = np.random.default_rng(wanted.seed).standard_normal(shape, dtype=np.float32)
-    graphs = (load_graph(wanted.exported, name, about) for name in ("condition", "denoiser"))
-    x_0 = sample(*graphs, y, x_T, about, wanted.steps)
+    condition = load_graph(wanted.exported, "condition", about)
+    denoiser = load_graph(wanted.exported, "denoiser", about)
+    x_0 = sample(condition, denoiser, y, x_T, about, wanted.steps)
     np.save(wanted.mask, probabilities(x_0, about["target"]["arguments"]["scale"]).mean(axis=0))
 
 

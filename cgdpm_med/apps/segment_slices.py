@@ -85,8 +85,8 @@ class SliceSegmenter:
         """The channels of an image together, once it is sure that they are of the kind that was trained on.
 
         Raises:
-            InputError: as :func:`~cgdpm_med.datasets.loading.load_image`; for a volume where the network knows pictures,
-                or the other way round: nobody would know the size of a pixel.
+            InputError: as :func:`~cgdpm_med.datasets.loading.load_image`; for a volume where the network knows
+                pictures, or the other way round: nobody would know the size of a pixel.
         """
         image = load_image(files, len(self.input.names))
         if self.pictures is not None and self.pictures != (image.grid is None):

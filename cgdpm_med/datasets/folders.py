@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med.data.acdc import ACDC_LABELS, acdc_datalist, acdc_patient_folders
+from cgdpm_med.data.acdc import ACDC_NAMES, acdc_datalist, acdc_patient_folders
 from cgdpm_med.datasets.dataset import DataSet, Example, by_stem, check_examples, data_files, partner
 from cgdpm_med.datasets.json_files import class_names, read_json, read_json_dataset
 from cgdpm_med.datasets.label_values import colour_code, found_classes
@@ -112,4 +112,4 @@ def _is_acdc(path: Path) -> bool:
 def _acdc(root: Path) -> DataSet:
     items = acdc_datalist(root, "all")
     examples = [Example(i["key"], (Path(i["image"]),), Path(i["label"]), i["patient"]) for i in items]
-    return DataSet("ACDC", root, tuple(ACDC_LABELS.values()), ("MR",), tuple(examples))
+    return DataSet("ACDC", root, ACDC_NAMES, ("MR",), tuple(examples))

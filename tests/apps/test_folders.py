@@ -13,7 +13,8 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from scans import PLAIN
-from stubs import Stub, Thresholder, segmentation_of
+from segmentations import segmentation_of
+from stubs import Stub, Thresholder
 from typer.testing import CliRunner
 
 from cgdpm_med import InputError, Volume, find_cases, read_volume, segment_all
@@ -34,7 +35,7 @@ class Bright(Stub):
     """Calls whatever is brighter than 50 left ventricle."""
 
     def __call__(self, volume: Volume, key: str, progress: object = None) -> Segmentation:
-        return segmentation_of(volume, key, 3 * (volume.data > 50).astype(np.uint8)[None])
+        return segmentation_of(3 * (volume.data > 50).astype(np.uint8)[None], volume, key)
 
 
 def save(path: Path, data: NDArray[np.generic] = IMAGE) -> Path:

@@ -10,8 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from data_sets import picture
 from PIL import Image
-from test_datasets import nnunet, picture  # noqa: F401
 from typer.testing import CliRunner
 
 from cgdpm_med import InputError, TrainingState, load_model
@@ -117,7 +117,7 @@ def test_a_stopped_run_ends_as_an_unstopped_one(blobs: Path, tmp_path: Path, mon
         train(blobs, tmp_path / "stopped", Wishes(iterations=5))
 
 
-def test_two_channels_two_classes_in_volumes(nnunet: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_two_channels_two_classes_in_volumes(nnunet: Path, tmp_path: Path) -> None:
     train(nnunet, tmp_path / "run", QUICK)
     segmenter = load_segmenter(tmp_path / "run", members=2, steps=1)
     assert segmenter.labels.names == ("zone", "lesion")

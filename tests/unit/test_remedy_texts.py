@@ -44,6 +44,8 @@ COMMANDS_OF = {
     "apps/segment_slices": {"segment"},
     "apps/study_run": {"segment"},
     "apps/super_resolve": {"super-resolve"},
+    "apps/load_resolver": {"super-resolve"},
+    "apps/resolver": {"super-resolve"},
     "apps/train": {"train"},
     "datasets/": {"plan", "train"},
     "evaluation/reference_labels": {"calibrate", "evaluate", "compare"},

@@ -127,7 +127,7 @@ def segment(
     <name>_disagreement.nii.gz, <name>.html and <name>.json; several studies get cohort.csv and cohort.html.
     """
     heart, runs = chosen_bundle(bundle)
-    dials: dict[str, Any] = {
+    dials = {
         "members": members,
         "steps": steps,
         "timesteps": visited_timesteps(timesteps, steps),
@@ -164,6 +164,8 @@ def segment(
     )
     if dask and shard is not None:
         raise typer.BadParameter("deals out all studies itself: leave out --shard", param_hint="--dask")
+    if weights is not None:
+        dials["weights"] = str(_reachable(weights, dask))
     with opened_engine(dask, dask_config) as engine:
         result = run(
             _reachable(source, dask),
@@ -177,7 +179,7 @@ def segment(
             label_table=label_table,
             series=_series_numbers(series),
             combine=None if combine is None or combine is Combination.staple else combine.value,
-            **{**dials, "weights": weights and str(_reachable(weights, dask))},
+            **dials,
         )
     _report_segmented(result, out, as_json)
 

@@ -160,17 +160,11 @@ def calibrate(
     if runs:
         from cgdpm_med.apps.calibrate_slices import calibrate_runs
 
-        refuse_others(context, context.params.keys() - {"spacing", "reference_labels"})
+        refuse_others(context, {name for name in context.params if name not in ("spacing", "reference_labels")})
         result = calibrate_runs(source, runs, **where, **changes)
     else:
-        result = run(
-            source,
-            bundle=heart,
-            spacing=voxel_size(spacing),
-            reference_labels=reference_labels,
-            **where,
-            **changes,
-        )
+        spaced = voxel_size(spacing)
+        result = run(source, bundle=heart, spacing=spaced, reference_labels=reference_labels, **where, **changes)
     if as_json:
         print_json(result)
     else:
