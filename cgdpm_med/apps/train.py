@@ -172,7 +172,7 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
     steps = max(1, round(GUIDANCE_SHARE * planned.plan.iterations)) if wishes.guidance else 0
     of_user = {"guidance": steps, "patients": wishes.patients, "wishes": asdict(wishes)}
     _write_json(run / TASK, {**task, **names, **of_user, "fingerprint": asdict(planned.seen)})
-    _write(run / "docs" / "README.md", planned.page + _USE)
+    _write(run / "docs" / "README.md", planned.page + "\n" + (templates / "use.md").read_text(encoding="utf-8"))
     write_plan(planned.plan, run / PLAN)
 
 
@@ -180,19 +180,6 @@ def _place_of(source: Path, run: Path) -> str:
     """The data set as seen from the run's folder, so that both can be moved together."""
     way = os.path.relpath(source.resolve(), run.resolve())
     return json.dumps(f"$os.path.join(@bundle_root, {way!r})")
-
-
-_USE = """
-## Use
-
-    cgdpm-med segment IMAGES OUT --bundle RUN
-
-`cgdpm-med train DATA RUN` continues the training where it was stopped. For research; not a medical device.
-
-`configs/train.yaml` finds the data set by its place relative to this folder. Move both together, or name it:
-
-    python -m monai.bundle run --config_file configs/train.yaml --bundle_root . --dataset_dir DATA
-"""
 
 
 def _write(path: Path, text: str) -> None:
