@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPO
-from test_datasets import picture, volume
+from data_sets import picture, volume
 from typer.testing import CliRunner
 
 from cgdpm_med.apps.cli import app

@@ -16,71 +16,23 @@ import torch
 from conftest import REPO, shared_path
 from monai.bundle import ConfigWorkflow, verify_metadata
 from monai.bundle import run as monai_run
+from small_runs import WISHES, blobs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_use_of_runs import SETTINGS, blobs
 
 from cgdpm_med.apps.segment_slices import load_segmenter
-from cgdpm_med.apps.train import Wishes, train
+from cgdpm_med.apps.train import train
 from cgdpm_med.apps.train_stages import finished
 from cgdpm_med.models.weights import read_content
 
 pytestmark = [pytest.mark.usefixtures("leaves_no_determinism"), pytest.mark.slow]
-WISHES = Wishes(iterations=10, settings=(*SETTINGS, "epoch=5"), patients="^([^_]+)", guidance=True)
-
-PLACES = (
-    "denoiser, weights written and no checkpoint",
-    "denoiser, checkpoint written",
-    "guidance",
-    "calibration",
-    "nowhere",
-)
-KILLED = """
-import os, signal, sys
-import torch
-import ignite, monai, torch.utils.tensorboard
-from test_train_stages import PLACES, WISHES
-from cgdpm_med.apps import calibrate_slices
-from cgdpm_med.apps.train import train
-from cgdpm_med.training.engines import BestWeights, TrainingState
-from cgdpm_med.training.guidance import ReplayLoader
-
-torch.set_num_threads(1)
-
-def kill(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def after(function):
-    def run(*arguments, **named):
-        function(*arguments, **named)
-        kill()
-    return run
-
-def die_at(place):
-    if place == PLACES[0]:
-        BestWeights.update = after(BestWeights.update)
-    elif place == PLACES[1]:
-        TrainingState.save = after(TrainingState.save)
-    elif place == PLACES[2]:
-        told = ReplayLoader.set_epoch
-        ReplayLoader.set_epoch = lambda loader, epoch: kill() if epoch == 2 else told(loader, epoch)
-    elif place == PLACES[3]:
-        calibrate_slices.observed = kill
-
-for place in PLACES:  # a child for each, since imports take longest
-    if not (child := os.fork()):
-        die_at(place)
-        train(sys.argv[1], sys.argv[2], WISHES, device="cpu")
-        os._exit(0)
-    print("status", os.waitpid(child, 0)[1], flush=True)
-"""
 
 
 def train_and_die(data: Path, run: Path) -> list[int]:
     """How processes ended that trained one after the other, each killed at one of the places."""
-    paths = [str(REPO), str(REPO / "tests"), str(REPO / "tests" / "apps"), str(REPO / "tests" / "unit")]
+    paths = [str(REPO), str(REPO / "tests"), str(REPO / "tests" / "helpers")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, str(data), str(run)]
-    found = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=280)
+    command = [sys.executable, str(REPO / "tests" / "helpers" / "small_runs.py"), str(data), str(run)]
+    found = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     return [int(line.split()[1]) for line in found.stdout.splitlines() if line.startswith("status ")]
 
 

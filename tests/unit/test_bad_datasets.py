@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_sets import change, every, grey, picture, square, volume
 from numpy.typing import NDArray
 from PIL import Image
-from test_datasets import change, every, grey, nnunet, picture, pictures, square, volume  # noqa: F401
 
 from cgdpm_med import InputError
 from cgdpm_med.apps.train import Wishes, plan_dataset
@@ -106,7 +106,7 @@ FAULTS: list[tuple[Change, str, Change]] = [
 
 
 @pytest.mark.parametrize(("fault", "words", "remedy"), FAULTS, ids=[fault.__name__ for fault, *_ in FAULTS])
-def test_a_fault_is_named_and_its_remedy_helps(pictures: Path, fault: Change, words: str, remedy: Change) -> None:  # noqa: F811
+def test_a_fault_is_named_and_its_remedy_helps(pictures: Path, fault: Change, words: str, remedy: Change) -> None:
     fault(pictures)
     with pytest.raises(InputError, match=words) as caught:
         plan_dataset(pictures, Wishes(iterations=2), device="cpu")
@@ -116,7 +116,7 @@ def test_a_fault_is_named_and_its_remedy_helps(pictures: Path, fault: Change, wo
     assert plan_dataset(pictures, Wishes(iterations=2), device="cpu").seen.examples == 4
 
 
-def test_pixels_to_ignore_beside_class_numbers_must_be_named(pictures: Path) -> None:  # noqa: F811
+def test_pixels_to_ignore_beside_class_numbers_must_be_named(pictures: Path) -> None:
     for n in range(4):
         mask = square(1) + square(2, at=8)
         mask[15] = 255
@@ -156,7 +156,7 @@ def test_images_of_16_bits_and_with_transparency_are_planned(tmp_path: Path) -> 
     assert len(plan_dataset(tmp_path, Wishes(iterations=2), device="cpu").seen.channels) == 3
 
 
-def test_three_images_are_enough_to_begin(pictures: Path) -> None:  # noqa: F811
+def test_three_images_are_enough_to_begin(pictures: Path) -> None:
     for folder in ("images", "masks"):
         (pictures / folder / "p3.png").unlink()
     parts = plan_dataset(pictures, Wishes(iterations=2), device="cpu").parts
@@ -166,7 +166,7 @@ def test_three_images_are_enough_to_begin(pictures: Path) -> None:  # noqa: F811
 # --- nnU-Net ------------------------------------------------------------------------------------------------------
 
 
-def test_files_of_another_ending_are_not_passed_over(nnunet: Path) -> None:  # noqa: F811
+def test_files_of_another_ending_are_not_passed_over(nnunet: Path) -> None:
     stray = nnunet / "imagesTr" / "case_9_0000.nii"
     volume(stray, np.zeros((8, 7, 3), np.float32))
     with pytest.raises(InputError, match=r"case_9_0000\.nii.*file_ending"):
@@ -175,13 +175,13 @@ def test_files_of_another_ending_are_not_passed_over(nnunet: Path) -> None:  # n
     assert len(read_dataset(nnunet).labelled) == 3
 
 
-def test_a_label_map_without_image(nnunet: Path) -> None:  # noqa: F811
+def test_a_label_map_without_image(nnunet: Path) -> None:
     volume(nnunet / "labelsTr" / "case_7.nii.gz", np.zeros((8, 7, 3), np.uint8))
     with pytest.raises(InputError, match=r"case_7\.nii\.gz.*no image"):
         read_dataset(nnunet)
 
 
-def test_a_number_of_cases_that_does_not_fit(nnunet: Path) -> None:  # noqa: F811
+def test_a_number_of_cases_that_does_not_fit(nnunet: Path) -> None:
     change(nnunet, numTraining=4)
     with pytest.raises(InputError, match="numTraining 4"):
         read_dataset(nnunet)
@@ -189,7 +189,7 @@ def test_a_number_of_cases_that_does_not_fit(nnunet: Path) -> None:  # noqa: F81
     assert len(read_dataset(nnunet).labelled) == 3
 
 
-def test_channels_are_grouped_where_their_numbers_say_so(nnunet: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_channels_are_grouped_where_their_numbers_say_so(nnunet: Path, tmp_path: Path) -> None:
     found, failed = input_files(nnunet / "imagesTs", 2)
     assert {key: len(files) for key, files in found.items()} == {"case_3": 2}
     assert not failed
