@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from cgdpm_med.datasets.fingerprint import Fingerprint, fingerprint
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.loading import load_example
-from cgdpm_med.datasets.plan import Plan, make_plan, parse_settings, plan_page, write_plan
+from cgdpm_med.datasets.plan import Plan, make_plan, parse_settings, plan_page, read_plan, write_plan
 from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, slice_input
 from cgdpm_med.datasets.split import make_split, of_part
 from cgdpm_med.files import InputError, atomic_write
@@ -169,7 +169,7 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
         "values": {str(value): number for value, number in planned.dataset.values.items()},
         "keys": {example.key: example.patient for example in planned.dataset.labelled},
     }
-    steps = max(1, round(GUIDANCE_SHARE * planned.plan.iterations)) if wishes.guidance else 0
+    steps = guidance_steps(planned.plan) if wishes.guidance else 0
     of_user = {"guidance": steps, "patients": wishes.patients, "wishes": asdict(wishes)}
     _write_json(run / TASK, {**task, **names, **of_user, "fingerprint": asdict(planned.seen)})
     _write(run / "docs" / "README.md", planned.page + "\n" + (templates / "use.md").read_text(encoding="utf-8"))
@@ -264,10 +264,7 @@ def train(
     """
     source, run, wishes = Path(source), Path(run), wishes or Wishes()
     if (run / PLAN).is_file():
-        begun = read_json(run / TASK)["wishes"]
-        if not wishes.none and json.loads(json.dumps(asdict(wishes))) != begun:
-            remedy = "Leave the options out to continue it, or give another folder"
-            raise InputError("is planned already, with other options", path=run, remedy=remedy)
+        _take_up(run, wishes)
         say(f"continuing {run}")
     else:
         _check_new(run)
@@ -276,6 +273,27 @@ def train(
         say(planned.page)
     test = run_stages(source, run, choose_device(device), say)
     return {"run": str(run), "weights": str(run / WEIGHTS), "test": test}
+
+
+def _take_up(run: Path, wishes: Wishes) -> None:
+    """Go on with a run as it was planned; a guidance network may still be asked for.
+
+    Raises:
+        InputError: for other wishes.
+    """
+    task = read_json(run / TASK)
+    begun, asked = task["wishes"], json.loads(json.dumps(asdict(wishes)))
+    if not replace(wishes, guidance=False).none and {**asked, "guidance": begun["guidance"]} != begun:
+        remedy = "Leave the options out to continue it, or give another folder"
+        raise InputError("is planned already, with other options", path=run, remedy=remedy)
+    if wishes.guidance and not task["guidance"]:
+        steps = guidance_steps(read_plan(run / PLAN))
+        _write_json(run / TASK, {**task, "guidance": steps, "wishes": {**begun, "guidance": True}})
+
+
+def guidance_steps(plan: Plan) -> int:
+    """Training steps of a guidance network."""
+    return max(1, round(GUIDANCE_SHARE * plan.iterations))
 
 
 def _check_new(run: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from monai.bundle import run as monai_run
 from small_runs import WISHES, blobs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cgdpm_med import InputError
 from cgdpm_med.apps.segment_slices import load_segmenter
 from cgdpm_med.apps.train import train
-from cgdpm_med.apps.train_stages import finished
+from cgdpm_med.apps.train_stages import STAGES, finished
 from cgdpm_med.models.weights import read_content
 
 pytestmark = [pytest.mark.usefixtures("leaves_no_determinism"), pytest.mark.slow]
@@ -64,7 +66,7 @@ def test_killed_in_every_stage_a_run_ends_as_one_that_was_not(data: Path, whole:
 
 
 def test_all_stages_leave_their_files_and_are_done_once(data: Path, whole: Path) -> None:
-    assert finished(whole) == ["denoiser", "guidance", "calibration", "test"]
+    assert finished(whole, [*STAGES]) == [*STAGES]
     before = {path: path.stat().st_mtime_ns for path in (whole / "models").rglob("*") if path.is_file()}
     again = train(data, whole, WISHES, device="cpu")
     assert before == {path: path.stat().st_mtime_ns for path in (whole / "models").rglob("*") if path.is_file()}
@@ -83,8 +85,19 @@ def test_the_guidance_network_guides_the_masks(whole: Path) -> None:
 def test_a_stage_whose_weights_are_gone_is_not_finished(data: Path, whole: Path) -> None:
     weights = whole / "models" / "guidance" / "guidance.pt"
     weights.rename(weights.with_suffix(".away"))
-    assert finished(whole) == ["denoiser"]
+    assert finished(whole, [*STAGES]) == ["denoiser"]
     weights.with_suffix(".away").rename(weights)
+
+
+def test_a_guidance_network_asked_for_later_brings_a_new_calibration(data: Path, tmp_path: Path) -> None:
+    wishes = replace(WISHES, guidance=False)
+    train(data, tmp_path / "run", wishes, device="cpu")
+    calibration = tmp_path / "run" / "models" / "calibration.json"
+    assert len(json.loads(calibration.read_text())["weights"]) == 1
+    train(data, tmp_path / "run", WISHES, device="cpu")
+    assert len(json.loads(calibration.read_text())["weights"]) == 2
+    with pytest.raises(InputError, match="other options"):
+        train(data, tmp_path / "run", replace(WISHES, seed=7), device="cpu")
 
 
 def test_tensorboard_shows_classes_learning_rate_bands_and_cases(whole: Path) -> None:
