@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from data_sets import picture, square, volume
 from PIL import Image
-from quick_runs import SETTINGS, blobs
+from small_runs import SETTINGS, blobs
 from typer.testing import CliRunner, Result
 
 from cgdpm_med import InputError

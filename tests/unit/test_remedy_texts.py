@@ -47,6 +47,7 @@ COMMANDS_OF = {
     "apps/load_resolver": {"super-resolve"},
     "apps/resolver": {"super-resolve"},
     "apps/train": {"train"},
+    "apps/train_stages": {"train"},
     "datasets/": {"plan", "train"},
     "evaluation/reference_labels": {"calibrate", "evaluate", "compare"},
     "evaluation/training_patients": {"calibrate"},
