@@ -130,7 +130,7 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 def inference_difference() -> tuple[int, int]:
     """Masks of phantom patients by the shipped bundle, in one run and in two shards: how many differ, of how many."""
     from cgdpm_med import Segmenter, find_cases, segment_all, write_phantom_dataset
-    from cgdpm_med.apps.pipeline import Options
+    from cgdpm_med.apps.segment_options import Options
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

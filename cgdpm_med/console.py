@@ -55,7 +55,8 @@ class CaseBar:
 
     def __init__(self, what: str, keys: Sequence[str], console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self.what, self.places = what, {key: place for place, key in enumerate(keys)}
+        self.what, self.total = what, len(keys)
+        self.fractions: dict[str, float] = {}
         self.bar = progress_bar(self.console, transient=True)
         self.task = self.bar.add_task(what, total=len(keys), detail="")
 
@@ -67,10 +68,10 @@ class CaseBar:
         self.bar.stop()
 
     def update(self, key: str, fraction: float) -> None:
-        """Show how much of the case in work is done."""
-        place = self.places[key]
-        description = f"{self.what} {place + 1}/{len(self.places)} {key}"
-        self.bar.update(self.task, completed=place + fraction, description=description)
+        """Show how much of a case is done; several may be in work at once."""
+        self.bar.advance(self.task, fraction - self.fractions.get(key, 0.0))
+        self.fractions[key] = fraction
+        self.bar.update(self.task, description=f"{self.what} {len(self.fractions)}/{self.total} {key}")
 
     def note(self, text: str) -> None:
         """Print one line where no bar is to be seen, as in a log file."""

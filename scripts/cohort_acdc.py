@@ -13,7 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med.apps.pipeline import Options, segment_all
+from cgdpm_med.apps.pipeline import segment_all
+from cgdpm_med.apps.segment_options import Options
 from cgdpm_med.data.acdc import SECTIONS, acdc_datalist
 from cgdpm_med.evaluation.files import format_summary
 from cgdpm_med.evaluation.masks import evaluate_pairs
@@ -21,7 +22,8 @@ from cgdpm_med.evaluation.statistics_page import statistics_page
 from cgdpm_med.files import atomic_write
 from cgdpm_med.inference.segmenter import Segmenter, choose_device
 from cgdpm_med.report.records import read_record
-from cgdpm_med.studies.cases import Case, MaskPair, find_cases
+from cgdpm_med.studies.cases import Case, find_cases
+from cgdpm_med.studies.mask_pairs import MaskPair
 
 WRITTEN = ("mask", "probabilities", "members", "entropy")
 

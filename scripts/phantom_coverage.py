@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med.apps.pipeline import Options, segment_all
+from cgdpm_med.apps.pipeline import segment_all
+from cgdpm_med.apps.segment_options import Options
 from cgdpm_med.data.acdc import acdc_patients
 from cgdpm_med.evaluation.calibrate import fit_intervals
 from cgdpm_med.evaluation.files import format_function

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from cgdpm_med.training.step_time import Pace, rehearse
 
 USED = 0.93
 """Of the hours given; the rest is for what nobody foresees."""
-VALIDATING, TESTING = 0.06, 0.12
+VALIDATING, DRAWING = 0.06, 0.15
 """Of the time that is left, at most, where a case and a member are not too much already."""
 LEAST_CASES, MOST_CASES, MOST_MEMBERS = 4, 32, 8
 LEAST_STEPS = 20
@@ -60,7 +60,7 @@ class Division:
     Attributes:
         steps: of training.
         cases: of each validation.
-        members: by which the test part is scored.
+        members: of the ensembles of calibration and test.
     """
 
     steps: int
@@ -69,17 +69,17 @@ class Division:
 
 
 def divided(left: float, pace: Pace, validations: int, slices: float, tests: int) -> Division:
-    """Validation and the test get their shares, at least one case and one member; the rest is steps.
+    """Validation gets its share, and the ensembles of calibration and test theirs; the rest is steps.
 
     Args:
         left: seconds.
         validations: how many.
         slices: of a case, on average.
-        tests: cases of the test part.
+        tests: cases of which ensembles are drawn.
     """
     case = slices * pace.member
     cases = _within(VALIDATING * left / (validations * case), LEAST_CASES, MOST_CASES)
-    members = _within(TESTING * left / (tests * case), 1, MOST_MEMBERS) if tests else MOST_MEMBERS
+    members = _within(DRAWING * left / (tests * case), 1, MOST_MEMBERS) if tests else MOST_MEMBERS
     rest = left - (validations * cases + tests * members) * case
     return Division(int(rest / pace.step), cases, members)
 
@@ -95,19 +95,26 @@ def plan_for_hours(
     parts: Mapping[str, Sequence[str]],
     device: torch.device,
     say: Callable[[str], None],
+    *,
+    step_cost: float = 1.0,
 ) -> Plan:
     """The plan whose training, with all that belongs to it, ends in time.
 
     Where the usual network gets few steps, a cheaper one is taken.
 
+    Args:
+        step_cost: of a step with its share of later stages, by that of a step.
+
     Raises:
         InputError: for hours in which next to nothing could be learned.
     """
     each = seen.slices / max(1, seen.examples - seen.unlabelled)
-    tests = round(len(parts["test"]) * (seen.examples - seen.unlabelled) / max(1, seen.patients))
+    drawn = len(parts["test"]) + len(parts["validation"])  # the calibration draws for the latter
+    tests = round(drawn * (seen.examples - seen.unlabelled) / max(1, seen.patients))
 
     def division(plan: Plan) -> tuple[Division, Pace]:
         pace = rehearse(plan, seen.channels, seen.labels, device, MEASURING * hours.seconds)
+        pace = replace(pace, step=step_cost * pace.step)
         return divided(hours.left, pace, validations(plan), each, tests), pace
 
     plan = make()

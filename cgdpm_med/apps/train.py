@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,26 +13,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cgdpm_med import __version__
 from cgdpm_med.apps.hours import Hours, plan_for_hours
-from cgdpm_med.apps.segment_slices import evaluate_part, load_segmenter
-from cgdpm_med.console import input_error_behind
+from cgdpm_med.apps.train_stages import WEIGHTS, run_stages
 from cgdpm_med.datasets.choices import make_plan
 from cgdpm_med.datasets.dataset import DataSet
 from cgdpm_med.datasets.fingerprint import Fingerprint, fingerprint
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.loading import load_example
-from cgdpm_med.datasets.plan import Plan, parse_settings, plan_page, read_plan, write_plan
+from cgdpm_med.datasets.plan import Plan, parse_settings, plan_page, write_plan
 from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, slice_input
 from cgdpm_med.datasets.split import make_split, of_part
 from cgdpm_med.files import InputError, atomic_write
-from cgdpm_med.inference.segmenter import choose_device, unusable
+from cgdpm_med.inference.segmenter import choose_device
 from cgdpm_med.runtime.free_memory import free_memory
 
-CONFIGS = ("train.yaml", "inference.yaml", "evaluate.yaml")
+CONFIGS = ("train.yaml", "train_guidance.yaml", "inference.yaml", "evaluate.yaml")
+GUIDANCE_SHARE = 0.2
+"""Steps of the guidance network by steps of the denoiser, as in the shipped bundle (384 of about 2100)."""
+GUIDANCE_COST = 0.35
+"""What they take of the denoiser's time: a step of theirs walks the frozen chain, too. An estimate."""
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
 Say = Callable[[str], None]
@@ -48,6 +49,7 @@ class Wishes:
         patients: pattern that finds the patient in an image's name.
         folds, fold: of cross-validation.
         seed: of the split and the training.
+        guidance: train a guidance network after the denoiser.
     """
 
     hours: float | None = None
@@ -57,6 +59,7 @@ class Wishes:
     folds: int | None = None
     fold: int | None = None
     seed: int | None = None
+    guidance: bool = False
 
     @property
     def none(self) -> bool:
@@ -98,7 +101,8 @@ def plan_dataset(
     how: dict[str, Any] = {"given": given, "memory": 0.8 * free_memory(place), "large": place.type == "cuda"}
     make = partial(make_plan, seen, **how)
     if wishes.hours is not None and "iterations" not in given:
-        plan = plan_for_hours(Hours(wishes.hours, begin, reading), make, seen, parts, place, say)
+        step_cost = 1 + GUIDANCE_COST if wishes.guidance else 1.0
+        plan = plan_for_hours(Hours(wishes.hours, begin, reading), make, seen, parts, place, say, step_cost=step_cost)
     else:
         plan = make(iterations=wishes.iterations or 5000)
     return Planned(dataset, seen, plan, parts, plan_page(seen, plan, parts, dataset.name))
@@ -123,17 +127,29 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
     for name in CONFIGS:
         text = (templates / name).read_text(encoding="utf-8")
         if name == "train.yaml":
-            text = text.replace("dataset_dir: ./data\n", f"dataset_dir: {json.dumps(str(source.resolve()))}\n")
+            text = text.replace("dataset_dir: ./data\n", f"dataset_dir: {_place_of(source, run)}\n")
             text = text.replace("\nseed: 0\n", f"\nseed: {wishes.seed or 0}\n")
+        if name == "inference.yaml":
+            text = text.replace("\nmembers: 8\n", f"\nmembers: {planned.plan.members}\n")
         _write(run / "configs" / name, text)
     _write_json(run / "configs" / "metadata.json", metadata(planned))
     _write_json(run / SPLIT, {**planned.parts, "trained_on": sorted(planned.parts["train"])})
     task = {"name": planned.dataset.name, "labels": planned.seen.labels, "channels": planned.seen.channels}
-    _write_json(
-        run / TASK, {**task, "patients": wishes.patients, "wishes": asdict(wishes), "fingerprint": asdict(planned.seen)}
-    )
+    names = {
+        "values": {str(value): number for value, number in planned.dataset.values.items()},
+        "keys": {example.key: example.patient for example in planned.dataset.labelled},
+    }
+    steps = max(1, round(GUIDANCE_SHARE * planned.plan.iterations)) if wishes.guidance else 0
+    of_user = {"guidance": steps, "patients": wishes.patients, "wishes": asdict(wishes)}
+    _write_json(run / TASK, {**task, **names, **of_user, "fingerprint": asdict(planned.seen)})
     _write(run / "docs" / "README.md", planned.page + _USE)
     write_plan(planned.plan, run / PLAN)
+
+
+def _place_of(source: Path, run: Path) -> str:
+    """The data set as seen from the run's folder, so that both can be moved together."""
+    way = os.path.relpath(source.resolve(), run.resolve())
+    return json.dumps(f"$os.path.join(@bundle_root, {way!r})")
 
 
 _USE = """
@@ -142,6 +158,10 @@ _USE = """
     cgdpm-med segment IMAGES OUT --bundle RUN
 
 `cgdpm-med train DATA RUN` continues the training where it was stopped. For research; not a medical device.
+
+`configs/train.yaml` finds the data set by its place relative to this folder. Move both together, or name it:
+
+    python -m monai.bundle run --config_file configs/train.yaml --bundle_root . --dataset_dir DATA
 """
 
 
@@ -237,8 +257,8 @@ def train(
         planned = plan_dataset(source, wishes, device=device, say=say)
         write_run(planned, run, source, wishes)
         say(planned.page)
-    _run_training(source, run, choose_device(device))
-    return {"run": str(run), "weights": str(run / "models" / "model.pt"), "test": _test(source, run, device)}
+    test = run_stages(source, run, choose_device(device), say)
+    return {"run": str(run), "weights": str(run / WEIGHTS), "test": test}
 
 
 def _check_new(run: Path) -> None:
@@ -251,34 +271,3 @@ def _check_new(run: Path) -> None:
         raise InputError("holds something else", path=run, remedy=remedy)
     if (run / "models" / "model.pt").exists():
         raise InputError("holds weights but no plan", path=run, remedy="Give a new folder")
-
-
-def _run_training(source: Path, run: Path, device: torch.device) -> None:
-    from monai.bundle import ConfigParser
-
-    config = run / "configs" / "train.yaml"
-    parser = ConfigParser()
-    parser.read_config(str(config))
-    parser["bundle_root"], parser["dataset_dir"] = str(run), str(source)
-    parser["device"] = f"$torch.device('{device}')"
-    try:
-        parser.parse()
-        for step in ("initialize", "run"):
-            parser.get_parsed_content(step)
-    except Exception as error:  # MONAI wraps whatever a configuration raises
-        if known := input_error_behind(error):
-            raise known from error
-        if shutil.disk_usage(run).free < 2**20:
-            raise unusable(config, error) from error
-        raise
-    if not (run / "models" / "model.pt").is_file():
-        remedy = "Look into logs/; a smaller --set learning_rate may help"
-        raise InputError("ended without weights", path=run, remedy=remedy)
-
-
-def _test(source: Path, run: Path, device: str) -> dict[str, Any] | None:
-    if not read_json(run / SPLIT)["test"]:
-        return None
-    how = {"device": f"$torch.device('{choose_device(device)}')", "members": read_plan(run / PLAN).members}
-    segmenter = load_segmenter(run, **how)
-    return evaluate_part(segmenter, run, source, "test", run / "evaluation")

@@ -76,7 +76,7 @@ def make_plan(
         turn=pick("turn", 0.0, "images of a data set stand one way"),
         validation_cases=pick("validation_cases", 32, "enough to tell weights apart"),
         validate_every=pick("validate_every", *_validate_every(steps)),
-        members=pick("members", 8, "as segment draws them"),
+        members=pick("members", 8, "enough to show the doubt"),
         reasons=choice.reasons,
     )
     check_plan(plan)

@@ -67,7 +67,7 @@ def network_bytes(task: Rehearsal) -> tuple[int, int]:
         return tensor
 
     y = torch.empty(1, len(task.input.channels), *task.plan.crop, device="meta")
-    x_0 = torch.empty(1, loss.target.channels, *task.plan.crop, device="meta")
+    x_0 = torch.empty(1, parser.get_parsed_content("target").channels, *task.plan.crop, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss(network, x_0, y)
     return sum(storage.nbytes() for storage in kept.values()), sum(weights.values())

@@ -39,7 +39,7 @@ class Plan:
         flip, turn: probabilities of mirror images and quarter turns in training.
         validation_cases: so many are segmented to choose the best weights.
         validate_every: epochs.
-        members: of the ensemble by which the test part is scored after the training.
+        members: of the ensembles that are drawn after the training.
         memory: bytes that the training takes at its peak, about.
         reasons: of the choices, by name.
     """

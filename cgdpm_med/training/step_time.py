@@ -70,9 +70,9 @@ def rehearse(plan: Plan, channels: Sequence[str], labels: Sequence[str], device:
     """
     parser = rehearsal_parser(Rehearsal(plan, channels, labels), device)
     watch = Stopwatch(seconds)
-    parser["train_handlers"] = ["@ema"]
+    parser["train#handlers"] = ["@ema"]
     parser["epochs"] = 1000
-    trainer = parser.get_parsed_content("trainer")
+    trainer = parser.get_parsed_content("train#trainer")
     watch.attach(trainer)
     trainer.run()
     return Pace(watch.each, _member_seconds(parser, plan, device))

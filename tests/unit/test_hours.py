@@ -27,8 +27,8 @@ def test_the_parts_fill_the_time_and_no_more(left: float, tests: int) -> None:
 
 
 def test_little_time_is_not_spent_on_looking() -> None:
-    division = divided(100, Pace(step=0.5, member=0.1), validations=3, slices=1.0, tests=60)
-    assert division == Division(steps=172, cases=20, members=1)  # 6 s, then 6 s of at most 12, and 86 s are left
+    division = divided(104, Pace(step=0.5, member=0.1), validations=3, slices=1.0, tests=60)
+    assert division == Division(steps=172, cases=20, members=2)  # 6 s, then 12 s of at most 15.6, and 86 s are left
 
 
 def test_time_that_is_not_enough_holds_no_step() -> None:

@@ -18,7 +18,7 @@ from cgdpm_med.inference.bundles import list_bundles
 
 PACKAGE = Path(cgdpm_med.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-ELSEWHERE = {"--raw", "--help"}  # gdcmconv's; typer's own
+ELSEWHERE = {"--raw", "--help", "--nthreads"}  # gdcmconv's; typer's own; dask worker's
 FOLLOWED_BY = re.compile(r"\bcgdpm-med ([a-z-]+)")
 MODULE_OR_NAME = re.compile(r"\bcgdpm_med(?:\.\w+)+")
 KEYWORD = re.compile(r"\b(\w+)=(?= in Python)")
@@ -27,19 +27,28 @@ KEYWORD = re.compile(r"\b(\w+)=(?= in Python)")
 COMMANDS_OF = {
     "evaluation/calibrate": {"calibrate"},
     "studies/cases": {"segment"},
+    "apps/cluster": {"segment"},
     "evaluation/compare": {"compare"},
+    "apps/calibrate_slices": {"calibrate"},
     "apps/dicom_seg": {"segment"},
     "evaluation/case": {"evaluate"},
+    "apps/export": {"export"},
     "heart/checks": {"segment"},
     "evaluation/label_hint": {"evaluate", "compare"},
     "evaluation/label_names": {"evaluate", "compare"},
+    "models/export": {"export"},
     "evaluation/mask_grids": {"evaluate", "compare"},
     "apps/pipeline": {"segment"},
     "apps/resume": {"segment"},
+    "apps/segment_options": {"segment"},
     "apps/segment_slices": {"segment"},
+    "apps/study_run": {"segment"},
     "apps/super_resolve": {"super-resolve"},
+    "apps/load_resolver": {"super-resolve"},
+    "apps/resolver": {"super-resolve"},
     "apps/train": {"train"},
     "datasets/": {"plan", "train"},
+    "evaluation/reference_labels": {"calibrate", "evaluate", "compare"},
     "evaluation/training_patients": {"calibrate"},
     "volumes/dicom/": {"segment"},  # all modules of the folder
     "volumes/header_geometry": {"segment", "calibrate", "evaluate", "compare", "super-resolve"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,6 +78,14 @@ IgnoreGeometry = Annotated[
 ]
 Weights = Annotated[Path | None, typer.Option(help="Weights to use.", show_default="the bundle's")]
 Bundle = Annotated[str, typer.Option(help="Name of a bundle (see info), or its folder.")]
+Bundles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bundle",
+        help="Name of a bundle (see info), or its folder; of runs of train, several draw the members together.",
+        show_default="acdc_segmentation",
+    ),
+]
 SpacingText = Annotated[
     str | None,
     typer.Option(
@@ -83,6 +93,17 @@ SpacingText = Annotated[
         help="Voxel size: x,y,z in mm such as 1.5,1.5,8, or, of NIfTI, the header's pixdim or affine.",
         show_default="the header's, by a rule",
     ),
+]
+Dask = Annotated[
+    str | None,
+    typer.Option(
+        "--dask",
+        metavar="CLUSTER",
+        help="Workers of Dask do the work: local:2 for two processes, tcp://HOST:PORT of a scheduler, or slurm.",
+    ),
+]
+DaskConfig = Annotated[
+    Path | None, typer.Option("--dask-config", help="YAML file with jobs and cluster, for --dask slurm.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, for machines.")]
 
@@ -93,9 +114,53 @@ def exit_code(failed: Any) -> None:
         raise typer.Exit(1)
 
 
+@contextmanager
+def opened_engine(dask: str | None, config: Path | None) -> Iterator[Any]:
+    """What ``--dask`` names, until the work is done; this process where it is not given."""
+    from cgdpm_med.apps.engines import InProcess
+
+    if dask is None:
+        if config is not None:
+            raise typer.BadParameter("is for --dask slurm", param_hint="--dask-config")
+        yield InProcess()
+        return
+    from cgdpm_med.apps.cluster import open_cluster
+
+    with open_cluster(dask, config, say=lambda line: typer.echo(line, err=True)) as engine:
+        yield engine
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     typer.echo(json.dumps(value, indent=2))
+
+
+def chosen_bundle(bundles: list[str] | None) -> tuple[str, list[str]]:
+    """The bundle that is no run of train, or ""; and the runs. Both are never given.
+
+    Raises:
+        typer.BadParameter: several bundles that are not all runs.
+    """
+    from cgdpm_med.apps.segment_slices import is_run
+
+    named = bundles or ["acdc_segmentation"]
+    runs = [bundle for bundle in named if is_run(bundle)]
+    if not runs and len(named) == 1:
+        return named[0], []
+    if others := [bundle for bundle in named if bundle not in runs]:
+        raise typer.BadParameter(
+            f"{others[0]!r} is no run of train, and only those are combined", param_hint="--bundle"
+        )
+    return "", runs
+
+
+def refuse_others(context: typer.Context, known: set[str]) -> None:
+    """Refuse options that were given and are not for a bundle that train wrote."""
+    for name in context.params:
+        given = str(getattr(context.get_parameter_source(name), "name", "")) == "COMMANDLINE"
+        if given and name not in known:
+            option = next(p.opts[0] for p in context.command.params if p.name == name)
+            raise typer.BadParameter("is not for a bundle that train wrote: leave it out", param_hint=option)
 
 
 def voxel_size(text: str | None) -> Any:

@@ -9,8 +9,10 @@ import typer
 
 from cgdpm_med.apps.commands.options import (
     AsJson,
-    Bundle,
+    Bundles,
     Combination,
+    Dask,
+    DaskConfig,
     Device,
     GuidanceScale,
     Identity,
@@ -22,9 +24,12 @@ from cgdpm_med.apps.commands.options import (
     Steps,
     Timesteps,
     Weights,
+    chosen_bundle,
     exit_code,
     guidance_timesteps,
+    opened_engine,
     print_json,
+    refuse_others,
     visited_timesteps,
     voxel_size,
 )
@@ -60,7 +65,7 @@ def segment(
         str | None,
         typer.Option(help="Timesteps LOW:HIGH at which guidance acts.", show_default="the bundle's"),
     ] = None,
-    bundle: Bundle = "acdc_segmentation",
+    bundle: Bundles = None,
     write: Annotated[
         str,
         typer.Option(help="What to write, separated by commas: mask, probabilities, entropy, disagreement, members."),
@@ -112,6 +117,8 @@ def segment(
         str | None,
         typer.Option(help="Do part i of n, such as 2/8.", show_default="torchrun's RANK and WORLD_SIZE"),
     ] = None,
+    dask: Dask = None,
+    dask_config: DaskConfig = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment cardiac MRI: masks with uncertainty maps on the grid of each input, function, checks and a report.
@@ -119,24 +126,26 @@ def segment(
     Each volume or cine gets <name>.nii.gz (0 background, 1 RV, 2 myocardium, 3 LV), <name>_entropy.nii.gz,
     <name>_disagreement.nii.gz, <name>.html and <name>.json; several studies get cohort.csv and cohort.html.
     """
-    from cgdpm_med.apps.segment_slices import is_run
-
-    if is_run(bundle):
-        dials = {
-            "members": members,
-            "steps": steps,
-            "method": method and method.value,
-            "seed": seed,
-            "precision": precision and precision.value,
-            "weights": weights and str(weights),
-        }
-        _check_slice_options(context)
-        result = _segment_slices(source, out, bundle, device, dials)
+    heart, runs = chosen_bundle(bundle)
+    dials = {
+        "members": members,
+        "steps": steps,
+        "timesteps": visited_timesteps(timesteps, steps),
+        "method": method and method.value,
+        "seed": seed,
+        "precision": precision and precision.value,
+        "weights": weights and str(weights),
+        "guidance_scale": guidance_scale,
+        "guidance_interval": guidance_interval and guidance_timesteps(guidance_interval),
+    }
+    if runs:
+        refuse_others(context, _OF_RUNS)
+        result = _segment_slices(source, out, runs, device, dials, calibrated, calibration, pages)
         _report_segmented(result, out, as_json)
         return
-    from cgdpm_med.apps.pipeline import Options
     from cgdpm_med.apps.pipeline import segment as run
     from cgdpm_med.apps.resume import find_shard
+    from cgdpm_med.apps.segment_options import Options
 
     options = Options(
         write=tuple(output.strip() for output in write.split(",")),
@@ -149,32 +158,35 @@ def segment(
         pages=pages,
         dicom_seg=None if dicom_seg is None else dicom_seg.value,
         calibrate=calibrated,
-        calibration=calibration,
+        calibration=calibration and _reachable(calibration, dask),
         spacing=voxel_size(spacing),
         flip_slices=flip_slices,
     )
-    result = run(
-        source,
-        out,
-        bundle=bundle,
-        device=device,
-        options=options,
-        resume=resume,
-        shard=find_shard(shard),
-        label_table=label_table,
-        series=_series_numbers(series),
-        combine=None if combine is None or combine is Combination.staple else combine.value,
-        members=members,
-        steps=steps,
-        timesteps=visited_timesteps(timesteps, steps),
-        method=method and method.value,
-        seed=seed,
-        precision=precision and precision.value,
-        weights=weights and str(weights),
-        guidance_scale=guidance_scale,
-        guidance_interval=guidance_interval and guidance_timesteps(guidance_interval),
-    )
+    if dask and shard is not None:
+        raise typer.BadParameter("deals out all studies itself: leave out --shard", param_hint="--dask")
+    if weights is not None:
+        dials["weights"] = str(_reachable(weights, dask))
+    with opened_engine(dask, dask_config) as engine:
+        result = run(
+            _reachable(source, dask),
+            _reachable(out, dask),
+            bundle=str(_reachable(Path(heart), dask)) if Path(heart).is_dir() else heart,
+            device=device,
+            options=options,
+            resume=resume,
+            shard=None if dask else find_shard(shard),
+            engine=engine,
+            label_table=label_table,
+            series=_series_numbers(series),
+            combine=None if combine is None or combine is Combination.staple else combine.value,
+            **dials,
+        )
     _report_segmented(result, out, as_json)
+
+
+def _reachable(path: Path, dask: str | None) -> Path:
+    """As workers with other working folders see it."""
+    return path.absolute() if dask else path
 
 
 def _report_segmented(result: Any, out: Path, as_json: bool) -> None:
@@ -186,27 +198,32 @@ def _report_segmented(result: Any, out: Path, as_json: bool) -> None:
     exit_code(result["failed"])
 
 
-_SLICE_OPTIONS = {"source", "out", "bundle", "members", "steps", "method", "seed", "device", "precision", "weights"}
+_OF_RUNS = {
+    *("source", "out", "bundle", "members", "steps", "timesteps", "method", "seed", "device", "precision", "weights"),
+    *("guidance_scale", "guidance_interval", "calibrated", "calibration", "pages", "as_json"),
+}
 
 
-def _check_slice_options(context: typer.Context) -> None:
-    """Refuse what was given and is not for a bundle that train wrote."""
-    for name in context.params:
-        given = str(getattr(context.get_parameter_source(name), "name", "")) == "COMMANDLINE"
-        if given and name not in _SLICE_OPTIONS | {"as_json"}:
-            option = "--" + name.replace("_", "-")
-            raise typer.BadParameter(
-                "is for hearts, not for a bundle that train wrote: leave it out", param_hint=option
-            )
-
-
-def _segment_slices(source: Path, out: Path, run: str, device: str, dials: dict[str, Any]) -> Any:
-    from cgdpm_med.apps.segment_slices import load_segmenter, segment_folder
+def _segment_slices(
+    source: Path,
+    out: Path,
+    runs: list[str],
+    device: str,
+    dials: dict[str, Any],
+    calibrated: bool,
+    calibration: Path | None,
+    pages: bool,
+) -> Any:
+    from cgdpm_med.apps.segment_images import segment_folder
+    from cgdpm_med.apps.segment_slices import calibrate_masks, load_segmenters
     from cgdpm_med.inference.segmenter import choose_device
 
+    if dials["weights"] and len(runs) > 1:
+        raise typer.BadParameter("are those of one run: leave them out", param_hint="--weights")
     given = {name: value for name, value in dials.items() if value is not None}
-    segmenter = load_segmenter(run, device=f"$torch.device('{choose_device(device)}')", **given)
-    return segment_folder(segmenter, source, out)
+    segmenter = load_segmenters(runs, device=f"$torch.device('{choose_device(device)}')", **given)
+    note = calibrate_masks(segmenter, calibration) if calibrated else None
+    return segment_folder(segmenter, source, out, pages=pages, notes=[note] if note else [])
 
 
 def cohort(

@@ -1,0 +1,341 @@
+"""The workers of a Dask cluster as an engine: on this machine, behind an address, or as jobs of Slurm.
+
+A study is a task. Each worker process makes what it needs once, does one study at a time, and gets its next when it has
+room; a lost worker's study goes to another. Names of tasks are digests under a secret of the run, what a task holds
+shows as nothing else, and errors travel as answers: neither logs nor the dashboard tell whose study it is.
+Needs Dask (``pip install 'cgdpm-med[cluster]'``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cgdpm_med.apps.engines import Answer, Item, Made, Progress
+from cgdpm_med.files import InputError
+
+TRIES = 3
+"""How many workers a study may cost before it is left."""
+
+AHEAD = 256
+"""Tasks that the scheduler knows of, at least; the rest wait with the client, so that its memory stays small."""
+
+_OWN_SCHEDULER = {
+    "distributed.scheduler.allowed-failures": TRIES - 1,
+    "distributed.scheduler.worker-saturation": 1.0,  # a worker holds the study it does, so that no other is suspected
+    "distributed.worker.memory.target": False,  # nothing of a study is spilled to disk
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+}
+
+
+# --- where the workers are --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_cluster(
+    address: str, config: Path | None = None, say: Callable[[str], None] = lambda line: None
+) -> Iterator[DaskEngine]:
+    """The engine behind ``--dask``; workers that it started end with it.
+
+    Args:
+        address: ``local:N`` for N processes here, the address of a scheduler (``tcp://host:8786``), or ``slurm``.
+        config: a YAML file with ``jobs``, their number, and ``cluster``, the arguments of
+            ``dask_jobqueue.SLURMCluster``; for Slurm.
+        say: is told the dashboard's address, and what is waited for.
+
+    Raises:
+        InputError: Dask is missing, the address is none, nobody answers there, or the configuration does not fit.
+    """
+    _require_dask(address)
+    import dask
+    from distributed import Client
+
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(_OWN_SCHEDULER))
+        place, threads = _place(address, config, stack)
+        client = stack.enter_context(_client(Client, place, address))
+        say(f"dashboard: {client.dashboard_link}")
+        _wait_for_worker(client, address, say)
+        yield DaskEngine(client, threads)
+
+
+def _require_dask(address: str) -> None:
+    needed = ("distributed", "dask_jobqueue") if address == "slurm" else ("distributed",)
+    if any(find_spec(name) is None for name in needed):
+        raise InputError("--dask needs Dask", remedy="Install it: pip install 'cgdpm-med[cluster]'")
+
+
+def _place(address: str, config: Path | None, stack: ExitStack) -> tuple[Any, int | None]:
+    """What a client connects to, and the threads of each worker where that is ours to say."""
+    if config is not None and address != "slurm":
+        raise InputError("--dask-config is for --dask slurm", remedy="Leave it out")
+    if address == "slurm":
+        return _slurm(config, stack)
+    if re.match(r"(tcp|tls|ws|wss|ucx)://.", address):
+        return address, None
+    count = re.fullmatch(r"local:([1-9]\d*)", address)
+    if count is None:
+        raise InputError(f"--dask {address!r} is no cluster", remedy="Give local:2, tcp://HOST:PORT or slurm")
+    return _local(int(count[1]), stack)
+
+
+def _local(workers: int, stack: ExitStack) -> tuple[Any, int]:
+    import logging
+
+    from distributed import LocalCluster
+
+    cluster = LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        memory_limit=0,  # as large as one process may be
+        silence_logs=logging.CRITICAL,
+    )
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(given) if given.isdecimal() and int(given) else max(1, len(os.sched_getaffinity(0)) // workers)
+    return stack.enter_context(cluster), threads
+
+
+def _slurm(config: Path | None, stack: ExitStack) -> tuple[Any, int]:
+    from dask_jobqueue.slurm import SLURMCluster
+
+    jobs, arguments = read_slurm_config(config)
+    try:
+        cluster = stack.enter_context(SLURMCluster(**arguments))
+        cluster.scale(jobs=jobs)
+    except (TypeError, ValueError) as error:
+        remedy = "Give arguments of dask_jobqueue.SLURMCluster under cluster"
+        raise InputError(f"does not fit: {error}", path=config, remedy=remedy) from error
+    return cluster, max(1, arguments["cores"] // arguments["processes"])
+
+
+def read_slurm_config(path: Path | None) -> tuple[int, dict[str, Any]]:
+    """Number of jobs, and the arguments of ``SLURMCluster``: a process for each job unless ``processes`` says more.
+
+    Raises:
+        InputError: there is no such file, or it says no number of jobs, cores and memory.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    remedy = "See docs/scaling.md for one"
+    if path is None:
+        raise InputError("--dask slurm needs to know what its jobs are", remedy="Give --dask-config FILE")
+    try:
+        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError("cannot be read as YAML", path=path, remedy=remedy) from error
+    jobs = told.get("jobs") if isinstance(told, dict) else None
+    cluster = told.get("cluster") if isinstance(told, dict) else None
+    if not (isinstance(jobs, int) and jobs > 0 and isinstance(cluster, dict) and set(told) == {"jobs", "cluster"}):
+        raise InputError("needs jobs, a number above 0, and cluster, and nothing else", path=path, remedy=remedy)
+    if not all(isinstance(cluster.get(name), kind) for name, kind in (("cores", int), ("memory", str))):
+        raise InputError("needs cores, a number, and memory, such as 32GB, under cluster", path=path, remedy=remedy)
+    # the last one given counts: a worker does one study at a time, with all threads of its own
+    extra = [*cluster.get("worker_extra_args", ()), "--nthreads", "1"]
+    return jobs, {"processes": 1, **cluster, "worker_extra_args": extra}
+
+
+@contextmanager
+def _client(make: Callable[..., Any], place: Any, address: str) -> Iterator[Any]:
+    try:
+        client = make(place, set_as_default=False, timeout=20)
+    except (OSError, ValueError) as error:
+        remedy = "Start it, or check the address: dask scheduler"
+        raise InputError(f"no scheduler answers at {address}", remedy=remedy) from error
+    with client:
+        yield client
+
+
+def _wait_for_worker(client: Any, address: str, say: Callable[[str], None]) -> None:
+    """Jobs may stand in a queue for hours; a scheduler of one's own should have workers."""
+    if not client.scheduler_info()["workers"]:
+        say("waiting for the first worker")
+    try:
+        client.wait_for_workers(1, timeout=None if address == "slurm" else 120)
+    except TimeoutError as error:
+        remedy = f"Start one: dask worker {address} --nthreads 1"
+        raise InputError(f"the scheduler at {address} has no worker", remedy=remedy) from error
+
+
+# --- what workers do --------------------------------------------------------------------------------------------------
+
+_MADE: dict[str, Any] = {}
+"""What this process made once, of the latest run only."""
+
+
+@dataclass(frozen=True)
+class _Once:
+    make: Callable[[], Any]
+    run: str = field(default_factory=lambda: secrets.token_hex(16))
+
+    def __call__(self) -> Any:
+        if self.run not in _MADE:
+            _MADE.clear()  # a network of an earlier run would keep its memory
+            _MADE[self.run] = self.make()
+        return _MADE[self.run]
+
+
+@dataclass(frozen=True, repr=False)
+class _Task:
+    """A piece of work for a worker. Logs show the arguments of a task that fails: this one shows nothing of its own."""
+
+    work: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    threads: int | None
+
+    def __repr__(self) -> str:
+        return "<work>"
+
+
+@dataclass(frozen=True, repr=False)
+class _Answer:
+    """What became of a task: the value or the error, and what the package warned of."""
+
+    value: Any
+    error: InputError | None
+    notes: tuple[Warning, ...]
+
+
+def _do(task: _Task) -> _Answer:
+    """Runs in a worker. No error leaves it but as an answer: the worker's log would quote it."""
+    _settle(task.threads)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        value, error = _attempt(task)
+    return _Answer(value, error, tuple(_own_warnings(caught)))
+
+
+def _attempt(task: _Task) -> tuple[Any, InputError | None]:
+    try:
+        return task.work(*task.arguments), None
+    except InputError as error:
+        return None, error.with_traceback(None)
+    except Exception as error:  # whatever a library raises costs one study, and is told where the run was started
+        return None, InputError(f"{type(error).__name__}: {error}", remedy="Run it alone without --dask to see more")
+
+
+def _own_warnings(caught: Iterable[warnings.WarningMessage]) -> Iterator[Warning]:
+    """Those of this package: other libraries may quote a header."""
+    for said in caught:
+        if isinstance(said.message, Warning) and said.category.__module__.startswith("cgdpm_med."):
+            yield said.message
+
+
+def _settle(threads: int | None) -> None:
+    """Threads, freed memory and the device of this worker."""
+    import torch
+    from distributed import get_worker
+
+    from cgdpm_med.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    number = device_number(str(get_worker().name))
+    if number is not None:
+        os.environ.setdefault("LOCAL_RANK", number)  # which choose_device counts among the devices there are
+
+
+def device_number(name: str) -> str | None:
+    """The last number in a worker's name: 0, 1, … on one machine, or of a job's processes; an address names none."""
+    found = None if "://" in name else re.search(r"\d+$", name)
+    return None if found is None else found[0]
+
+
+def _silent(key: str, fraction: float) -> None:
+    """Progress within a study is not told across machines."""
+
+
+# --- the engine -------------------------------------------------------------------------------------------------------
+
+
+class DaskEngine:
+    """Work done by the workers of a cluster; see :class:`~cgdpm_med.apps.engines.Engine`.
+
+    Args:
+        client: connected to the scheduler.
+        threads: that the arithmetic of a worker uses; by default whatever it was started with.
+    """
+
+    def __init__(self, client: Any, threads: int | None = None) -> None:
+        self.client, self.threads = client, threads
+        self._secret = secrets.token_bytes(32)
+
+    def once(self, make: Callable[[], Made]) -> Callable[[], Made]:
+        """See :class:`~cgdpm_med.apps.engines.Engine`."""
+        return _Once(make)
+
+    def ask(self, question: Callable[[], Answer]) -> Answer:
+        """See :class:`~cgdpm_med.apps.engines.Engine`."""
+        answer = self._answer(self._submit("question", secrets.token_hex(8), _Task(question, (), self.threads)))
+        if isinstance(answer, InputError):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    def do(
+        self, work: Callable[[Item, Progress], Answer], items: Mapping[str, Item], progress: Progress
+    ) -> Iterator[tuple[str, Answer | InputError]]:
+        """See :class:`~cgdpm_med.apps.engines.Engine`."""
+        from distributed import as_completed
+
+        waiting = iter(items.items())
+        names: dict[str, str] = {}
+
+        def next_futures(count: int) -> list[Any]:
+            futures = []
+            for key, item in islice(waiting, count):
+                futures.append(self._submit("study", key, _Task(work, (item, _silent), self.threads)))
+                names[futures[-1].key] = key
+            return futures
+
+        done = as_completed(next_futures(max(AHEAD, 4 * self._workers())))
+        for future in done:
+            key = names.pop(future.key)
+            answer = self._answer(future)
+            done.update(next_futures(1))
+            yield key, answer
+
+    def _workers(self) -> int:
+        return len(self.client.scheduler_info(n_workers=-1)["workers"])
+
+    def _submit(self, kind: str, key: str, task: _Task) -> Any:
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), key=self._secret, digest_size=12).hexdigest()
+        return self.client.submit(_do, task, key=f"{kind}-{digest}", pure=False)
+
+    def _answer(self, future: Any) -> Any:
+        """The value of a task, or the InputError that stands for it.
+
+        Raises:
+            InputError: the scheduler is gone.
+        """
+        from distributed import CancelledError
+        from distributed.scheduler import KilledWorker
+
+        try:
+            answer = future.result()
+        except KilledWorker as error:
+            tries = error.allowed_failures + 1
+            remedy = "Run it alone without --dask; the machine's memory may be too small for it"
+            return InputError(f"ended the worker that did it, {tries} times", remedy=remedy)
+        except (CancelledError, OSError) as error:
+            remedy = "Start the cluster again and use --continue"
+            raise InputError("the connection to the scheduler was lost", remedy=remedy) from error
+        finally:
+            future.release()
+        for note in answer.notes:
+            warnings.warn(note, stacklevel=2)
+        return answer.value if answer.error is None else answer.error

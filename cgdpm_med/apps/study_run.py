@@ -1,0 +1,340 @@
+"""One study from its images to its record: maps, frames counted, the page, and last the JSON.
+
+A study with a JSON is complete, whatever became of the process that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from cgdpm_med.apps.dicom_seg import check_codes, seg_files, write_dicom_seg
+from cgdpm_med.apps.engines import Progress
+from cgdpm_med.apps.resume import finished, input_hashes
+from cgdpm_med.apps.segment_options import Options
+from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
+from cgdpm_med.files import InputError, sweep_temporaries
+from cgdpm_med.inference.components import keep_largest
+from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter, ensemble_settings
+from cgdpm_med.report.records import COHORT, read_study_record, study_record
+from cgdpm_med.runtime.precision import autocast_dtype
+from cgdpm_med.studies.cases import Case, Subject
+from cgdpm_med.studies.outputs import CineMaps, Provenance, describe, map_file, provenance, save_maps, write_json
+from cgdpm_med.studies.result import StudyResult
+from cgdpm_med.studies.study import Study
+from cgdpm_med.volumes import Volume, frames
+
+Segments = Callable[[Volume, str, Callable[[float], None]], Segmentation]
+
+
+# --- what segments ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A segmenter with what is recorded of it.
+
+    Attributes:
+        origin: recorded beside the results; a study made otherwise is made again by ``--continue``.
+        calibration: of its ensembles.
+        ignored: why a calibration that lies beside the weights is not applied, in words.
+        labels: of its structures.
+    """
+
+    segmenter: Segments
+    origin: Provenance
+    calibration: Calibration | None = None
+    ignored: str | None = None
+    labels: Labels = DEFAULT_LABELS
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run needs to know of its :class:`Model` where that is held by other processes."""
+
+    labels: Labels
+    origin: Provenance
+    ignored: str | None
+
+
+def model_of(segmenter: Segmenter, options: Options) -> Model:
+    """The segmenter with its settings and its calibration, where one fits."""
+    arithmetic = str(autocast_dtype(segmenter.device, segmenter.predictor.precision)).removeprefix("torch.")
+    made = {**ensemble_settings(segmenter), "precision": arithmetic}  # "auto" depends on the device
+    calibration, ignored = _calibration(segmenter, made, options)
+    made["calibration"] = "none" if calibration is None else calibration.digest
+    return Model(
+        segmenter, options.on_top_of(provenance(made, *segmenter.weights)), calibration, ignored, segmenter.labels
+    )
+
+
+def build_model(build: Callable[[], Segmenter], options: Options) -> Model:
+    """:func:`model_of` a segmenter that is made here.
+
+    Raises:
+        InputError: a DICOM SEG is wanted, and there is no code for its structures.
+    """
+    segmenter = build()
+    if options.dicom_seg is not None:
+        check_codes(segmenter.labels)
+    return model_of(segmenter, options)
+
+
+def facts_of(model: Callable[[], Model]) -> Facts:
+    """Of the model that ``model`` gives."""
+    held = model()
+    return Facts(held.labels, held.origin, held.ignored)
+
+
+def _calibration(
+    segmenter: Segmenter, made: Mapping[str, Any], options: Options
+) -> tuple[Calibration | None, str | None]:
+    """See :func:`~cgdpm_med.evaluation.calibration_file.find_calibration`."""
+    if not options.calibrate:
+        return None, None
+    combining = {"staple": options.staple, "keep_largest": options.keep_largest}
+    return find_calibration(segmenter.weights, {**made, **combining}, options.calibration)
+
+
+# --- one study --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class StudyOutcome:
+    """What became of a study.
+
+    Attributes:
+        described: JSON of each volume segmented now, with its ``files``.
+        result: of a complete study, also of one that an earlier run made.
+        page: where it has one.
+        skipped: whether it was complete already.
+        failed: the error of each failed case, by key.
+        origin: how it was made.
+    """
+
+    described: list[dict[str, Any]] = field(default_factory=list)
+    result: StudyResult | None = None
+    page: Path | None = None
+    skipped: bool = False
+    failed: dict[str, InputError] = field(default_factory=dict)
+    origin: Provenance | None = None
+
+
+@dataclass(frozen=True)
+class StudyWork:
+    """Does one study after the other, in this process or, as it can be sent there, in another.
+
+    Attributes:
+        model: gives the model, which the process makes once.
+        output: folder for the results.
+        resume: whether a study that is complete and was made alike is left out.
+    """
+
+    model: Callable[[], Model]
+    output: Path
+    options: Options
+    resume: bool = False
+
+    def __call__(self, cases: Sequence[Case], progress: Progress) -> StudyOutcome:
+        """All images of one study; its page and its record only if every one of them went well."""
+        run = _StudyRun(self.model(), self.output, self.options, progress)
+        run.study(cases, self.resume)
+        return run.outcome
+
+
+def map_files(case: Case, output: Path, options: Options) -> list[Path]:
+    """The maps that a case will get."""
+    return [map_file(output / case.folder, case.name, name) for name in options.write]
+
+
+@dataclass
+class _StudyRun:
+    model: Model
+    output: Path
+    options: Options
+    progress: Progress
+    outcome: StudyOutcome = field(default_factory=StudyOutcome)
+
+    def study(self, cases: Sequence[Case], resume: bool) -> None:
+        folder = self.output / cases[0].folder
+        subject = self.options.subject(cases[0].study)
+        record = folder / f"{PurePosixPath(subject.key).name}.json"
+        about = self._about(subject)
+        self.outcome.origin = self.model.origin
+        if resume and (past := finished(record, about, cases)) is not None:
+            self._skip(record, past, cases)
+            return
+        study = Study(
+            subject.key,
+            known=subject.phases,
+            height=subject.height,
+            weight=subject.weight,
+            **({} if self.model.calibration is None else self.model.calibration.intervals()),
+        )
+        done: list[dict[str, Any]] = []
+        for case in cases:
+            self.progress(case.key, 0.0)
+            try:
+                done.append(self._case(case, folder, record, study))
+                if case is cases[-1] and len(done) == len(cases):
+                    self._finish(study, cases, done, record, about)
+            except InputError as error:
+                self.outcome.failed[case.key] = error
+            else:
+                written = [*done[-1]["files"], f"{case.name}.json"]
+                files = [str(folder / name) for name in written]
+                self.outcome.described.append({**done[-1], "input": str(case.image), "files": files})
+            self.progress(case.key, 1.0)
+
+    def _about(self, subject: Subject) -> dict[str, Any]:
+        """What a record must say for its study to be left out; one device is as good as another."""
+        made_with = asdict(self.model.origin)
+        made_with["settings"].pop("device", None)
+        return {
+            "subject": asdict(subject),
+            "made_with": made_with,
+            "wanted": {
+                "write": sorted(self.options.write),
+                "pages": self.options.pages,
+                "dicom_seg": self.options.dicom_seg,
+            },
+        }
+
+    def _skip(self, record: Path, done: Mapping[str, Any], cases: Sequence[Case]) -> None:
+        self.outcome.skipped = True
+        self._keep(read_study_record(done["study"]), record)
+        for case in cases:
+            self.progress(case.key, 1.0)
+
+    def _keep(self, result: StudyResult, record: Path) -> None:
+        self.outcome.result = result
+        if (page := record.with_suffix(".html")).is_file() and self.options.pages:
+            self.outcome.page = page
+
+    def _case(self, case: Case, folder: Path, record: Path, study: Study) -> dict[str, Any]:
+        """One image: its maps are written, its frames counted; returns what its JSON will say."""
+        if case.error is not None:
+            raise case.error
+        if case.folder == Path() and COHORT in (case.name, record.stem):
+            raise InputError("has the name of the cohort's files", path=case.image, remedy="Rename it")
+        self._clear(case, folder, record)
+        volume = self.options.read(case)
+        series = volume.data.ndim == 4
+        described, files = (self._cine if series else self._volume)(case, volume, folder, study)
+        described["files"] = [path.name for path in files]
+        if case.name != record.stem:
+            write_json(described, folder / f"{case.name}.json")
+        return described
+
+    def _clear(self, case: Case, folder: Path, record: Path) -> None:
+        """No record may stand beside files that are about to change, and no leftovers of a killed run stay."""
+        targets = map_files(case, self.output, self.options)
+        if record.is_file():
+            record.unlink()
+        objects = [] if case.stack is None else seg_files(case.stack, folder, case.name)
+        for path in (*targets, *objects, record, record.with_suffix(".html"), folder / f"{case.name}.json"):
+            sweep_temporaries(path)
+
+    def _volume(self, case: Case, volume: Volume, folder: Path, study: Study) -> tuple[dict[str, Any], list[Path]]:
+        if case.subject is None and (self.options.ed or self.options.es):
+            remedy = "Leave out --ed and --es, or give a 4D file"
+            raise InputError("is a single volume and has no frames to name", path=case.image, remedy=remedy)
+        result, said = self._ensemble(volume, case.key, lambda fraction: self.progress(case.key, fraction))
+        study.add(case.frame, result)
+        files = save_maps(result, folder, case.name, self.options.write)
+        return {**describe(result), **said}, [*files, *self._seg(case, folder, 1, result)]
+
+    def _cine(self, case: Case, volume: Volume, folder: Path, study: Study) -> tuple[dict[str, Any], list[Path]]:
+        total = volume.data.shape[3]
+        for name, number in study.known.items():
+            if not 1 <= number <= total:
+                what = f"has {total} frames, so {name} cannot be frame {number}"
+                raise InputError(what, path=case.image, remedy=f"Give --{name.lower()} from 1 to {total}")
+        maps, by_frame = CineMaps(volume, folder, case.name, self.options.write), {}
+        objects: list[Path] = []
+        for number, frame in enumerate(frames(volume), start=1):
+            if frame.data.min() == frame.data.max():
+                raise InputError(
+                    f"is constant in frame {number}",
+                    path=case.image,
+                    remedy="Export the series again, or leave that frame out",
+                )
+            progress = partial(self._part_done, case.key, number - 1, total)
+            result, said = self._ensemble(frame, f"{case.key}/frame{number:03d}", progress)
+            study.add(number, result)
+            maps.add(number, result)
+            objects += self._seg(case, folder, number, result)
+            by_frame[str(number)] = {**describe(result), **said}
+        described = {"case": case.key, "shape": list(volume.data.shape), "frames": by_frame}
+        return described, [*maps.save(), *objects]
+
+    def _seg(self, case: Case, folder: Path, frame: int, result: Segmentation) -> list[Path]:
+        """The DICOM segmentation of one frame, where it is wanted and there are images to refer to."""
+        if self.options.dicom_seg is None or case.stack is None:
+            return []
+        check_codes(result.labels)
+        path = seg_files(case.stack, folder, case.name)[frame - 1]
+        identity = self.options.dicom_seg
+        return [
+            write_dicom_seg(result.mask, case.stack, path, phase=frame - 1, identity=identity, labels=result.labels)
+        ]
+
+    def _part_done(self, key: str, before: int, total: int, fraction: float) -> None:
+        self.progress(key, (before + fraction) / total)
+
+    def _ensemble(
+        self, volume: Volume, key: str, progress: Callable[[float], None]
+    ) -> tuple[Segmentation, dict[str, Any]]:
+        """The segmentation with its mask combined and cleaned as the options say, and what that did."""
+        try:
+            result = self.model.segmenter(volume, key, progress)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            remedy = "Use another device, or a smaller max_batch in the bundle's configuration"
+            raise InputError("does not fit into the device's memory", path=volume.path, remedy=remedy) from error
+        if self.model.calibration is not None:
+            result = self.model.calibration.apply(result)
+        changes: dict[str, Any] = {}
+        if self.options.staple:
+            from cgdpm_med.inference.staple import combine_staple  # SimpleITK
+
+            result, changes["combine"] = combine_staple(result), "staple"
+        if self.options.keep_largest:
+            mask, removed = keep_largest(result.mask)
+            result = replace(result, mask=mask)
+            changes["removed_voxels"] = {str(label): count for label, count in removed.items()}
+        return result, changes
+
+    def _finish(
+        self,
+        study: Study,
+        cases: Sequence[Case],
+        done: Sequence[Mapping[str, Any]],
+        record: Path,
+        about: Mapping[str, Any],
+    ) -> None:
+        """The page, and last the record; that of a study of one image holds what there is to say of the image too."""
+        result = study.result()
+        alone = cases[0].name == record.stem
+        files = [name for described in done for name in described["files"]]
+        files += [] if alone else [f"{case.name}.json" for case in cases]
+        if self.options.pages:
+            from cgdpm_med.report.case import case_report  # templates and pictures
+            from cgdpm_med.report.rendering import write_report
+
+            page = write_report(case_report(result, study.key_frames(), self.model.origin), record.with_suffix(".html"))
+            files.append(page.name)
+        summary = {
+            "study": study_record(result),
+            **about,
+            "device": self.model.origin.settings.get("device"),
+            "inputs": input_hashes(cases),
+            "files": files,
+        }
+        write_json({**(done[0] if alone else {}), **summary}, record)
+        self._keep(result, record)

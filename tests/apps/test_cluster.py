@@ -1,0 +1,212 @@
+"""Studies done by the workers of Dask: the same files, whatever becomes of a worker; and nobody's name in a log."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from clustered import Deadly, attempts, run_with
+from command import run
+from conftest import REPO
+from runs import contents
+from scans import scan
+from stubs import Thresholder
+
+from cgdpm_med.apps import cluster
+from cgdpm_med.apps.cluster import device_number, open_cluster, read_slurm_config
+from cgdpm_med.apps.engines import InProcess
+from cgdpm_med.files import InputError
+
+pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
+NAMES = ("Doe^Jane", "Roe^Richard", "Poe^Edgar", "Moe^Mary", "Loe^Liam")
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[cluster.DaskEngine]:
+    with open_cluster("local:2") as engine:
+        yield engine
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    for n, name in enumerate(NAMES):
+        scan(tmp_path / "in" / name / f"{name}.nii.gz", n)
+    return tmp_path / "in"
+
+
+@pytest.mark.slow
+def test_two_workers_do_what_one_process_does(two: cluster.DaskEngine, studies: Path, tmp_path: Path) -> None:
+    (studies / "broken.nii.gz").write_bytes(b"nothing")
+    alone = run_with(InProcess(), studies, tmp_path / "alone", Thresholder)
+    together = run_with(two, studies, tmp_path / "together", Thresholder)
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+    assert json.dumps(together).replace("together", "alone") == json.dumps(alone)
+    assert list(together["failed"]) == ["broken"]
+    (tmp_path / "together" / NAMES[0] / f"{NAMES[0]}.json").unlink()
+    again = run_with(two, studies, tmp_path / "together", Thresholder, resume=True)
+    assert [case["case"] for case in again["cases"]] == [f"{NAMES[0]}/{NAMES[0]}"]
+    assert len(again["skipped"]) == len(NAMES) - 1
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_studies_of_lost_workers_are_done_again_and_poison_is_left(
+    two: cluster.DaskEngine, studies: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two studies cost a worker each, one every worker that tries it, and one meets an error of some library."""
+    run_with(InProcess(), studies, tmp_path / "alone", Thresholder)
+    keys = [f"{name}/{name}" for name in NAMES]
+    poison, strange = keys[2], keys[4]
+    orders = Deadly(tmp_path / "log", at=((keys[0], 1), (keys[1], 1), (poison, 99)), broken=(strange,))
+    result = run_with(two, studies, tmp_path / "out", orders)
+    assert set(result["failed"]) == {poison, strange}
+    assert "3 times" in result["failed"][poison]
+    assert "RuntimeError: nobody foresaw this" in result["failed"][strange]
+    assert {key: len(attempts(tmp_path / "log", key)) for key in keys} == dict(zip(keys, (2, 2, 3, 1, 1), strict=True))
+    whole = contents(tmp_path / "alone")
+    for name in NAMES[:2] + NAMES[3:4]:
+        folder = tmp_path / "out" / name
+        assert contents(folder) == {Path(p).name: data for p, data in whole.items() if p.startswith(f"{name}/")}
+    for name in (NAMES[2], NAMES[4]):
+        assert not (tmp_path / "out" / name / f"{name}.json").exists()
+
+    # nothing that workers or the scheduler wrote or show names a patient
+    logs = [*two.client.get_worker_logs().values(), two.client.get_scheduler_logs()]
+    shown = two.client.run_on_scheduler(_what_the_dashboard_shows)
+    _, printed = capfd.readouterr()
+    told = [line for line in printed.splitlines() if not line.startswith(("error: ", "segmented "))]
+    for text in (str(logs), shown, "\n".join(told)):
+        assert not any(part in text for name in NAMES for part in name.split("^"))
+    assert "study-" in shown
+
+
+def _what_the_dashboard_shows(dask_scheduler: Any = None) -> str:
+    return str([*dask_scheduler.transition_log, dict(dask_scheduler.tasks), dask_scheduler.get_events()])
+
+
+@contextmanager
+def running(module: str, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    path = os.pathsep.join([str(REPO), str(REPO / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", f"distributed.cli.{module}", *arguments, "--no-dashboard"]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, **options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_lost_is_one_error(studies: Path, tmp_path: Path) -> None:
+    """Workers of another owner, on a disk that takes no file above 1 KiB; then the scheduler is killed."""
+    where = tmp_path / "scheduler.json"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with running("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(where), **quiet) as it:
+        deadline = time.monotonic() + 240
+        while not where.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        address = json.loads(where.read_text())["address"]
+        with (
+            running("dask_worker", address, "--nthreads", "1", "--no-nanny", cwd=tmp_path, **quiet),
+            open_cluster(address) as engine,
+        ):
+            items = {name: name for name in NAMES}
+            answers = engine.do(_slowly, items, lambda key, fraction: None)
+            assert next(answers)[0] in NAMES
+            it.kill()
+            with pytest.raises(InputError, match="scheduler was lost"):
+                list(answers)
+
+
+def _slowly(item: str, progress: object) -> str:
+    time.sleep(0.5)
+    return item
+
+
+@pytest.mark.slow
+def test_jobs_of_slurm(studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sbatch that starts what it is given here, and a scancel that ends it."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "sbatch").write_text('#!/bin/bash\nbash "${@: -1}" >/dev/null 2>&1 &\necho "Submitted batch job $!"\n')
+    (tools / "scancel").write_text("#!/bin/bash\npkill -P $1\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO), str(REPO / "tests" / "helpers")]))
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "slurm.yaml"
+    settings = {"cores": 1, "memory": "2GB", "scheduler_options": {"host": "127.0.0.1", "dashboard_address": ":0"}}
+    config.write_text(yaml.safe_dump({"jobs": 1, "cluster": settings}))
+    with open_cluster("slurm", config) as engine:
+        result = run_with(engine, studies, tmp_path / "out", Thresholder)
+    assert len(result["cases"]) == len(NAMES)
+
+
+# --- what is asked for wrongly ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--dask", "local:0"), "local:2"),
+        (("--dask", "local"), "local:2"),
+        (("--dask", "slurm"), "--dask-config"),
+        (("--dask", "local:2", "--dask-config", "x.yaml"), "slurm"),
+        (("--dask-config", "x.yaml"), "slurm"),
+        (("--dask", "local:2", "--shard", "1/2"), "--shard"),
+    ],
+)
+def test_options_that_do_not_fit(
+    arguments: tuple[str, ...],
+    complaint: str,
+    studies: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, "segment", str(studies), str(tmp_path / "out"), *arguments) in (1, 2)
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_dask_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"cgdpm-med\[cluster\]"), open_cluster("local:2"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1",
+        "a: b: c",
+        "jobs: 4",
+        "jobs: 0\ncluster: {cores: 1, memory: 1GB}",
+        "jobs: 1\ncluster: {memory: 1GB}",
+        "jobs: 1\ncluster: {cores: 1, memory: 1GB}\nqueue: gpu",
+        "jobs: true\ncluster: {cores: 4}",
+    ],
+)
+def test_a_configuration_for_slurm_that_says_too_little(text: str, tmp_path: Path) -> None:
+    (tmp_path / "slurm.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"slurm\.yaml"):
+        read_slurm_config(tmp_path / "slurm.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("0", "0"), ("3", "3"), ("SLURMCluster-12", "12"), ("SLURMCluster-1-2", "2"), ("tcp://10.0.0.1:41", None)],
+)
+def test_the_number_of_a_worker(name: str, number: str | None) -> None:
+    assert device_number(name) == number
