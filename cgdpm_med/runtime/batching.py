@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
@@ -203,13 +202,3 @@ def _parts(rows: range, columns: range, fields: int) -> list[tuple[range, range]
         for b in range(rows.start, rows.stop, images)
         for k in range(columns.start, columns.stop, per_image)
     ]
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that a device has free, about."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
-        return 8e9
