@@ -90,7 +90,11 @@ def test_constraints_lie_in_the_declared_ranges(pyproject: dict[str, Any]) -> No
         assert pin.operator == "=="
         pins[canonicalize_name(requirement.name)] = pin.version
     project = pyproject["project"]
-    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    for text in [
+        *project["dependencies"],
+        *project["optional-dependencies"]["dev"],
+        *project["optional-dependencies"]["docs"],
+    ]:
         requirement = Requirement(text)
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text
 
