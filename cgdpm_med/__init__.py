@@ -102,7 +102,7 @@ _EXPORTS: dict[str, str] = {
     "repeated": "images",
     "write_phantom_dataset": "phantom",
     # apps
-    "SuperResolver": "apps.super_resolve",
+    "SuperResolver": "apps.resolver",
     "super_resolve": "apps.super_resolve",
     "find_images": "apps.super_resolve",
     "evaluate_super_resolution": "apps.evaluate_pictures",

@@ -107,6 +107,8 @@ def segment(
     """
     options, engine = options or Options(), engine or InProcess()
     check_outputs(options.write)
+    if isinstance(engine, InProcess):
+        choose_device(device)  # one that is not there is told before a large folder is searched
     found = search(source, exclude=output, series=series)
     for line in left_out_lines(Path(source), found.left_out):
         warnings.warn(line, FolderWarning, stacklevel=2)

@@ -7,14 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cgdpm_med.console import CaseBar
 from cgdpm_med.data.acdc import Section, Split, acdc_datalist, acdc_patient_folders, load_split, section_of
-from cgdpm_med.evaluation.calibration_file import CALIBRATION, Calibration, plain, write_calibration
+from cgdpm_med.evaluation.calibration_file import (
+    CALIBRATION,
+    Calibration,
+    digests_by_name,
+    plain,
+    write_calibration,
+)
 from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
 from cgdpm_med.evaluation.label_hint import confusion
 from cgdpm_med.evaluation.reference_labels import (
@@ -37,7 +43,6 @@ from cgdpm_med.metrics.calibration import (
 )
 from cgdpm_med.metrics.masks import brier, calibration_error, calibration_table, foreground_region
 from cgdpm_med.metrics.volumetry import frame_volumes
-from cgdpm_med.models.weights import weights_digest
 from cgdpm_med.studies.measures import Measure
 from cgdpm_med.studies.task import known_measures, task_among
 from cgdpm_med.tables.numbers import format_number
@@ -58,6 +63,16 @@ void the coverage.
 _PLACE = "Name nine or more in the list {} of a JSON file with lists train, validation and test, given as --split"
 
 _SECTIONS: Mapping[str, Section] = {"train": "train", "validation": "validation"}
+
+
+class KnownVoxels(Protocol):
+    """Voxels of known truth: ``probabilities`` (C, N) float32, ``labels`` (N,) uint8."""
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]: ...
+
+    @property
+    def labels(self) -> NDArray[np.uint8]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +152,7 @@ def calibrate(
     made_with = ensemble_settings(segmenter)
     calibration = fit_calibration(
         frames,
-        weights={file.name: weights_digest(file) for file in segmenter.weights},
+        weights=digests_by_name(segmenter.weights),
         settings={**made_with, "staple": False, "keep_largest": False},
         data={"section": section, "seed": segmenter.predictor.sampling.seed, "device": str(segmenter.device)},
     )
@@ -304,7 +319,7 @@ def _factor(studies: Sequence[KnownStudy], name: str, measure: Measure) -> float
     return factor
 
 
-def voxel_scores(frames: Sequence[KnownFrame], temperature: float = 1.0) -> dict[str, float]:
+def voxel_scores(frames: Sequence[KnownVoxels], temperature: float = 1.0) -> dict[str, float]:
     """``nll`` and ``ece`` over all voxels together, ``brier`` as the mean over volumes, after a temperature."""
     tables, briers, nll, voxels = [], [], 0.0, 0
     for frame in frames:

@@ -73,9 +73,18 @@ class VolumeInput:
 
 @dataclass(frozen=True)
 class PictureInput:
-    """How a picture is brought before the network: in fields of ``window`` x ``window`` fine pixels."""
+    """How a picture is brought before the network: in fields of ``window`` x ``window`` fine pixels.
+
+    Attributes:
+        window: side of the field.
+        shows: what every picture of the training showed, in words that follow "trained on", such as "single faces that
+            fill the picture"; "" leaves it open.
+
+    Two inputs are equal where their windows are: the words are for those who look at results.
+    """
 
     window: int
+    shows: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.window < 1:

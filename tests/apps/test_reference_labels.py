@@ -11,7 +11,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from stubs import Oracle, Stub, segmentation_of
+from segmentations import segmentation_of
+from stubs import Oracle, Stub
 
 from cgdpm_med import InputError, Segmenter, acdc_datalist, evaluate_folders, read_labels, write_phantom_dataset
 from cgdpm_med.evaluation.calibrate import calibrate
@@ -72,7 +73,7 @@ class TwoReaders(Stub):
 
     def __call__(self, volume: Volume, key: str, progress: Callable[[float], None] | None = None) -> Segmentation:
         drawn = read_labels(self.truth / key.partition("_")[0] / f"{key}_gt.nii.gz").data
-        return segmentation_of(volume, key, np.stack([drawn, np.roll(drawn, 1, axis=0)]))
+        return segmentation_of(np.stack([drawn, np.roll(drawn, 1, axis=0)]), volume, key)
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ def train(data: Path, out: Path, *more: str, **given: Any) -> None:
     settings = {"bundle_root": str(BUNDLE), "dataset_dir": str(data), "output_dir": str(out), "device": CPU}
     flow = ConfigWorkflow(files, workflow_type="train", logging_file=logging, **settings, **{**SMALL, **given})
     flow.initialize()
+    assert flow.check_properties() == []
     flow.run()
     flow.finalize()
 
@@ -43,7 +44,7 @@ def train(data: Path, out: Path, *more: str, **given: Any) -> None:
 @pytest.fixture(scope="module")
 def weights(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("stage1")
-    train(data, out, validate_every=1)
+    train(data, out, val_interval=1)
     return out / "model.pt"
 
 
@@ -60,6 +61,13 @@ def test_a_model_file_says_how_slices_are_brought_in(weights: Path) -> None:
     assert not model.target.clip
 
 
+def test_monai_finds_what_its_applications_need(weights: Path, tmp_path: Path) -> None:
+    settings = {"bundle_root": str(BUNDLE), "dataset_dir": str(tmp_path), "weights": str(weights), "cases": []}
+    flow = ConfigWorkflow(str(CONFIGS / "inference.yaml"), workflow_type="infer", logging_file=False, **settings)
+    flow.initialize()
+    assert flow.check_properties() == []
+
+
 def test_what_is_refined_agrees_with_what_was_measured(weights: Path) -> None:
     resolver = SuperResolver.from_bundle(BUNDLE, weights=str(weights), members=2, steps=3, device="cpu")
     y = torch.randn(2, 1, 12, 16, generator=torch.Generator().manual_seed(0))
@@ -71,7 +79,7 @@ def test_what_is_refined_agrees_with_what_was_measured(weights: Path) -> None:
 
 @pytest.mark.slow
 def test_guidance_is_trained_on_it(data: Path, weights: Path, tmp_path: Path) -> None:
-    train(data, tmp_path, "train_guidance.yaml", denoiser_weights=str(weights), chain_steps=2, validate_every=1)
+    train(data, tmp_path, "train_guidance.yaml", denoiser_weights=str(weights), chain_steps=2, val_interval=1)
     guide = str(tmp_path / "guidance.pt")
     given = {"weights": str(weights), "guidance_weights": guide, "steps": 2, "device": CPU}
     y = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))

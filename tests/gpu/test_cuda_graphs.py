@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import small_mask_denoiser
+from small_networks import field, small_mask_denoiser
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -53,11 +53,11 @@ def replay_of(network: torch.nn.Module, dtype: torch.dtype = torch.float32) -> G
 
 
 def fields(count: int = 6, size: int = 16, seed: int = 0) -> Tensor:
-    return torch.randn(count, 4, size, size, generator=torch.Generator().manual_seed(seed))
+    return field(count, 4, size, size, seed=seed)
 
 
 def images(seed: int = 0) -> Tensor:
-    return torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return field(3, 1, 16, 16, seed=seed)
 
 
 @pytest.fixture
