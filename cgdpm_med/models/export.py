@@ -189,10 +189,10 @@ def as_onnx(program: Any, graph: Graph) -> bytes:
     if missing := [name for name in NEEDED_FOR_ONNX if find_spec(name) is None]:
         remedy = "pip install 'cgdpm-med[export]', or choose --format torch"
         raise InputError(f"writing ONNX needs {' and '.join(missing)}", remedy=remedy)
-    names = {"input_names": list(graph.inputs), "output_names": list(graph.outputs)}
+    inputs, outputs = list(graph.inputs), list(graph.outputs)
     try:
         with _quiet():
-            made = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+            made = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
     except Exception as error:  # torch's exporter has classes of its own
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"ONNX cannot say the network: {reason}", remedy="Choose --format torch") from error
