@@ -33,6 +33,7 @@ AHEAD = 256
 _OWN_SCHEDULER = {
     "distributed.scheduler.allowed-failures": TRIES - 1,
     "distributed.scheduler.worker-saturation": 1.0,  # a worker holds the study it does, so that no other is suspected
+    "distributed.worker.multiprocessing-method": "forkserver",  # the imports are done once for all processes here
     "distributed.worker.memory.target": False,  # nothing of a study is spilled to disk
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
@@ -95,7 +96,9 @@ def _local(workers: int, stack: ExitStack) -> tuple[Any, int]:
     import logging
 
     from distributed import LocalCluster
+    from distributed.utils import get_mp_context
 
+    get_mp_context().set_forkserver_preload(["distributed", "cgdpm_med.apps.pipeline"])
     cluster = LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
@@ -302,7 +305,7 @@ class DaskEngine:
                 names[futures[-1].key] = key
             return futures
 
-        done = as_completed(next_futures(max(AHEAD, 4 * self._workers())))
+        done = as_completed(next_futures(max(AHEAD, 4 * self._workers())), loop=self.client.loop)
         for future in done:
             key = names.pop(future.key)
             answer = self._answer(future)
