@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from cgdpm_med import Segmenter, acdc_datalist
+from cgdpm_med.evaluation.reference_labels import read_reference
 from cgdpm_med.files import InputError
 from cgdpm_med.metrics.masks import dice_per_structure
-from cgdpm_med.volumes import read_labels, read_volume
+from cgdpm_med.volumes import read_volume
 
 from .harness import Journal, console
 
@@ -59,7 +60,7 @@ def score(segmenter: Segmenter, item: Mapping[str, str]) -> dict[str, float]:
     start = time.perf_counter()
     mask = segmenter(volume, item["key"]).mask
     seconds = time.perf_counter() - start
-    dice = dice_per_structure(mask, read_labels(item["label"]).data)
+    dice = dice_per_structure(mask, read_reference(item["label"], segmenter.labels))
     return {"dice": 100 * float(np.mean(list(dice.values()))), "seconds": seconds}
 
 

@@ -102,7 +102,7 @@ _EXPORTS: dict[str, str] = {
     "repeated": "images",
     "write_phantom_dataset": "phantom",
     # apps
-    "SuperResolver": "apps.super_resolve",
+    "SuperResolver": "apps.resolver",
     "super_resolve": "apps.super_resolve",
     "find_images": "apps.super_resolve",
     "evaluate_super_resolution": "apps.evaluate_pictures",
@@ -132,13 +132,11 @@ _EXPORTS: dict[str, str] = {
     "Options": "apps.segment_options",
 }
 
-_FORMER = {"FuseMembersd": "data.transforms"}  # names of version 0.1 that configurations of users hold
-
 __all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:
-    module = _EXPORTS.get(name) or _FORMER.get(name)
+    module = _EXPORTS.get(name)
     if module is None:
         raise AttributeError(f"module 'cgdpm_med' has no attribute {name!r}")
     value = getattr(import_module(f"cgdpm_med.{module}"), name)

@@ -5,12 +5,9 @@ from cgdpm_med.apps.evaluate_pictures import (
     format_picture_summary as format_picture_summary,
 )
 from cgdpm_med.apps.pipeline import segment as segment, segment_all as segment_all
+from cgdpm_med.apps.resolver import SuperResolver as SuperResolver
 from cgdpm_med.apps.segment_options import Options as Options
-from cgdpm_med.apps.super_resolve import (
-    SuperResolver as SuperResolver,
-    find_images as find_images,
-    super_resolve as super_resolve,
-)
+from cgdpm_med.apps.super_resolve import find_images as find_images, super_resolve as super_resolve
 from cgdpm_med.console import require_success as require_success
 from cgdpm_med.data.acdc import acdc_datalist as acdc_datalist
 from cgdpm_med.data.augment import SliceAugment as SliceAugment

@@ -133,7 +133,7 @@ def train_row(row: str, seed: int, folder: Path, arguments: argparse.Namespace) 
         seed=seed,
         epochs=epochs,
         iterations=epoch,
-        validate_every=every,
+        val_interval=every,
         **extra,
     )
     flow.run()

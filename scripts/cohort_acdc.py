@@ -22,7 +22,8 @@ from cgdpm_med.evaluation.statistics_page import statistics_page
 from cgdpm_med.files import atomic_write
 from cgdpm_med.inference.segmenter import Segmenter, choose_device
 from cgdpm_med.report.records import read_record
-from cgdpm_med.studies.cases import Case, MaskPair, find_cases
+from cgdpm_med.studies.cases import Case, find_cases
+from cgdpm_med.studies.mask_pairs import MaskPair
 
 WRITTEN = ("mask", "probabilities", "members", "entropy")
 

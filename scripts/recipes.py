@@ -236,17 +236,17 @@ class Work:
                 "output_dir": str(self.folder),
                 "seed": self.seed,
                 "epochs": epochs,
-                "validate_every": epochs,  # the last epoch writes the weights
-                "train_order#max_batches": self.arguments.epoch,
-                "validation_volumes#data": self.datalist(),
+                "val_interval": epochs,  # the last epoch writes the weights
+                "train#sampler#max_batches": self.arguments.epoch,
+                "validate#dataset#data": self.datalist(),
             },
             self.start(),
         )
-        length = len(flow.parser.get_parsed_content("train_loader"))
+        length = len(flow.parser.get_parsed_content("train#dataloader"))
         if length != self.arguments.epoch:
             what = f"one pass over the training slices has {length} steps, fewer than --epoch {self.arguments.epoch}"
             raise InputError(what, remedy=f"Give --epoch {length} or less")
-        trainer = flow.parser.get_parsed_content("trainer")
+        trainer = flow.parser.get_parsed_content("train#trainer")
         seconds: list[float] = []
 
         def note(engine: Engine) -> None:

@@ -42,7 +42,7 @@ CUT: dict[str, Any] = {
     "epochs": 1,
     "iterations": 2,
     "batch_size": 1,
-    "validate_every": 1,
+    "val_interval": 1,
     "validation_steps": 2,
     "held_out": 1,
     "workers": 0,

@@ -9,9 +9,17 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from data_sets import write_nnunet, write_pictures
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 # tiny networks: more threads only wait for each other
 torch.set_num_threads(1)
@@ -53,6 +61,46 @@ def leaves_no_determinism() -> Iterator[None]:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A data set of pictures with masks."""
+    return write_pictures(tmp_path)
+
+
+@pytest.fixture
+def nnunet(tmp_path: Path) -> Path:
+    """A data set of volumes in nnU-Net's layout."""
+    return write_nnunet(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A patient of each section; read only."""
+    from phantoms_of_acdc import write_phantoms
+
+    return write_phantoms(tmp_path_factory.mktemp("phantoms"))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every bundle segments by a threshold."""
+    from stubs import Thresholder
+
+    from cgdpm_med import Segmenter
+
+    monkeypatch.setattr(Segmenter, "from_bundle", lambda *_, **__: Thresholder())
+
+
+@pytest.fixture(scope="session")
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture

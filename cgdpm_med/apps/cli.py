@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from cgdpm_med.apps.commands.basics import demo, info, phantom
+from cgdpm_med.apps.commands.export import export
 from cgdpm_med.apps.commands.scores import compare, evaluate
 from cgdpm_med.apps.commands.segment import cohort, segment
 from cgdpm_med.apps.commands.super_resolve import super_resolve
@@ -111,6 +112,7 @@ for command in (
     super_resolve,
     evaluate,
     compare,
+    export,
     demo,
 ):
     app.command()(command)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cgdpm_med.apps.contact_sheet import contact_sheet
-from cgdpm_med.apps.super_resolve import SuperResolver, spread
+from cgdpm_med.apps.resolver import SuperResolver, spread
 from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.diffusion.degradation import AreaDegradation
 from cgdpm_med.files import InputError, PathLike, atomic_write

@@ -1,10 +1,9 @@
-"""Images of any data set to masks and doubt, by a network that ``cgdpm-med train`` made."""
+"""Images of any data set to ensembles of masks, by one network that ``cgdpm-med train`` made, or by those of folds."""
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
 
-from cgdpm_med.console import CaseBar, complain, input_error_behind
+from cgdpm_med.console import input_error_behind
 from cgdpm_med.data.transforms import CombineMembersd
-from cgdpm_med.datasets.loading import Loaded, input_files, load_example, load_image
+from cgdpm_med.datasets.loading import Loaded
 from cgdpm_med.datasets.prepare import back, prepare
-from cgdpm_med.datasets.run import TASK, Run
-from cgdpm_med.datasets.split import of_part
-from cgdpm_med.files import InputError, atomic_write
+from cgdpm_med.datasets.run import TASK
+from cgdpm_med.diffusion.ensemble import entropy
+from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
+from cgdpm_med.files import InputError
 from cgdpm_med.inference.inferers import SliceEnsembleInferer
-from cgdpm_med.inference.predictor import DiffusionPredictor
+from cgdpm_med.inference.labels import Labels
+from cgdpm_med.inference.predictor import DiffusionPredictor, predictor_settings
 from cgdpm_med.inference.segmenter import unusable
-from cgdpm_med.metrics.masks import dice_per_structure
+from cgdpm_med.metrics.calibration import temper
+from cgdpm_med.models.description import SliceInput
 from cgdpm_med.models.files import Model
-from cgdpm_med.volumes import write_on_grid
-
-COLOURS = ((0, 0, 0), (230, 80, 70), (70, 130, 240), (80, 190, 90), (240, 190, 60), (160, 90, 200), (80, 200, 200))
-"""Of the classes in mask pictures, the background first; further ones repeat."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +39,22 @@ class Mask:
         entropy: float32 in [0, 1], of the combined probabilities.
         disagreement: float32, fraction of members outside the majority.
         probabilities: (C, X, Y, Z) float32.
+        members: (K, X, Y, Z) uint8, each member's own mask.
+        temperature: of the calibration behind ``probabilities`` and ``entropy``, or None.
     """
 
     mask: NDArray[np.uint8]
     entropy: NDArray[np.float32]
     disagreement: NDArray[np.float32]
     probabilities: NDArray[np.float32]
+    members: NDArray[np.uint8]
+    temperature: float | None = None
+
+    def calibrated(self, temperature: float) -> Mask:
+        """The same with tempered probabilities and their entropy; mask and members are untouched."""
+        p = temper(self.probabilities, temperature)
+        doubt = entropy(torch.from_numpy(p)).numpy()
+        return replace(self, probabilities=p, entropy=doubt, temperature=temperature)
 
 
 class SliceSegmenter:
@@ -55,48 +63,114 @@ class SliceSegmenter:
     Args:
         model: with a :class:`~cgdpm_med.models.description.SliceInput`.
         predictor: its network and how members are drawn.
+        weights: files the networks were read from.
     """
 
-    def __init__(self, model: Model, predictor: DiffusionPredictor, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        model: Model,
+        predictor: DiffusionPredictor,
+        device: torch.device | str = "cpu",
+        weights: Sequence[str | Path] = (),
+    ) -> None:
         self.model, self.device = model, torch.device(device)
         self.predictor = predictor.to(self.device)
-        channels = predictor.out_channels
-        self.combine = CombineMembersd(num_classes=max(channels, 2), channels=channels)
+        self.weights = tuple(Path(file) for file in weights)
+        self.calibration: Calibration | None = None
 
     @property
-    def labels(self) -> list[str]:
-        """Names of the classes 1, 2, …."""
-        return [label.name for label in self.model.description.labels]
+    def labels(self) -> Labels:
+        """Names and colours of the classes 1, 2, …."""
+        said = self.model.description.labels
+        return Labels(tuple(label.name for label in said), tuple(label.colour for label in said))
 
-    @torch.inference_mode()
+    @property
+    def input(self) -> SliceInput:
+        """What the network sees."""
+        seen = self.model.input
+        assert isinstance(seen, SliceInput)
+        return seen
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the masks depend on besides weights and image."""
+        mean = {"combine": "mean", "staple": False, "keep_largest": False}
+        return predictor_settings(self.predictor, self.device) | mean
+
     def __call__(self, loaded: Loaded, key: str) -> Mask:
         """Segment one image; the noise depends on its key and the seed."""
-        seen = self.model.input
+        members = self.drawn(loaded, key, range(self.predictor.sampling.members))
+        return combined(members, loaded, self.predictor.out_channels, self.calibration)
+
+    @torch.inference_mode()
+    def drawn(self, loaded: Loaded, key: str, member_ids: Sequence[int]) -> Tensor:
+        """These members on the image's own pixels, (K * channels, X, Y, Z)."""
+        seen, channels = self.input, self.predictor.out_channels
         bare = replace(loaded, label=None)
-        image = prepare(bare, seen, self.predictor.out_channels, multiple=self.model.multiple)["image"]
+        image = prepare(bare, seen, channels, multiple=self.model.multiple)["image"]
         infer = SliceEnsembleInferer(neighbours=seen.neighbours)
-        keyed = _Keyed(self.predictor, key)
-        members = infer(image[None].to(self.device), keyed)[0].cpu()  # type: ignore[arg-type]
-        combined = self.combine({"pred": back(members, loaded, seen, self.predictor.out_channels)})
+        members = infer(image[None].to(self.device), _Keyed(self.predictor, key, member_ids))[0].cpu()  # type: ignore[arg-type]
+        return back(members, loaded, seen, channels)
 
-        def stored(name: str) -> NDArray[Any]:
-            return np.ascontiguousarray(loaded.view.undo(torch.as_tensor(combined[name]).numpy()))
 
-        return Mask(stored("mask")[0], stored("entropy")[0], stored("disagreement")[0], stored("probabilities"))
+class FoldSegmenter(SliceSegmenter):
+    """Draws the members over the networks of several runs in turns: member k from network k modulo their number.
+
+    Args:
+        segmenters: of runs with the same labels and input.
+        members: in all; a multiple of the networks' number gives each the same say.
+    """
+
+    def __init__(self, segmenters: Sequence[SliceSegmenter], members: int) -> None:
+        first = segmenters[0]
+        weights = [file for segmenter in segmenters for file in segmenter.weights]
+        super().__init__(first.model, first.predictor, first.device, weights)
+        self.segmenters, self.members = tuple(segmenters), members
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As of one network, with the members of all."""
+        return {**super().settings, "members": self.members}
+
+    def __call__(self, loaded: Loaded, key: str) -> Mask:
+        """As of one network."""
+        parts = [
+            segmenter.drawn(loaded, key, range(n, self.members, len(self.segmenters)))
+            for n, segmenter in enumerate(self.segmenters)
+        ]
+        return combined(torch.cat(parts), loaded, self.predictor.out_channels, self.calibration)
 
 
 class _Keyed:
-    """A predictor whose noise is that of one image, whatever place it has in a batch."""
+    """A predictor that draws some members, with the noise of one image whatever place it has in a batch."""
 
-    def __init__(self, predictor: DiffusionPredictor, key: str) -> None:
-        self.predictor, self.key = predictor, key
+    def __init__(self, predictor: DiffusionPredictor, key: str, member_ids: Sequence[int]) -> None:
+        self.predictor, self.key, self.member_ids = predictor, key, member_ids
+        self.sampling = replace(predictor.sampling, members=len(member_ids))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.predictor, name)
 
-    def ensemble(self, image: torch.Tensor, keys: Sequence[str], **how: Any) -> torch.Tensor:
+    def ensemble(self, image: Tensor, keys: Sequence[str], **how: Any) -> Tensor:
         """As the predictor's."""
-        return self.predictor.ensemble(image, keys=[f"{self.key}/{key}" for key in keys], **how)
+        keyed = [f"{self.key}/{key}" for key in keys]
+        return self.predictor.ensemble(image, keys=keyed, member_ids=self.member_ids, **how)
+
+
+def combined(members: Tensor, loaded: Loaded, channels: int, calibration: Calibration | None = None) -> Mask:
+    """Members (K * channels, X, Y, Z) in the view as one mask with its doubt, stored as the image's file is."""
+    combine = CombineMembersd(num_classes=max(channels, 2), channels=channels)
+    found = combine({"pred": members})
+
+    def stored(name: str) -> NDArray[Any]:
+        return np.ascontiguousarray(loaded.view.undo(torch.as_tensor(found[name]).numpy()))
+
+    maps = [stored(name)[0] for name in ("mask", "entropy", "disagreement")]
+    mask = Mask(maps[0], maps[1], maps[2], stored("probabilities"), stored("members"))
+    return mask if calibration is None else mask.calibrated(calibration.temperature)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
 
 
 def is_run(bundle: str | Path) -> bool:
@@ -130,106 +204,50 @@ def load_segmenter(run: str | Path, **overrides: Any) -> SliceSegmenter:
     return segmenter
 
 
-def segment_folder(segmenter: SliceSegmenter, source: str | Path, out: str | Path) -> dict[str, Any]:
-    """Segment every image; a bad one is reported and the others go on.
+def load_segmenters(runs: Sequence[str | Path], **overrides: Any) -> SliceSegmenter:
+    """Of one run, or of several whose networks draw the members in turns.
 
-    A volume gets ``NAME.nii.gz`` and ``NAME_entropy.nii.gz``; a picture ``NAME.png``, its classes as a palette,
-    ``NAME_doubt.png``, the entropy from black to white, and ``NAME_doubt.npz`` with entropy, disagreement and
-    probabilities. ``labels.json`` names the classes.
-
-    Returns:
-        ``cases``: files of each image, and the share of its pixels in each class; ``failed``: errors by name.
-    """
-    out, cases, failed = Path(out), [], {}
-    found = input_files(Path(source))
-    if any(out.resolve() == path.resolve().parent for files in found.values() for path in files):
-        raise InputError("holds the images themselves", path=out, remedy="Give another output folder")
-    channels = len(segmenter.model.input.names)
-    with CaseBar("segmenting", list(found)) as bar:
-        for key, files in found.items():
-            try:
-                loaded = load_image(files, channels)
-                mask = segmenter(loaded, key)
-                written = _save(mask, loaded, out, key)
-            except InputError as error:
-                failed[key] = str(error)
-                complain(error, bar)
-            else:
-                cases.append({"case": key, "files": written, "share": _shares(mask.mask, segmenter.labels)})
-            bar.update(key, 1.0)
-    _write_json(out / "labels.json", {"background": 0, **{name: n for n, name in enumerate(segmenter.labels, 1)}})
-    return {"cases": cases, "failed": failed, "skipped": []}
-
-
-def _shares(mask: NDArray[np.uint8], labels: Sequence[str]) -> dict[str, float]:
-    return {name: float(np.mean(mask == n)) for n, name in enumerate(labels, start=1)}
-
-
-def _save(mask: Mask, loaded: Loaded, out: Path, key: str) -> list[str]:
-    if loaded.grid is not None:
-        paths = [out / f"{key}.nii.gz", out / f"{key}_entropy.nii.gz"]
-        write_on_grid(mask.mask, loaded.grid, paths[0])
-        write_on_grid(mask.entropy, loaded.grid, paths[1], dtype=np.float32)
-        return [str(path) for path in paths]
-    paths = [out / f"{key}.png", out / f"{key}_doubt.png", out / f"{key}_doubt.npz"]
-    _write_png(Image.fromarray(mask.mask[..., 0]), paths[0], palette=True)
-    _write_png(Image.fromarray((255 * mask.entropy[..., 0]).round().astype(np.uint8)), paths[1])
-    maps = {name: getattr(mask, name)[..., 0] for name in ("entropy", "disagreement", "probabilities")}
-    with atomic_write(paths[2]) as file:
-        np.savez_compressed(file, **maps)
-    return [str(path) for path in paths]
-
-
-def _write_png(image: Image.Image, path: Path, palette: bool = False) -> None:
-    if palette:
-        image.putpalette([value for n in range(256) for value in COLOURS[n and (n - 1) % (len(COLOURS) - 1) + 1]])
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    with atomic_write(path) as file:
-        file.write(content.getvalue())
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=2).encode())
-
-
-# --- scores -----------------------------------------------------------------------------------------------------------
-
-
-def evaluate_part(
-    segmenter: SliceSegmenter, run: str | Path, source: str | Path, part: str, out: str | Path
-) -> dict[str, Any]:
-    """Dice of each class on one part of a run's split, on the images' own pixels; written as ``PART.json``.
-
-    Of an image the Dice of a class is that of :func:`~cgdpm_med.metrics.masks.dice_per_structure`; an image and a
-    prediction without the class score 1 and are counted in ``empty``.
+    Without ``members`` among the overrides every network draws the same number, no fewer in all than one would.
 
     Raises:
-        InputError: the part is unknown or empty, or its files changed.
+        InputError: as :func:`load_segmenter`; for runs of other labels, channels or spacing, or fewer members than
+            networks.
     """
-    task = Run(Path(run), Path(source))
-    if part not in task.parts or not task.parts[part]:
-        raise InputError(f"has no patients in part {part!r}", path=Path(run), remedy="Choose train, validation or test")
-    numbers = range(1, task.classes)
-    scores, rows = [], []
-    for example in of_part(task.dataset, task.parts, part):
-        loaded = load_example(task.dataset, example, len(task.task["channels"]))
-        assert loaded.label is not None
-        truth = loaded.view.undo(loaded.label)
-        found = segmenter(loaded, example.key).mask
-        dice = dice_per_structure(found, truth, numbers)
-        scores.append([dice[n] for n in numbers])
-        present = [bool((truth == n).any() or (found == n).any()) for n in numbers]
-        rows.append({"case": example.key, **{task.labels[n - 1]: dice[n] for n in numbers}, "present": present})
-    table, there = np.array(scores), np.array([row.pop("present") for row in rows])
-    content = {
-        "part": part,
-        "images": len(rows),
-        "mean_dice": float(table.mean()),
-        "dice": {name: float(column.mean()) for name, column in zip(task.labels, table.T, strict=True)},
-        "empty": {name: int((~column).sum()) for name, column in zip(task.labels, there.T, strict=True)},
-        "cases": rows,
+    segmenters = [load_segmenter(run, **overrides) for run in runs]
+    if len(segmenters) == 1:
+        return segmenters[0]
+    for run, segmenter in zip(runs, segmenters, strict=True):
+        if differing := _differing(segmenters[0], segmenter):
+            remedy = "Combine runs of one data set, such as its folds"
+            what = f"has {differing} than {Path(runs[0]).name}, so their masks cannot be combined"
+            raise InputError(what, path=Path(run), remedy=remedy)
+    count, own = len(segmenters), segmenters[0].predictor.sampling.members
+    if "members" in overrides and own < count:
+        what = f"{own} members cannot be drawn over {count} networks"
+        raise InputError(what, remedy=f"Give --members {count} or more")
+    return FoldSegmenter(segmenters, own if "members" in overrides else math.ceil(own / count) * count)
+
+
+def _differing(one: SliceSegmenter, other: SliceSegmenter) -> str:
+    """What two networks see or name differently, in words; "" where nothing is."""
+    pairs: dict[str, list[Any]] = {
+        "other labels": [each.labels.names for each in (one, other)],
+        "other channels": [(each.input.names, each.predictor.out_channels) for each in (one, other)],
+        "another spacing": [each.input.spacing for each in (one, other)],
+        "another rule for intensities": [(each.input.intensity, each.input.window) for each in (one, other)],
+        "other neighbouring slices": [each.input.neighbours for each in (one, other)],
     }
-    _write_json(Path(out) / f"{part}.json", content)
-    return {name: value for name, value in content.items() if name != "cases"}
+    return next((name for name, (first, second) in pairs.items() if first != second), "")
+
+
+def calibrate_masks(segmenter: SliceSegmenter, path: str | Path | None = None) -> str | None:
+    """Let the segmenter apply the calibration beside its weights, or that at ``path``.
+
+    Returns:
+        Why one that was found does not count, in one line, or None.
+
+    Raises:
+        InputError: for a file that cannot be read, or one given by ``path`` that does not fit.
+    """
+    segmenter.calibration, ignored = find_calibration(segmenter.weights, segmenter.settings, path)
+    return ignored

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -15,8 +14,7 @@ from typing import Any
 import torch
 
 from cgdpm_med import __version__
-from cgdpm_med.apps.segment_slices import evaluate_part, load_segmenter
-from cgdpm_med.console import input_error_behind
+from cgdpm_med.apps.train_stages import WEIGHTS, run_stages
 from cgdpm_med.datasets.dataset import DataSet
 from cgdpm_med.datasets.fingerprint import Fingerprint, fingerprint
 from cgdpm_med.datasets.folders import read_dataset
@@ -26,10 +24,14 @@ from cgdpm_med.datasets.plan import Plan, make_plan, parse_settings, plan_page, 
 from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, slice_input
 from cgdpm_med.datasets.split import make_split, of_part
 from cgdpm_med.files import InputError, atomic_write
-from cgdpm_med.inference.segmenter import choose_device, unusable
+from cgdpm_med.inference.segmenter import choose_device
 from cgdpm_med.training.step_time import step_seconds
 
-CONFIGS = ("train.yaml", "inference.yaml", "evaluate.yaml")
+CONFIGS = ("train.yaml", "train_guidance.yaml", "inference.yaml", "evaluate.yaml")
+GUIDANCE_SHARE = 0.2
+"""Steps of the guidance network by steps of the denoiser, as in the shipped bundle (384 of about 2100)."""
+GUIDANCE_COST = 0.35
+"""What they take of the denoiser's time: a step of theirs walks the frozen chain, too. An estimate."""
 USED = 0.85
 """Of the hours given, for training steps; the rest is reading, validation and the test."""
 LEAST_STEPS = 20
@@ -48,6 +50,7 @@ class Wishes:
         patients: pattern that finds the patient in an image's name.
         folds, fold: of cross-validation.
         seed: of the split and the training.
+        guidance: train a guidance network after the denoiser.
     """
 
     hours: float | None = None
@@ -57,6 +60,7 @@ class Wishes:
     folds: int | None = None
     fold: int | None = None
     seed: int | None = None
+    guidance: bool = False
 
     @property
     def none(self) -> bool:
@@ -97,9 +101,10 @@ def plan_dataset(
     plan = make_plan(seen, iterations=wishes.iterations or 5000, **how)
     if wishes.hours is not None and "iterations" not in given:
         seconds = _step_seconds(plan, seen, place)
-        steps = int(USED * 3600 * wishes.hours / seconds)
+        share = USED / (1 + GUIDANCE_COST) if wishes.guidance else USED
+        steps = int(share * 3600 * wishes.hours / seconds)
         if steps < LEAST_STEPS:
-            remedy = f"Give --hours {LEAST_STEPS * seconds / 3600 / USED:.3g} or more, or a smaller --set crop"
+            remedy = f"Give --hours {LEAST_STEPS * seconds / 3600 / share:.3g} or more, or a smaller --set crop"
             raise InputError(f"{wishes.hours:g} hours are {steps} steps of {seconds:.2g} s here", remedy=remedy)
         plan = make_plan(seen, iterations=steps, **how)
         say(f"a step takes {seconds:.3g} s here: {plan.iterations} steps in {wishes.hours:g} h")
@@ -147,17 +152,27 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
     for name in CONFIGS:
         text = (templates / name).read_text(encoding="utf-8")
         if name == "train.yaml":
-            text = text.replace("dataset_dir: ./data\n", f"dataset_dir: {json.dumps(str(source.resolve()))}\n")
+            text = text.replace("dataset_dir: ./data\n", f"dataset_dir: {_place_of(source, run)}\n")
             text = text.replace("\nseed: 0\n", f"\nseed: {wishes.seed or 0}\n")
         _write(run / "configs" / name, text)
     _write_json(run / "configs" / "metadata.json", metadata(planned))
     _write_json(run / SPLIT, {**planned.parts, "trained_on": sorted(planned.parts["train"])})
     task = {"name": planned.dataset.name, "labels": planned.seen.labels, "channels": planned.seen.channels}
-    _write_json(
-        run / TASK, {**task, "patients": wishes.patients, "wishes": asdict(wishes), "fingerprint": asdict(planned.seen)}
-    )
+    names = {
+        "values": {str(value): number for value, number in planned.dataset.values.items()},
+        "keys": {example.key: example.patient for example in planned.dataset.labelled},
+    }
+    steps = max(1, round(GUIDANCE_SHARE * planned.plan.iterations)) if wishes.guidance else 0
+    of_user = {"guidance": steps, "patients": wishes.patients, "wishes": asdict(wishes)}
+    _write_json(run / TASK, {**task, **names, **of_user, "fingerprint": asdict(planned.seen)})
     _write(run / "docs" / "README.md", planned.page + _USE)
     write_plan(planned.plan, run / PLAN)
+
+
+def _place_of(source: Path, run: Path) -> str:
+    """The data set as seen from the run's folder, so that both can be moved together."""
+    way = os.path.relpath(source.resolve(), run.resolve())
+    return json.dumps(f"$os.path.join(@bundle_root, {way!r})")
 
 
 _USE = """
@@ -166,6 +181,10 @@ _USE = """
     cgdpm-med segment IMAGES OUT --bundle RUN
 
 `cgdpm-med train DATA RUN` continues the training where it was stopped. For research; not a medical device.
+
+`configs/train.yaml` finds the data set by its place relative to this folder. Move both together, or name it:
+
+    python -m monai.bundle run --config_file configs/train.yaml --bundle_root . --dataset_dir DATA
 """
 
 
@@ -261,8 +280,8 @@ def train(
         planned = plan_dataset(source, wishes, device=device, say=say)
         write_run(planned, run, source, wishes)
         say(planned.page)
-    _run_training(source, run, choose_device(device))
-    return {"run": str(run), "weights": str(run / "models" / "model.pt"), "test": _test(source, run, device)}
+    test = run_stages(source, run, choose_device(device), say)
+    return {"run": str(run), "weights": str(run / WEIGHTS), "test": test}
 
 
 def _check_new(run: Path) -> None:
@@ -275,33 +294,3 @@ def _check_new(run: Path) -> None:
         raise InputError("holds something else", path=run, remedy=remedy)
     if (run / "models" / "model.pt").exists():
         raise InputError("holds weights but no plan", path=run, remedy="Give a new folder")
-
-
-def _run_training(source: Path, run: Path, device: torch.device) -> None:
-    from monai.bundle import ConfigParser
-
-    config = run / "configs" / "train.yaml"
-    parser = ConfigParser()
-    parser.read_config(str(config))
-    parser["bundle_root"], parser["dataset_dir"] = str(run), str(source)
-    parser["device"] = f"$torch.device('{device}')"
-    try:
-        parser.parse()
-        for step in ("initialize", "run"):
-            parser.get_parsed_content(step)
-    except Exception as error:  # MONAI wraps whatever a configuration raises
-        if known := input_error_behind(error):
-            raise known from error
-        if shutil.disk_usage(run).free < 2**20:
-            raise unusable(config, error) from error
-        raise
-    if not (run / "models" / "model.pt").is_file():
-        remedy = "Look into logs/; a smaller --set learning_rate may help"
-        raise InputError("ended without weights", path=run, remedy=remedy)
-
-
-def _test(source: Path, run: Path, device: str) -> dict[str, Any] | None:
-    if not read_json(run / SPLIT)["test"]:
-        return None
-    segmenter = load_segmenter(run, device=f"$torch.device('{choose_device(device)}')")
-    return evaluate_part(segmenter, run, source, "test", run / "evaluation")

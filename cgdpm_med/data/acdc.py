@@ -31,6 +31,7 @@ Split = Mapping[str, Sequence[str]]
 SECTIONS = ("train", "validation", "test")
 _LISTS = "train, validation and test"
 ACDC_LABELS = {1: "RV", 2: "Myo", 3: "LV"}
+ACDC_NAMES = tuple(ACDC_LABELS.values())  # of labels 1, 2, 3
 ACDC_GROUPS = ("DCM", "HCM", "MINF", "NOR", "RV")  # in the training release, twenty patients each in this order
 ACDC_SPLIT_SEED = 0
 SUFFIXES = (".nii.gz", ".nii")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from cgdpm_med.data.acdc import ACDC_LABELS
+from cgdpm_med.data.acdc import ACDC_NAMES
 
 _SYNONYMS = {
     "RV": """rightventricle rightventricular rvcavity rvc rvbp rvbloodpool rvendo rightventricularcavity
@@ -15,9 +15,9 @@ _SYNONYMS = {
              leftventricularbloodpool""",
 }
 _SHORT = {word: short.casefold() for short, words in _SYNONYMS.items() for word in words.split()}
-_KNOWN = {name.casefold(): name for name in ACDC_LABELS.values()}
+_KNOWN = {name.casefold(): name for name in ACDC_NAMES}
 
-DEFAULT_NAMES: Sequence[str] = tuple(ACDC_LABELS.values())
+DEFAULT_NAMES: Sequence[str] = ACDC_NAMES
 """Of labels 1, 2, 3 where nothing names them: files of version 0.1, and masks that come alone."""
 
 EXAMPLE = ",".join(f"{value}={name}" for value, name in enumerate(reversed(DEFAULT_NAMES), start=1))

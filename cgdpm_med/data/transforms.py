@@ -224,9 +224,6 @@ class CombineMembersd(MapTransform):
         return p
 
 
-FuseMembersd = CombineMembersd  # its name in version 0.1, which configurations of users hold
-
-
 class SaveOnGridd(MapTransform):
     """Write arrays of an item as NIfTI on the grid of its input file, atomically.
 

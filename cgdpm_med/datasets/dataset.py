@@ -80,7 +80,12 @@ def _of_patient(example: Example, match: re.Match[str] | None) -> Example:
     if match is None:
         remedy = "Give a pattern that every name matches, such as ^([^_]+)"
         raise InputError("no patient is found in its name", path=example.images[0], remedy=remedy)
-    return replace(example, patient=match.group(1) if match.groups() else match.group(0))
+    return replace(example, patient=patient_in(match))
+
+
+def patient_in(match: re.Match[str]) -> str:
+    """What a pattern found: its first group, or all that it matched."""
+    return match.group(1) if match.groups() else match.group(0)
 
 
 def stem(path: str | Path) -> str:
@@ -96,14 +101,15 @@ def data_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise InputError("no such folder", path=folder, remedy="Make it, or check the spelling of its name")
-    found = sorted(path for path in folder.iterdir() if path.is_file() and _is_data(path))
+    found = sorted(path for path in folder.iterdir() if path.is_file() and is_data(path))
     if not found:
         remedy = f"Put images there: volumes, or pictures as {', '.join(PICTURE_SUFFIXES)}"
         raise InputError("holds no images", path=folder, remedy=remedy)
     return found
 
 
-def _is_data(path: Path) -> bool:
+def is_data(path: Path) -> bool:
+    """Whether a file is named as an image that can be read; hidden files are none."""
     known = volume_suffix(path) or path.suffix.lower() in PICTURE_SUFFIXES
     return bool(known) and not path.name.startswith(".")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med.data.acdc import ACDC_LABELS, acdc_datalist, acdc_patient_folders
+from cgdpm_med.data.acdc import ACDC_NAMES, acdc_datalist, acdc_patient_folders
 from cgdpm_med.datasets.dataset import DataSet, Example, by_stem, check_examples, data_files, partner
 from cgdpm_med.datasets.json_files import class_names, read_json, read_json_dataset
 from cgdpm_med.datasets.label_values import colour_code, found_classes
@@ -58,7 +58,7 @@ def _image_folder(root: Path) -> DataSet:
             examples = [_open(example) for example in examples]
     maps = [example.label for example in examples if example.label is not None]
     table = root / "labels.json"
-    names, values = _from_table(table) if table.is_file() else found_classes(maps)
+    names, values = labels_from_table(table) if table.is_file() else found_classes(maps)
     return DataSet(root.resolve().name, root, names, (), tuple(sorted(examples, key=lambda e: e.key)), values)
 
 
@@ -80,8 +80,14 @@ def _pairs(root: Path, part: str) -> list[Example]:
     return pairs
 
 
-def _from_table(path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
-    """labels.json: names with their numbers, grey values or colours, the background first."""
+def labels_from_table(path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Names of the classes 1, 2, … of a labels.json, and the class of each stored value.
+
+    It holds names with their numbers, grey values or colours, the background first.
+
+    Raises:
+        InputError: for anything else.
+    """
     content: Mapping[str, Any] = read_json(path)
     values = [colour_code(v, path) if isinstance(v, str) else v for v in content.values()]
     if len(set(values)) < len(values) or not all(isinstance(v, int) and v >= 0 for v in values) or len(values) < 2:
@@ -106,4 +112,4 @@ def _is_acdc(path: Path) -> bool:
 def _acdc(root: Path) -> DataSet:
     items = acdc_datalist(root, "all")
     examples = [Example(i["key"], (Path(i["image"]),), Path(i["label"]), i["patient"]) for i in items]
-    return DataSet("ACDC", root, tuple(ACDC_LABELS.values()), ("MR",), tuple(examples))
+    return DataSet("ACDC", root, ACDC_NAMES, ("MR",), tuple(examples))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from cgdpm_med.datasets.dataset import DataSet, Example, data_files, stem
+from cgdpm_med.datasets.dataset import DataSet, Example, data_files, is_data, stem
 from cgdpm_med.datasets.label_values import as_classes, stored_labels
 from cgdpm_med.files import InputError
-from cgdpm_med.images.pictures import read_picture
+from cgdpm_med.images.pictures import BROKEN, read_picture
 from cgdpm_med.volumes import Grid, read_volume
 from cgdpm_med.volumes.formats import volume_suffix
 
@@ -147,16 +148,59 @@ def load_example(dataset: DataSet, example: Example, channels: int | None = None
     return Loaded(loaded.image, loaded.spacing, loaded.view, loaded.grid, shown)
 
 
-def input_files(source: Path) -> Mapping[str, tuple[Path, ...]]:
+def input_files(source: Path, channels: int | None = None) -> tuple[dict[str, tuple[Path, ...]], dict[str, InputError]]:
     """Images to segment by name: a file, or those of a folder, whose channels ``_0000``, ``_0001`` are grouped.
+
+    Files are channels of one image where their numbers count from 0 to ``channels`` - 1; with one channel that is
+    nnU-Net's ending ``_0000`` of all files. Other numbers belong to the name.
+
+    Returns:
+        The files of each image, and the error of each file that cannot be named apart from another.
 
     Raises:
         InputError: there are none.
     """
-    files = [source] if source.is_file() else data_files(source)
-    groups: dict[str, list[Path]] = {}
+    files = [source] if source.is_file() else data_files(_image_folder(source))
+    groups, failed = _channel_groups(files, channels), {}
+    for name, paths in list(groups.items()):
+        if len({stem(path) for path in paths}) < len(paths):
+            remedy = "Keep one of the two, or rename it"
+            failed[name] = InputError(f"has the same name as {paths[0].name}", path=paths[1], remedy=remedy)
+            del groups[name]
+    return groups, failed
+
+
+def _image_folder(source: Path) -> Path:
+    """The folder, or the one inside it in which data sets keep what is to be segmented."""
+    if source.is_dir() and not any(path.is_file() and is_data(path) for path in source.iterdir()):
+        return next((source / name for name in ("imagesTs", "images") if (source / name).is_dir()), source)
+    return source
+
+
+def _is_colour(path: Path) -> bool:
+    """Whether a file is a picture that holds several channels itself; what cannot be opened is found out later."""
+    if volume_suffix(path):
+        return False
+    try:
+        with Image.open(path) as image:
+            return image.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
+    except BROKEN:
+        return False
+
+
+def _channel_groups(files: Sequence[Path], channels: int | None) -> dict[str, tuple[Path, ...]]:
+    numbered: dict[str, list[tuple[int, Path]]] = {}
     for path in files:
         name, _, number = stem(path).rpartition("_")
-        grouped = bool(name) and len(number) == 4 and number.isdigit() and int(number) < 32
-        groups.setdefault(name if grouped else stem(path), []).append(path)
-    return {name: tuple(sorted(paths)) for name, paths in sorted(groups.items())}
+        if name and len(number) == 4 and number.isdigit():
+            numbered.setdefault(name, []).append((int(number), path))
+    count = channels or max((len(group) for group in numbered.values()), default=1)
+    whole = {name for name, group in numbered.items() if sorted(n for n, _ in group) == list(range(count))}
+    if count == 1 and len(whole) < len(files):  # frame_0000 beside frame_0007 is a name
+        whole = set()
+    whole = {name for name in whole if count == 1 or not _is_colour(numbered[name][0][1])}
+    grouped = {path: name for name in whole for _, path in numbered[name]}
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        found.setdefault(grouped.get(path, stem(path)), []).append(path)
+    return {name: tuple(sorted(paths)) for name, paths in sorted(found.items())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cgdpm_med.data.slices import SliceDataset
-from cgdpm_med.datasets.dataset import DataSet
+from cgdpm_med.datasets.dataset import DataSet, patient_in
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.loading import load_example
@@ -61,6 +62,11 @@ class Run:
         return list(self.task["labels"])
 
     @property
+    def guidance(self) -> int:
+        """Training steps of a guidance network; 0 without one."""
+        return int(self.task.get("guidance", 0))
+
+    @property
     def classes(self) -> int:
         """The background included."""
         return len(self.labels) + 1
@@ -79,9 +85,23 @@ class Run:
         """
         dataset = read_dataset(self.source)
         if list(dataset.labels) != self.labels:
-            remedy = "Restore its labels, or train into another folder"
+            remedy = "Give the data set of this run, or restore its labels"
             raise InputError("has other classes than when this run began", path=self.source, remedy=remedy)
         return dataset.grouped(self.task["patients"]) if self.task["patients"] else dataset
+
+    @property
+    def stored(self) -> dict[int, int]:
+        """Value in the files of label maps -> class, {} where they are the classes."""
+        return {int(value): number for value, number in self.task.get("values", {}).items()}
+
+    def patient_of(self, key: str) -> str:
+        """Whose image bears a name: as the data set said, else as the run's pattern finds it, else the name itself."""
+        name = key.rpartition("/")[2]
+        if (known := self.task.get("keys", {}).get(name)) is not None:
+            return str(known)
+        pattern = self.task["patients"]
+        match = re.search(pattern, name) if pattern else None
+        return name if match is None else patient_in(match)
 
     @property
     def training(self) -> TrainingData:

@@ -77,7 +77,19 @@ class DiffusionLoss(nn.Module):
         generator: torch.Generator | None = None,
         **network_arguments: Any,
     ) -> Tensor:
-        """Mean loss over the batch.
+        """Mean loss over the batch, see :meth:`by_example`."""
+        return self.by_example(network, x_0, context, generator=generator, **network_arguments)[1].mean()
+
+    def by_example(
+        self,
+        network: Callable[..., Tensor],
+        x_0: Tensor,
+        context: Any = None,
+        *,
+        generator: torch.Generator | None = None,
+        **network_arguments: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Timestep and loss of every example, (B,) each.
 
         Args:
             network: called as ``network(x_t, t, context, **network_arguments)``.
@@ -90,7 +102,7 @@ class DiffusionLoss(nn.Module):
         x_t = self.schedule.q_sample(x_0, t, eps)
         output = network(x_t, t, context, **network_arguments)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
-        return self.target.objective(output, x_0, eps, x_t, t, self.schedule).mean()
+        return t, self.target.objective(output, x_0, eps, x_t, t, self.schedule)
 
 
 class GuidanceLoss(nn.Module):

@@ -272,6 +272,8 @@ class ResidualTarget(Target):
         scale: of the residual.
         degradation: how y came from the picture; area averaging by default.
         project_steps: make every predicted x_0 agree with y, and not the last one alone.
+        clip: pictures end at -1 and 1. The intensities of a scan have no such ends, and a result that is not clipped
+            agrees with y exactly.
 
     Raises:
         ValueError: for a scale that is not positive, or a degradation of another factor.
@@ -282,6 +284,7 @@ class ResidualTarget(Target):
     scale: float = 2.7
     degradation: Degradation | None = None
     project_steps: bool = False
+    clip: bool = True
 
     makes = "picture"
     predicts = "sample"
@@ -308,7 +311,7 @@ class ResidualTarget(Target):
 
     def decode(self, x_0: Tensor, y: Tensor) -> Tensor:
         """The picture in [-1, 1], projected onto those that agree with y."""
-        return self.project(self._smooth(y) + x_0 / self.scale, y).clamp(-1, 1)
+        return self._clipped(self.project(self._smooth(y) + x_0 / self.scale, y))
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """x + fill(y - degrade(x)): the picture nearest to x that y can have come from."""
@@ -317,10 +320,13 @@ class ResidualTarget(Target):
     def correct(self, x_0: Tensor, y: Tensor) -> Tensor:
         """The residual of a picture clipped to [-1, 1], and with ``project_steps`` in agreement with y."""
         smooth = self._smooth(y)
-        picture = (smooth + x_0 / self.scale).clamp(-1, 1)
+        picture = self._clipped(smooth + x_0 / self.scale)
         if self.project_steps:
             picture = self.project(picture, y)
         return self.scale * (picture - smooth)
+
+    def _clipped(self, picture: Tensor) -> Tensor:
+        return picture.clamp(-1, 1) if self.clip else picture
 
     def _smooth(self, y: Tensor) -> Tensor:
         return self.operator.upsample(y[:, : self.channels])

@@ -7,15 +7,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cgdpm_med.console import CaseBar
 from cgdpm_med.data.acdc import Section, Split, acdc_datalist, acdc_patient_folders, load_split, section_of
-from cgdpm_med.evaluation.calibration_file import CALIBRATION, Calibration, plain, write_calibration
+from cgdpm_med.evaluation.calibration_file import (
+    CALIBRATION,
+    Calibration,
+    digests_by_name,
+    plain,
+    write_calibration,
+)
 from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
+from cgdpm_med.evaluation.label_hint import confusion
+from cgdpm_med.evaluation.reference_labels import (
+    Named,
+    read_reference,
+    require_fitting_labels,
+    structures_of_references,
+)
 from cgdpm_med.evaluation.training_patients import check_unseen
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device, ensemble_settings
@@ -30,11 +43,10 @@ from cgdpm_med.metrics.calibration import (
 )
 from cgdpm_med.metrics.masks import brier, calibration_error, calibration_table, foreground_region
 from cgdpm_med.metrics.volumetry import frame_volumes
-from cgdpm_med.models.weights import weights_digest
 from cgdpm_med.studies.measures import Measure
 from cgdpm_med.studies.task import known_measures, task_among
 from cgdpm_med.tables.numbers import format_number
-from cgdpm_med.volumes import Spacing, Volume, read_labels, read_volume
+from cgdpm_med.volumes import Spacing, read_volume
 
 LEVEL = 0.9
 """Nominal coverage of the intervals."""
@@ -53,6 +65,16 @@ _PLACE = "Name nine or more in the list {} of a JSON file with lists train, vali
 _SECTIONS: Mapping[str, Section] = {"train": "train", "validation": "validation"}
 
 
+class KnownVoxels(Protocol):
+    """Voxels of known truth: ``probabilities`` (C, N) float32, ``labels`` (N,) uint8."""
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]: ...
+
+    @property
+    def labels(self) -> NDArray[np.uint8]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class KnownFrame:
     """What the fit needs of one volume: its millilitres, and the voxels around the structures.
@@ -67,6 +89,12 @@ class KnownFrame:
     probabilities: NDArray[np.float32]
     labels: NDArray[np.uint8]
 
+    def confusion(self) -> tuple[str, NDArray[np.int64]]:
+        """Patient and phase, and :func:`~cgdpm_med.evaluation.label_hint.confusion` of the region's voxels."""
+        found = self.probabilities.argmax(axis=0)
+        name = f"{self.volumes.patient} {self.volumes.phase}"
+        return name, confusion(found, self.labels, len(self.probabilities) - 1)
+
 
 def calibrate(
     root: str | Path,
@@ -77,6 +105,7 @@ def calibrate(
     device: str = "auto",
     output: str | Path | None = None,
     spacing: Spacing = "auto",
+    reference_labels: Named = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Segment a section's patients, fit temperature and intervals, and write the calibration beside the weights.
@@ -88,6 +117,8 @@ def calibrate(
         device: see :func:`~cgdpm_med.inference.segmenter.choose_device`.
         output: file to write; ``calibration.json`` in the folder of the weights by default.
         spacing: of every image and reference, see :func:`~cgdpm_med.read_volume`.
+        reference_labels: what the references' values mean, ``1=liver,2=tumour``, where they have other numbers than the
+            model's structures; None takes the names of a dataset.json with them, else the model's numbers.
         changes: keys of the bundle's inference configuration; None keeps the bundle's own value.
 
     Returns:
@@ -95,7 +126,7 @@ def calibrate(
 
     Raises:
         InputError: for test patients, patients that trained the network, too few of them, or one whose image or
-            reference cannot be used.
+            reference cannot be used; or where the references' labels look exchanged with the model's.
     """
     items = calibration_items(root, section, split)
     chosen = choose_device(device)
@@ -105,19 +136,23 @@ def calibrate(
     path = Path(output) if output is not None else segmenter.weights[0].with_name(CALIBRATION)
     if path.is_dir() or (path.parent.is_dir() and not os.access(path.parent, os.W_OK)):
         raise InputError("cannot be written", path=path, remedy="Give a file in a folder of yours as --output")
+    structures = structures_of_references(items, segmenter.labels, reference_labels)
     for item in items:  # whatever is wrong is found before the long part
-        _reference(item, read_volume(item["image"], spacing=spacing), len(segmenter.labels.names) + 1, spacing)
+        volume = read_volume(item["image"], spacing=spacing)
+        read_reference(item["label"], segmenter.labels, named=reference_labels, like=volume.grid, spacing=spacing)
     frames = []
     with CaseBar("calibrating", [item["key"] for item in items]) as bar:
         if note is not None:
             bar.line(note)
         for item in items:
-            frames.append(observe(segmenter, item, partial(bar.update, item["key"]), spacing))
+            frames.append(observe(segmenter, item, partial(bar.update, item["key"]), spacing, reference_labels))
             bar.note(f"segmented {item['key']}")
+        for line in require_fitting_labels([frame.confusion() for frame in frames], structures):
+            bar.line(line)
     made_with = ensemble_settings(segmenter)
     calibration = fit_calibration(
         frames,
-        weights={file.name: weights_digest(file) for file in segmenter.weights},
+        weights=digests_by_name(segmenter.weights),
         settings={**made_with, "staple": False, "keep_largest": False},
         data={"section": section, "seed": segmenter.predictor.sampling.seed, "device": str(segmenter.device)},
     )
@@ -157,10 +192,6 @@ def calibration_items(
     return items
 
 
-def _reference(item: Mapping[str, str], image: Volume, num_classes: int, spacing: Spacing) -> NDArray[np.uint8]:
-    return read_labels(item["label"], allowed=range(num_classes), like=image.grid, spacing=spacing).data
-
-
 def _items(root: str | Path, section: Section, split: str | Path | Split | None) -> list[dict[str, str]]:
     folders = acdc_patient_folders(root)
     if section not in section_of((folder.resolve().name for folder in folders), split).values():
@@ -174,6 +205,7 @@ def observe(
     item: Mapping[str, str],
     progress: Callable[[float], None] | None = None,
     spacing: Spacing = "auto",
+    reference_labels: Named = None,
 ) -> KnownFrame:
     """Segment one volume of a datalist and keep what the fit needs.
 
@@ -184,7 +216,7 @@ def observe(
     volume = read_volume(item["image"], spacing=spacing)
     found = segmenter(volume, item["key"], progress)
     classes, size = len(found.probabilities), volume.grid.voxel_volume
-    reference = _reference(item, volume, classes, spacing)
+    reference = read_reference(item["label"], found.labels, named=reference_labels, like=volume.grid, spacing=spacing)
     region = foreground_region(reference)
     return KnownFrame(
         FrameTruth(
@@ -287,7 +319,7 @@ def _factor(studies: Sequence[KnownStudy], name: str, measure: Measure) -> float
     return factor
 
 
-def voxel_scores(frames: Sequence[KnownFrame], temperature: float = 1.0) -> dict[str, float]:
+def voxel_scores(frames: Sequence[KnownVoxels], temperature: float = 1.0) -> dict[str, float]:
     """``nll`` and ``ece`` over all voxels together, ``brier`` as the mean over volumes, after a temperature."""
     tables, briers, nll, voxels = [], [], 0.0, 0
     for frame in frames:

@@ -121,6 +121,14 @@ def with_temperature(segmentation: Segmentation, temperature: float) -> Segmenta
     )
 
 
+def digests_by_name(weights: Sequence[Path]) -> dict[str, str]:
+    """Digest of the tensors of every file; of several with one name, as folds have, the later ones bear a number."""
+    found: dict[str, str] = {}
+    for number, file in enumerate(weights, start=1):
+        found[f"{file.name} ({number})" if file.name in found else file.name] = weights_digest(file)
+    return found
+
+
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of :data:`SETTINGS`, as JSON holds them; None where one is not known."""
     return json.loads(json.dumps({name: settings.get(name) for name in SETTINGS}))
@@ -192,7 +200,7 @@ def find_calibration(
     if found is None or (path is None and not found.is_file()):
         return None, None
     calibration = read_calibration(found)
-    misfit = calibration.misfit({file.name: weights_digest(file) for file in weights}, settings)
+    misfit = calibration.misfit(digests_by_name(weights), settings)
     if misfit == OTHER_WEIGHTS:  # version 0.1 knew weights by their files' bytes
         misfit = calibration.misfit({file.name: sha256_of(file) for file in weights}, settings)
     if misfit is None:

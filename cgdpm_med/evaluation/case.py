@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from cgdpm_med.evaluation.calibration_file import Calibration, with_temperature
 from cgdpm_med.evaluation.function_scores import FrameTruth, true_volumes
+from cgdpm_med.evaluation.label_hint import confusion
+from cgdpm_med.evaluation.label_names import Structures
+from cgdpm_med.evaluation.reference_labels import Named, read_reference, require_fitting_labels
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.labels import DEFAULT_LABELS
 from cgdpm_med.inference.quality import worst_cases_auroc
@@ -29,7 +32,6 @@ from cgdpm_med.metrics.masks import (
     summarise,
 )
 from cgdpm_med.metrics.volumetry import frame_volumes
-from cgdpm_med.volumes import read_labels
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,10 @@ class CaseResult:
 
 
 def evaluate_segmentation(
-    segmentation: Segmentation, item: Mapping[str, str], calibration: Calibration | None = None
+    segmentation: Segmentation,
+    item: Mapping[str, str],
+    calibration: Calibration | None = None,
+    reference_labels: Named = None,
 ) -> CaseResult:
     """Score one segmentation against its reference mask on the native grid.
 
@@ -62,12 +67,13 @@ def evaluate_segmentation(
         segmentation: if it was calibrated before, its own probabilities are reconstructed.
         item: of a datalist, with ``label``, ``key``, ``frame`` (phase), ``group`` and ``patient``.
         calibration: scored too, under names that end in ``_calibrated``.
+        reference_labels: what the reference's values mean, see
+            :func:`~cgdpm_med.evaluation.reference_labels.read_reference`.
 
     Ensemble values: GED (IoU) and mean pairwise Dice of the members, and, inside the reference's bounding box grown
     by 10 voxels, the multi-class Brier score and the AUROC of the entropy for finding wrong voxels.
     """
-    allowed = range(len(segmentation.probabilities))
-    reference = read_labels(item["label"], allowed=allowed, like=segmentation.grid).data
+    reference = read_reference(item["label"], segmentation.labels, named=reference_labels, like=segmentation.grid)
     return score_segmentation(segmentation, reference, item, calibration)
 
 
@@ -115,7 +121,14 @@ def score_segmentation(
             true_volumes(reference, size, classes),
             segmentation.labels,
         ),
+        confusion=confusion(segmentation.mask, reference, classes - 1),
     )
+
+
+def notes_on_labels(results: Sequence[CaseResult], structures: Structures) -> list[str]:
+    """:func:`~cgdpm_med.evaluation.reference_labels.require_fitting_labels` of results."""
+    tables = [(result.score.key, result.confusion) for result in results if result.confusion is not None]
+    return require_fitting_labels(tables, structures)
 
 
 def _own_and_calibrated(

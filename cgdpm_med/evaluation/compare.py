@@ -13,12 +13,13 @@ import numpy as np
 
 from cgdpm_med.data.structure_names import EXAMPLE, plain_name
 from cgdpm_med.evaluation.compare_files import write_comparison
-from cgdpm_med.evaluation.label_names import LabelSet, Structures, find_labels
+from cgdpm_med.evaluation.find_labels import find_labels
+from cgdpm_med.evaluation.label_names import LabelSet, Structures
 from cgdpm_med.evaluation.masks import FolderScores, Reading, described, hints, partly_drawn, score_pairs
 from cgdpm_med.evaluation.paired_statistics import LEVEL, RESAMPLES, holm, paired_difference, patient_means
 from cgdpm_med.files import InputError
 from cgdpm_med.metrics.masks import VolumeScore
-from cgdpm_med.studies.cases import MaskPair, pair_masks
+from cgdpm_med.studies.mask_pairs import MaskPair, pair_masks
 from cgdpm_med.volumes import Spacing
 
 METRICS = ("dice", "hd95", "assd")
@@ -86,7 +87,7 @@ def compare_methods(
     scored: dict[str, MethodScores] = {}
     for name, (pairs, lonely) in found.items():
         own = (prediction_labels or {}).get(name)
-        given = {"labels": labels, "reference_labels": reference_labels, "prediction_labels": own}
+        given: dict[str, Any] = {"labels": labels, "reference_labels": reference_labels, "prediction_labels": own}
         reading = Reading(find_labels(methods[name], references, **given), ignore_geometry, spacing, ensembles=False)
         named = [replace(pair, key=keys[pair.reference]) for pair in pairs]
         folder = score_pairs(named, lonely, reading)

@@ -110,7 +110,8 @@ def _volumes(count: int) -> str:
 def format_summary(summary: Mapping[str, Any]) -> str:
     """The table as text: structures in rows, then what was missed or failed, the ensemble's values and the settings."""
     width = max(8, *(len(name) + 1 for name in summary["structures"]))
-    lines = [f"{'':{width}}{'Dice %':>8}{'HD95 mm':>9}{'ASSD mm':>9}{'missed':>8}{'invented':>10}"]
+    distances = [f"{name} {summary.get('unit', 'mm')}" for name in ("HD95", "ASSD")]
+    lines = [f"{'':{width}}{'Dice %':>8}{distances[0]:>9}{distances[1]:>9}{'missed':>8}{'invented':>10}"]
     for name, s in summary["structures"].items():
         lines.append(_distance_row(name, s, width) + f"{s['missed']:>8}{s['invented']:>10}")
     lines.append(_distance_row("average", summary["average"], width))

@@ -42,8 +42,11 @@ class LabelSet:
         """What may occur in a mask."""
         return {0, *self.names}
 
-    def require(self, mask: Volume) -> None:
+    def require(self, mask: Volume, option: str = "--labels") -> None:
         """Refuse a mask with other values.
+
+        Args:
+            option: of the command, with which they can be named.
 
         Raises:
             InputError: with those values.
@@ -53,27 +56,33 @@ class LabelSet:
             raise InputError(
                 f"holds {len(strange)} label values that have no name, such as {listed(strange, 3)}",
                 path=mask.path,
-                remedy="Give a mask, not an image; name its values with --labels",
+                remedy=f"Give a mask, not an image; name its values with {option}",
             )
         if strange:
             names = shlex.quote(",".join([str(self), *(f"{value}=NAME" for value in strange)]))
-            option = self.source if self.source.startswith("--") else "--labels"
+            option = self.source if self.source.startswith("--") else option
             raise InputError(
                 f"holds label values {listed(strange)}, which have no name",
                 path=mask.path,
                 remedy=f"Name every value that occurs, as in {option} {names} ; the name background leaves one out",
             )
 
-    def table(self, numbers: Mapping[str, int]) -> NDArray[np.uint16]:
-        """For each value up to the largest the number of its structure; 0 for one that ``numbers`` lacks."""
+    def numbered(self, mask: NDArray[Any], numbers: Mapping[str, int]) -> NDArray[np.uint16]:
+        """A mask's values as the numbers of their structures; 0 for one that ``numbers`` lacks."""
+        of_values = {value: numbers.get(plain_name(name), 0) for value, name in self.names.items()}
+        if max(self.values) >= _MOST_LABEL:  # colours of a picture
+            found = np.zeros(mask.shape, np.uint16)
+            for value, number in of_values.items():
+                found[mask == value] = number
+            return found
         table = np.zeros(max(self.values) + 1, np.uint16)
-        for value, name in self.names.items():
-            table[value] = numbers.get(plain_name(name), 0)
-        return table
+        table[list(of_values)] = list(of_values.values())
+        return table[mask]
 
 
 ACDC = LabelSet(DEFAULT_LABELS.by_number)
 
+_MOST_LABEL = 2**16
 _MANY = 30  # unnamed values of a file that is rather an image
 
 
@@ -107,7 +116,7 @@ def label_set(names: Mapping[int, str], source: str = "given") -> LabelSet:
     known = {value: str(name) for value, name in sorted(names.items()) if value != 0}
     if not known:
         raise InputError("no label is named", remedy=f"Name the structures by value, {_EXAMPLE}")
-    if min(known) < 0 or max(known) >= 2**16:
+    if min(known) < 0 or max(known) >= _MOST_LABEL:
         raise InputError(f"labels {min(known)} to {max(known)} are out of range", remedy="Use values from 0 to 65535")
     return LabelSet(known, source)
 
@@ -150,59 +159,21 @@ def _value_and_name(key: str, value: Any) -> tuple[int, str]:
     raise InputError(f"has no single number for the label {key!r}")
 
 
-def find_labels(
-    predictions: str | Path,
-    references: str | Path,
-    *,
-    labels: LabelSet | None = None,
-    prediction_labels: LabelSet | None = None,
-    reference_labels: LabelSet | None = None,
-) -> Structures:
-    """What is scored between two sides, each with the first of these that there is:
-
-    the labels given for it, those given for both, those of a dataset.json with it, those of ``segment`` where it made
-    the predictions, those of the other side, ACDC's.
+def require_usual_numbers(references: Path, predicted: LabelSet) -> None:
+    """Refuse to guess what references mean that nothing names: what is predicted, or the same structures as in ACDC.
 
     Raises:
-        InputError: no structure is on both sides, or a dataset.json cannot be used.
+        InputError: the two differ in a structure's number.
     """
-    reference, prediction = reference_labels or labels, prediction_labels or labels
-    if reference is None or prediction is None:  # a file that does not matter need not be readable
-        with_references, with_predictions = _labels_with(Path(references)), _labels_of_predictions(Path(predictions))
-        reference = reference or with_references or with_predictions or ACDC
-        prediction = prediction or with_predictions or with_references or ACDC
-    return match_labels(reference, prediction)
-
-
-def _labels_with(place: Path, above: int = _FOLDERS_ABOVE) -> LabelSet | None:
-    file = find_dataset_file(place, above)
-    return None if file is None else read_dataset_labels(file)
-
-
-def _labels_of_predictions(place: Path) -> LabelSet | None:
-    return _labels_with(place, 0) or _labels_of_segment(place) or _labels_with(place)
-
-
-def _labels_of_segment(place: Path) -> LabelSet | None:
-    """Labels in the first record of ``segment`` that lies there: a JSON that says what it measured; or None."""
-    folder = place.parent if place.is_file() else place
-    recorded = (_recorded_labels(file) for file in sorted(folder.rglob("*.json")))
-    return next((labels for labels in recorded if labels is not None), None)
-
-
-def _recorded_labels(file: Path) -> LabelSet | None:
-    """Of an image's record ``{"volume_ml": …, "labels": {"1": "liver", …}}``, or a study's; version 0.1 named none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if "volume_ml" in content:
-            names = {int(value): str(name) for value, name in content.get("labels", DEFAULT_LABELS.by_number).items()}
-        elif "volumes_ml" in content["study"]:
-            names = dict(enumerate(map(str, content["study"].get("labels", DEFAULT_LABELS.names)), 1))
-        else:
-            return None
-        return label_set(names, "segment's")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
-        return None  # of something else
+    usual = {plain_name(name): value for value, name in ACDC.names.items()}
+    if all(usual.get(plain_name(name), value) == value for value, name in predicted.names.items()):
+        return
+    option = "--reference-labels"
+    raise InputError(
+        f"nothing says which value is which structure: {ACDC} as in ACDC, or {predicted} as it was predicted",
+        path=references,
+        remedy=f"Name the values with {option}, as in {option} {shlex.quote(str(ACDC))} , or in a dataset.json",
+    )
 
 
 # --- two sides --------------------------------------------------------------------------------------------------------
@@ -229,11 +200,11 @@ class Structures:
 
     def of_reference(self, mask: NDArray[Any]) -> NDArray[np.uint16]:
         """A reference's values as numbers of structures."""
-        return self.reference.table(self.numbers())[mask]
+        return self.reference.numbered(mask, self.numbers())
 
     def of_prediction(self, mask: NDArray[Any]) -> NDArray[np.uint16]:
         """A prediction's values as numbers of structures."""
-        return self.prediction.table(self.numbers())[mask]
+        return self.prediction.numbered(mask, self.numbers())
 
     @property
     def labels(self) -> Labels:
@@ -244,8 +215,7 @@ class Structures:
     def as_segmented(self) -> bool:
         """Whether the predictions' values are the numbers, and all of them: those of an ensemble of ``segment``."""
         return len(self.names) == len(self.prediction.names) and all(
-            label in self.prediction.names and self.prediction.table(self.numbers())[label] == label
-            for label in self.names
+            plain_name(self.prediction.names.get(number, "")) == plain_name(name) for number, name in self.names.items()
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,18 @@ from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.evaluation.case import CaseResult, score_segmentation, summarise_results
 from cgdpm_med.evaluation.drawn_slices import few_drawn, labelled_slices
 from cgdpm_med.evaluation.files import write_results
+from cgdpm_med.evaluation.find_labels import RunLabels, find_labels
 from cgdpm_med.evaluation.function_scores import FrameTruth, compare_records, known_studies, true_volumes
 from cgdpm_med.evaluation.label_hint import confusion, label_hints
-from cgdpm_med.evaluation.label_names import LabelSet, Structures, find_labels
+from cgdpm_med.evaluation.label_names import LabelSet, Structures
 from cgdpm_med.evaluation.mask_grids import voxels_on_grid
+from cgdpm_med.evaluation.picture_masks import read_mask, same_kind
 from cgdpm_med.files import InputError, listed
 from cgdpm_med.metrics.masks import score_volume
 from cgdpm_med.report.records import read_study
-from cgdpm_med.studies.cases import MaskPair, pair_masks
+from cgdpm_med.studies.mask_pairs import MaskPair, is_picture_mask, pair_masks
 from cgdpm_med.studies.outputs import read_ensemble
-from cgdpm_med.volumes import Spacing, Volume, read_labels
-
-_ANY_LABEL = range(2**16)
+from cgdpm_med.volumes import Spacing, Volume
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ def evaluate_folders(
     reference_labels: LabelSet | None = None,
     ignore_geometry: bool = False,
     spacing: Spacing = "auto",
+    run: RunLabels | None = None,
+    check: Callable[[Sequence[MaskPair]], None] = lambda pairs: None,
 ) -> dict[str, Any]:
     """Score predicted masks against reference masks, paired by name; write ``cases.csv`` and ``summary.json``.
 
@@ -92,11 +94,13 @@ def evaluate_folders(
     Where ``segment`` wrote members and probabilities beside its masks, the ensembles are scored as well.
 
     Args:
-        predictions, references: two folders or two files; see :func:`~cgdpm_med.studies.cases.pair_masks`.
+        predictions, references: two folders or two files; see :func:`~cgdpm_med.studies.mask_pairs.pair_masks`.
         output: folder of the files; None writes nothing.
         labels, prediction_labels, reference_labels: what the values mean, for both sides or for one; None looks for a
-            dataset.json and else takes ACDC's, see :func:`~cgdpm_med.evaluation.label_names.find_labels`.
+            dataset.json and else takes ACDC's, see :func:`~cgdpm_med.evaluation.find_labels.find_labels`.
         ignore_geometry, spacing: see :class:`Reading`.
+        run: what the run that made the predictions calls its classes.
+        check: called with the pairs, before anything is scored, to refuse them.
 
     Returns:
         The summary, see :func:`evaluate_pairs`.
@@ -105,8 +109,9 @@ def evaluate_folders(
         InputError: when no case could be scored, or the two sides have no structure in common.
     """
     pairs, lonely = pair_masks(predictions, references)
+    check(pairs)
     given = {"labels": labels, "prediction_labels": prediction_labels, "reference_labels": reference_labels}
-    reading = Reading(find_labels(predictions, references, **given), ignore_geometry, spacing)
+    reading = Reading(find_labels(predictions, references, **given, run=run), ignore_geometry, spacing)
     return evaluate_pairs(pairs, output, errors=lonely, reading=reading)
 
 
@@ -126,7 +131,8 @@ def evaluate_pairs(
 
     Returns:
         The summary: see :func:`summarise`, with ``failed``, ``left_out`` (see :class:`FolderScores`), ``labels`` of
-        both sides, ``label_hints`` where values look exchanged (see
+        both sides, ``unit`` of the distances ("px" of pictures without a
+        spacing, else "mm"), ``label_hints`` where values look exchanged (see
         :func:`~cgdpm_med.evaluation.label_hint.label_hints`), ``few_drawn`` (see
         :func:`~cgdpm_med.evaluation.drawn_slices.few_drawn`), and ``function`` and ``quality`` of
         :func:`~cgdpm_med.evaluation.function_scores.compare_records` where references are in ACDC's layout. A frame
@@ -139,7 +145,9 @@ def evaluate_pairs(
     scores = score_pairs(pairs, errors or {}, reading)
     names = reading.structures.names
     summary = summarise_results(scores.results, names) | _function_of(pairs, scores.results)
+    pixels = bool(pairs) and is_picture_mask(pairs[0].reference) and isinstance(reading.spacing, str)
     summary |= {
+        "unit": "px" if pixels else "mm",
         "failed": scores.failed,
         "left_out": scores.left_out,
         "labels": described(reading.structures),
@@ -244,10 +252,11 @@ class _Aligned:
 
 def _align(pair: MaskPair, reading: Reading) -> _Aligned:
     structures = reading.structures
-    reference = read_labels(pair.reference, allowed=_ANY_LABEL, spacing=reading.spacing)
+    same_kind(pair.prediction, pair.reference)
+    reference = read_mask(pair.reference, reading.spacing)
     # a header that shall not count need not be usable
     spacing = reference.grid.spacing if reading.ignore_geometry else reading.spacing
-    prediction = read_labels(pair.prediction, allowed=_ANY_LABEL, spacing=spacing)
+    prediction = read_mask(pair.prediction, spacing)
     structures.reference.require(reference)
     structures.prediction.require(prediction)
     _require_frames(prediction, reference)
@@ -289,7 +298,7 @@ def _score_cine(cine: _Aligned) -> PairScores:
 
 
 def _score_volume_and_ensemble(aligned: _Aligned) -> PairScores:
-    ensemble = read_ensemble(aligned.prediction)
+    ensemble = None if is_picture_mask(aligned.pair.prediction) else read_ensemble(aligned.prediction)
     if ensemble is None:
         return PairScores([_score_masks(aligned)])
     same_grid = aligned.reference.grid.difference(aligned.prediction.grid) is None
@@ -300,7 +309,7 @@ def _score_volume_and_ensemble(aligned: _Aligned) -> PairScores:
     pair = aligned.pair
     about = {"key": pair.key, "frame": pair.phase, "group": pair.group, "patient": pair.patient}
     result = score_segmentation(ensemble, aligned.truth, {"label": str(pair.reference), **about})
-    return PairScores([replace(result, confusion=_confusion(aligned), slices=_slices(aligned))])
+    return PairScores([replace(result, slices=_slices(aligned))])
 
 
 def _score_masks(aligned: _Aligned) -> CaseResult:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from cgdpm_med.evaluation.case import evaluate_segmentation, summarise_results
+from cgdpm_med.evaluation.case import evaluate_segmentation, notes_on_labels, summarise_results
+from cgdpm_med.evaluation.reference_labels import read_reference, structures_of_references
 from cgdpm_med.inference.labels import DEFAULT_LABELS
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter
 from cgdpm_med.metrics.masks import dice_per_structure
 from cgdpm_med.tables.csv_files import write_csv
-from cgdpm_med.volumes import Volume, read_labels, read_volume
+from cgdpm_med.volumes import Volume, read_volume
 
 FIRST_SCORE = "dice"
 """The column that follows those of the setting in a table."""
@@ -41,6 +42,7 @@ def score_setting(
         labels = segmentation.labels
         results.append(evaluate_segmentation(segmentation, item))
         members += _member_dice(segmentation, item)
+    notes_on_labels(results, structures_of_references(datalist, labels))
     summary = summarise_results(results, labels.by_number)
     structures, ensemble = summary["structures"], summary["ensemble"]
     scores = {
@@ -56,7 +58,7 @@ def score_setting(
 def _member_dice(segmentation: Segmentation, item: Mapping[str, str]) -> list[float]:
     """Of each member, the mean over the structures."""
     structures = tuple(segmentation.labels.by_number)
-    reference = read_labels(item["label"], allowed={0, *structures}).data
+    reference = read_reference(item["label"], segmentation.labels)
     by_member = (dice_per_structure(member, reference, structures) for member in segmentation.members)
     return [float(np.mean(list(dice.values()))) for dice in by_member]
 

@@ -148,6 +148,12 @@ def check_unseen(patients: Iterable[str], weights: Sequence[str | Path], section
     return None
 
 
+def seen_in_training(patients: Iterable[str], weights: Sequence[str | Path]) -> list[str]:
+    """Those of the patients that any of the weights were trained on, as far as files say, sorted."""
+    records = [record for file in weights if (record := training_record(file)) is not None]
+    return sorted(set(patients) & {name for record in records for name in record.patients})
+
+
 def _remedy(record: TrainingRecord, section: str) -> str:
     if record.split is not None and set(load_split(record.split)[section]) - record.patients:
         return f"Use section {section} of this file: give it as --split (split= in Python)"

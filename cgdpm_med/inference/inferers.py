@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map, dense_patch_slices
-from monai.inferers import Inferer
+from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_dst_type
-from torch import Tensor
+from torch import Tensor, nn
 
 from cgdpm_med.data.slices import slice_stack
 from cgdpm_med.diffusion.sampling import Guided
@@ -101,6 +101,31 @@ class SliceEnsembleInferer(Inferer):
             return None
         window, overlap, at_once = self.window, self.overlap, self.window_batch
         return lambda denoiser: WindowedDenoiser(denoiser, window, overlap, at_once, size_factor)
+
+
+class PredictorInferer(Inferer):
+    """Samples with a predictor for an engine that holds the network inside it.
+
+    The engine's network has the names and shapes of the trained one, so MONAI's applications can load weights into it.
+
+    Args:
+        predictor: draws the samples.
+        inferer: called with the predictor in place of the network; by default the predictor is called itself.
+    """
+
+    def __init__(self, predictor: DiffusionPredictor, inferer: Inferer | None = None) -> None:
+        self.predictor = predictor
+        self.inferer = inferer or SimpleInferer()
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """What the inner inferer gives.
+
+        Raises:
+            ValueError: the network is not inside the predictor, whose weights would be sampled instead.
+        """
+        if not any(module is network for module in self.predictor.modules()):
+            raise ValueError("the engine's network is not the predictor's own")
+        return self.inferer(inputs, self.predictor, *args, **kwargs)
 
 
 class RegionInferer(Inferer):

@@ -73,13 +73,45 @@ class VolumeInput:
 
 @dataclass(frozen=True)
 class PictureInput:
-    """How a picture is brought before the network: in fields of ``window`` x ``window`` fine pixels."""
+    """How a picture is brought before the network: in fields of ``window`` x ``window`` fine pixels.
+
+    Attributes:
+        window: side of the field.
+        shows: what every picture of the training showed, in words that follow "trained on", such as "single faces that
+            fill the picture"; "" leaves it open.
+
+    Two inputs are equal where their windows are: the words are for those who look at results.
+    """
 
     window: int
+    shows: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ValueError(f"a window has at least one pixel, not {self.window}")
+
+
+@dataclass(frozen=True)
+class CoarseSliceInput:
+    """How the slices of a coarse scan are brought before a network that refines them.
+
+    Attributes:
+        window: side of the network's field, in fine pixels.
+        percentiles: of the coarse volume's intensities, brought to -1 and 1; nothing is clipped.
+        spacing: least and greatest size of a coarse pixel that training has seen, mm; none where not known.
+    """
+
+    window: int
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    spacing: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "percentiles", tuple(self.percentiles))
+        object.__setattr__(self, "spacing", tuple(self.spacing))
+        low, high = self.percentiles
+        ordered = not self.spacing or (len(self.spacing) == 2 and 0 < self.spacing[0] <= self.spacing[1] < math.inf)
+        if self.window < 1 or not 0 <= low < high <= 100 or not ordered:
+            raise ValueError(f"no input can be so: {asdict(self)}")
 
 
 INTENSITIES = ("percentiles", "fixed", "as it is")
@@ -116,8 +148,13 @@ class SliceInput:
         return tuple(f"{name}, slice {offset:+d}" if offset else name for offset in offsets for name in self.names)
 
 
-Input = VolumeInput | PictureInput | SliceInput
-INPUTS: Mapping[str, type[Input]] = {"volume": VolumeInput, "picture": PictureInput, "slice": SliceInput}
+Input = VolumeInput | PictureInput | SliceInput | CoarseSliceInput
+INPUTS: Mapping[str, type[Input]] = {
+    "volume": VolumeInput,
+    "picture": PictureInput,
+    "slice": SliceInput,
+    "coarse slice": CoarseSliceInput,
+}
 
 
 def input_from(content: Any) -> Input:

@@ -86,8 +86,8 @@ class Model:
     @property
     def multiple(self) -> int:
         """Sides of the field are multiples of this: as often as the network halves them."""
-        divisor = _of_innermost(self.network, "divisor")
-        return int(divisor if divisor is not None else math.prod(_of_innermost(self.network, "strides") or [1]))
+        divisor = of_innermost(self.network, "divisor")
+        return int(divisor if divisor is not None else math.prod(of_innermost(self.network, "strides") or [1]))
 
     @cached_property
     def digest(self) -> str:
@@ -199,7 +199,7 @@ def check(
 ) -> None:
     """Raise InputError unless the parts of a description fit together."""
     remedy = "Use a file as the training wrote it, or correct the configuration"
-    channels = _of_innermost(network, "out_channels")
+    channels = of_innermost(network, "out_channels")
     if channels is not None and channels != target.channels:
         what = f"has a target of {target.channels} channels, its network makes {channels}"
         raise InputError(what, path=path, remedy=remedy)
@@ -210,13 +210,14 @@ def check(
     if isinstance(target, MaskTarget) and len(description.labels) != target.num_classes - 1:
         what = f"names {len(description.labels)} labels for {target.num_classes} classes with the background"
         raise InputError(what, path=path, remedy=remedy)
-    seen = _of_innermost(network, "cond_channels")
+    seen = of_innermost(network, "cond_channels")
     if isinstance(description.input, (VolumeInput, SliceInput)) and seen not in (None, len(description.input.channels)):
         what = f"has {description.input.neighbours} neighbours on each side, its network sees {seen} slices"
         raise InputError(what, path=path, remedy=remedy)
 
 
-def _of_innermost(network: Any, name: str) -> Any:
+def of_innermost(network: Any, name: str) -> Any:
+    """An attribute of the first network inside that has it, or None."""
     while not hasattr(network, name) and hasattr(network, "network"):
         network = network.network
     return getattr(network, name, None)

@@ -24,6 +24,7 @@ KNOWN = {
     "ImageTarget": "cgdpm_med.diffusion.targets",
     "ResidualTarget": "cgdpm_med.diffusion.targets",
     "AreaDegradation": "cgdpm_med.diffusion.degradation",
+    "KSpaceDegradation": "cgdpm_med.diffusion.degradation",
 }
 """Classes that a model file may name, and their modules."""
 

@@ -152,7 +152,7 @@ class ResBlock(nn.Module):
         if self.emb is None or emb is None:
             return self.norm2(h, silu=True)
         film = self.emb(F.silu(emb)).to(self.norm2.weight.dtype)
-        scale, shift = (film[0] if len(film) == 1 else film).chunk(2, dim=-1)
+        scale, shift = (film[0] if film.shape[0] == 1 else film).chunk(2, dim=-1)
         return self.norm2(h, (1 + scale, shift), silu=True)
 
 

@@ -53,8 +53,9 @@ class ClassConditioned(Denoiser):
         """x_t: (B * K, C, *S), the K members of an image beside each other -> the network's output."""
         if isinstance(features, Tensor):
             features = self.encode(features, size=x_t.shape[2:])
-        of_image = per_member(features.features, len(x_t))
-        return self.network(x_t, t, of_image, class_labels=features.labels_of(len(x_t)))
+        rows = x_t.shape[0]
+        of_image = per_member(features.features, rows)
+        return self.network(x_t, t, of_image, class_labels=features.labels_of(rows))
 
 
 def append_class(y: Tensor, labels: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def features_of(network: Any, y: Any) -> Any:
 
 def evaluate(network: Any, x_t: Tensor, t: Tensor, features: Any) -> Any:
     """``network(x_t, t, features)``; a plain image is repeated for its members."""
-    return network(x_t, t, per_member(features, len(x_t)))
+    return network(x_t, t, per_member(features, x_t.shape[0]))
 
 
 def per_member(features: Any, rows: int) -> Any:

@@ -10,7 +10,8 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,42 @@ RECORDINGS = 8
 """Shapes of one network that are kept recorded; the one that was not used for longest goes first."""
 
 
+class Graph(Protocol):
+    """What was recorded, and can be run again."""
+
+    def replay(self) -> None:
+        """Read the inputs where they are and write the outputs in their place."""
+
+
 class Recording(NamedTuple):
     """A graph, the tensors it reads and those it writes (None where there is none), and how the latter are nested."""
 
-    graph: torch.cuda.CUDAGraph
+    graph: Graph
     inputs: list[Tensor | None]
     outputs: list[Tensor | None]
     nesting: Any
+
+
+class Recorder(Protocol):
+    """Records ``call(*arguments)``, whose tensors are these inputs, nested so."""
+
+    def __call__(self, call: Callable[..., Any], inputs: list[Tensor | None], nesting: Any) -> Recording:
+        """Raises RuntimeError where that cannot be done."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs that share one pool of memory."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, call: Callable[..., Any], inputs: list[Tensor | None], nesting: Any) -> Recording:
+        """One call; it must not wait for the GPU."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            result = call(*pytree.tree_unflatten(inputs, nesting))
+        outputs, nested = pytree.tree_flatten(result)
+        return Recording(graph, inputs, outputs, nested)
 
 
 class GraphReplay(Denoiser):
@@ -46,11 +76,19 @@ class GraphReplay(Denoiser):
         network: ``network(x_t, t, context)``, on a GPU.
         dtype: of its convolutions and matrix products.
         compile_options: of torch.compile for the copy; None leaves it uncompiled.
+        new_recorder: makes what records, anew when all recordings were given up.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype, compile_options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        dtype: torch.dtype,
+        compile_options: dict[str, Any] | None = None,
+        new_recorder: Callable[[], Recorder] = CudaRecorder,
+    ) -> None:
         super().__init__()
         self.network = network
+        self.new_recorder = new_recorder
         self.source = CastCopy(network, dtype, compile_options)
         self._recordable = True
         self._lock = threading.RLock()  # threads share the tensors that a recording reads and writes
@@ -58,13 +96,19 @@ class GraphReplay(Denoiser):
 
     def __reduce__(self) -> tuple[Any, ...]:
         source = self.source
-        return GraphReplay, (source.network, source.dtype, source.compile_options)  # graphs belong to one process
+        # graphs belong to one process
+        return GraphReplay, (source.network, source.dtype, source.compile_options, self.new_recorder)
+
+    @property
+    def recordings(self) -> list[Recording]:
+        """Those that are kept, the least used first."""
+        return list(self._recordings.values())
 
     def _forget(self) -> None:
         self._seen: set[Hashable] = set()
         self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
         self._held: dict[str, tuple[Hashable, Sequence[Any]]] = {}
-        self._pool: Any = None
+        self._recorder: Recorder | None = None
         self._recorded_copy = self.source.copy
 
     def refresh(self) -> None:
@@ -123,14 +167,11 @@ class GraphReplay(Denoiser):
         self, key: Hashable, function: Callable[..., Any], leaves: Sequence[Tensor | None], nesting: Any
     ) -> bool:
         """Whether the call could be recorded."""
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
+        self._recorder = self._recorder or self.new_recorder()
         try:
             with torch.inference_mode(False), torch.no_grad():
                 inputs = [None if leaf is None else _place(leaf) for leaf in leaves]
-                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                    result = self.source.run(function, self.network, *pytree.tree_unflatten(inputs, nesting))
+                recording = self._recorder(partial(self.source.run, function, self.network), inputs, nesting)
         except RuntimeError as error:
             self._forget()
             self._recordable = False
@@ -138,11 +179,10 @@ class GraphReplay(Denoiser):
                 reason = str(error).partition("\n")[0]
                 warnings.warn(f"cannot be recorded as a CUDA graph and runs without: {reason}", stacklevel=2)
             return False
-        outputs, nested = pytree.tree_flatten(result)
-        if not _tensors(outputs):
+        if not _tensors(recording.outputs):
             self._recordable = False
             return False
-        self._keep(key, Recording(graph, inputs, outputs, nested))
+        self._keep(key, recording)
         return True
 
     def _keep(self, key: Hashable, recording: Recording) -> None:

@@ -27,6 +27,7 @@ from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from cgdpm_med.files import InputError, listed
+from cgdpm_med.images.pictures import PICTURE_SUFFIXES
 from cgdpm_med.studies.map_names import is_map
 from cgdpm_med.volumes import read_volume
 from cgdpm_med.volumes.formats import (
@@ -184,6 +185,11 @@ def volume_files(folder: Path) -> list[Path]:
     Links to nowhere and pipes count as files: whoever reads them says what is wrong, and no input is lost in silence.
     """
     return [path for path in _files(folder, None, Contents()) if is_volume(path)]
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """Every file below a folder that is named as a picture, sorted; hidden files are left out."""
+    return [path for path in _files(folder, None, Contents()) if path.suffix.lower() in PICTURE_SUFFIXES]
 
 
 def is_volume(path: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,10 @@ def _plain(x: Tensor) -> Tensor:
 class DiffusionUpdate:
     """One training iteration, for ``SupervisedTrainer(iteration_update=…)``.
 
-    Calls ``engine.loss_function(engine.network, *batch)`` with what ``prepare_batch`` returned, (x_0, y) for
-    :class:`~cgdpm_med.DiffusionLoss`, so the loss decides how the network is evaluated. The first of them is the
-    engine's label, the last its image. MONAI's own mixed precision exists on CUDA alone and would leave a CPU in
-    float32.
+    Calls ``engine.loss_function(network, *batch)`` with what ``prepare_batch`` returned, (x_0, y) for
+    :class:`~cgdpm_med.DiffusionLoss`, so the loss decides where the network is evaluated; the engine's inferer does it.
+    The first of the batch is the engine's label, the last its image. MONAI's own mixed precision exists on CUDA alone
+    and would leave a CPU in float32.
 
     Args:
         precision: "float32", "bfloat16" or "auto" (bfloat16 where the device is fast at it). The weights, the
@@ -97,7 +98,7 @@ class DiffusionUpdate:
         engine.optimizer.zero_grad(set_to_none=True)
         dtype = autocast_dtype(device, self.precision)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            loss = engine.loss_function(engine.network, *batch)
+            loss = engine.loss_function(partial(_inferred, engine), *batch)
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.state.output[CommonKeys.LOSS] = loss.detach()
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
@@ -111,6 +112,10 @@ class DiffusionUpdate:
         engine.optimizer.step()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
+
+
+def _inferred(engine: Any, x_t: Tensor, *arguments: Any, **named: Any) -> Any:
+    return engine.inferer(x_t, engine.network, *arguments, **named)
 
 
 class WarmupCosine(torch.optim.lr_scheduler.LambdaLR):
@@ -173,6 +178,11 @@ class TrainingState:
         """Save at the end of each epoch; attached on its own so that it can come after validation."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
+    @property
+    def saving(self) -> SavesState:
+        """A handler that attaches the saving; the last of a trainer's."""
+        return SavesState(self)
+
     def _tell_epoch(self, engine: Engine) -> None:
         if self.sampler is not None:
             self.sampler.set_epoch(engine.state.epoch)
@@ -228,6 +238,17 @@ class TrainingState:
         return InputError(f"does not fit {what}", path=self.path, remedy=remedy)
 
 
+class SavesState:
+    """Writes the checkpoint of a :class:`TrainingState` at the end of each epoch."""
+
+    def __init__(self, state: TrainingState) -> None:
+        self.state = state
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, behind the handlers whose work belongs into the checkpoint."""
+        self.state.attach_saving(engine)
+
+
 def _rank() -> int:
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_rank() if distributed else 0
@@ -256,6 +277,21 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
+class Watches:
+    """Attaches :class:`BestWeights` to the evaluator of a training when the trainer starts."""
+
+    def __init__(self, weights: BestWeights, evaluator: Engine) -> None:
+        self.weights, self.evaluator = weights, evaluator
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._watch)
+
+    def _watch(self) -> None:
+        if not self.evaluator.has_event_handler(self.weights.update, Events.COMPLETED):  # a trainer may start again
+            self.weights.attach(self.evaluator)
+
+
 class BestWeights:
     """Keeps the weights with the best validation metric, and the last ones; attach to the evaluator.
 
@@ -278,6 +314,10 @@ class BestWeights:
     def attach(self, engine: Engine) -> None:
         """Register with the evaluator."""
         engine.add_event_handler(Events.COMPLETED, self.update)
+
+    def watching(self, evaluator: Engine) -> Watches:
+        """A handler of the trainer, so that an evaluator that runs without one keeps nothing."""
+        return Watches(self, evaluator)
 
     def update(self, engine: Engine) -> None:
         """Write the last weights, and the best when they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -75,6 +76,7 @@ class Progress:
         self.console = Console(stderr=True)
         self.bar: Any = None
         self.total, self.count = 0.0, 0
+        self.begin, self.first = 0.0, 0
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
@@ -85,6 +87,7 @@ class Progress:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _start(self, engine: Any) -> None:
+        self.begin, self.first = perf_counter(), engine.state.iteration
         if not self.console.is_terminal:
             return
         self.bar = progress_bar(self.console, counted=True)
@@ -102,8 +105,17 @@ class Progress:
     def _epoch(self, engine: Any) -> None:
         if self.bar is None and self.log_every and engine.state.epoch % self.log_every == 0:
             mean = self.total / max(1, self.count)
-            self.console.print(f"{self.label}: epoch {engine.state.epoch}/{engine.state.max_epochs}, loss {mean:.4f}")
+            place = f"epoch {engine.state.epoch}/{engine.state.max_epochs}"
+            self.console.print(f"{self.label}: {place}, loss {mean:.4f}{self._left(engine)}", highlight=False)
         self.total, self.count = 0.0, 0
+
+    def _left(self, engine: Any) -> str:
+        """When it will be done, judged by this process's own steps, validation included."""
+        length = engine.state.epoch_length or 1
+        steps, left = engine.state.iteration - self.first, length * engine.state.max_epochs - engine.state.iteration
+        if left <= 0 or steps <= 0:
+            return ""
+        return f", about {spoken_time((perf_counter() - self.begin) / steps * left)} left"
 
     def _stop(self, engine: Any) -> None:
         if self.bar is not None:
@@ -113,3 +125,10 @@ class Progress:
     def _fail(self, engine: Any, error: BaseException) -> None:
         self._stop(engine)
         raise error
+
+
+def spoken_time(seconds: float) -> str:
+    """A time to wait in the unit that a person would use: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -173,7 +173,9 @@ def frames(volume: Volume) -> Iterator[Volume]:
         yield Volume(volume.data[..., t], volume.grid.frame(), volume.path)
 
 
-def write_on_grid(array: NDArray[Any], grid: Grid, path: PathLike, *, dtype: DTypeLike = np.uint8) -> None:
+def write_on_grid(
+    array: NDArray[Any], grid: Grid, path: PathLike, *, dtype: DTypeLike = np.uint8, remark: str = ""
+) -> None:
     """Write an array as NIfTI under the header its grid was read from.
 
     Affine, qform, sform, their codes, pixdim, units and byte order stay as read. Changed are: shape, data type,
@@ -189,6 +191,7 @@ def write_on_grid(array: NDArray[Any], grid: Grid, path: PathLike, *, dtype: DTy
         grid: the grid of the input.
         path: ends in .nii or .nii.gz; missing parent folders are made.
         dtype: stored type; integer types must hold the values exactly, floats must be finite.
+        remark: for descrip, behind the name of this package; the field holds 79 bytes.
 
     Raises:
         ValueError: the array does not lie on the grid or does not fit ``dtype``.
@@ -201,7 +204,7 @@ def write_on_grid(array: NDArray[Any], grid: Grid, path: PathLike, *, dtype: DTy
     if array.shape == without_trailing_ones(grid.shape):
         array = array.reshape(grid.shape)
     compressed = _is_compressed_name(path, "Name it .nii.gz")
-    header = _output_header(array, grid, np.dtype(dtype))
+    header = _output_header(array, grid, np.dtype(dtype), remark)
     stored = _stored(array, header.get_data_dtype())
     header["cal_min"], header["cal_max"] = float(stored.min()), float(stored.max())
     with atomic_write(path) as file:
@@ -353,14 +356,14 @@ def _damaged(path: Path, what: str, cause: BaseException | None = None) -> NoRet
     raise InputError(what, path=path, remedy="Copy or export the file again") from cause
 
 
-def _output_header(array: NDArray[Any], grid: Grid, dtype: np.dtype[Any]) -> nib.Nifti1Header:
+def _output_header(array: NDArray[Any], grid: Grid, dtype: np.dtype[Any], remark: str) -> nib.Nifti1Header:
     from cgdpm_med import __version__
 
     header = with_shape(grid.header, array.shape)
     header.set_data_dtype(dtype)
     header["vox_offset"] = header.single_vox_offset
     header["scl_slope"], header["scl_inter"] = 1, 0
-    header["descrip"] = f"cgdpm_med {__version__}".encode()
+    header["descrip"] = f"cgdpm_med {__version__}{remark and f': {remark}'}".encode()[:79]
     header["aux_file"] = b""
     for name in ("db_name", "data_type"):  # NIfTI-1 only
         if name in header:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from calibrations import example
 from monai.bundle import ConfigParser
-from segmentations import wobbly
-from stubs import Stub, segmentation_of
+from segmentations import segmentation_of, wobbly
+from stubs import Stub
 from studies import study
 
 from cgdpm_med import (
@@ -80,7 +80,7 @@ class Overconfident(Stub):
         shift = 2 if int(key[7:10]) % 3 == 0 else 1
         members = wobbly(np.roll(truth, shift, axis=0))
         members[members == 3] = np.where(np.arange(np.count_nonzero(members == 3)) % 9, 3, 2)  # too small a cavity
-        found = segmentation_of(volume, key, members)
+        found = segmentation_of(members, volume, key)
         doubt = np.random.default_rng(int(key[7:10])).uniform(0.02, 0.04, found.probabilities.shape)
         votes = (found.probabilities + doubt) ** 2
         probabilities = (votes / votes.sum(axis=0)).astype(np.float32)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cgdpm_med import InputError, find_cases
-from cgdpm_med.studies.cases import Subject, group_studies, pair_masks
+from cgdpm_med.studies.cases import Subject, group_studies
+from cgdpm_med.studies.mask_pairs import pair_masks
 
 
 def touch(root: Path, *names: str) -> Path:

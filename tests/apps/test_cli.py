@@ -11,7 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from command import run
 from conftest import REPO
+from scans import upright
 from stubs import Thresholder
 
 import cgdpm_med
@@ -21,14 +23,6 @@ from cgdpm_med.files import InputError
 from cgdpm_med.inference import bundles
 from cgdpm_med.inference.segmenter import Segmenter
 from cgdpm_med.volumes import HeaderWarning
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Exit code of ``cgdpm-med`` with these arguments."""
-    monkeypatch.setattr("sys.argv", ["cgdpm-med", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return 0 if stop.value.code is None else int(stop.value.code)
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,13 +145,6 @@ def test_phantom_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 # --- segment, evaluate, demo ------------------------------------------------------------------------------------------
 
 
-def write_image(path: Path, shape: tuple[int, ...] = (5, 4, 3)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    voxels = np.random.default_rng(0).uniform(0, 100, shape).astype(np.float32)
-    nib.Nifti1Image(voxels, np.diag([1.5, 2.0, 8.0, 1.0])).to_filename(path)
-    return path
-
-
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """What the command asked of the bundle; a threshold stands in for the network."""
@@ -174,7 +161,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 def test_segment_passes_on_what_was_asked_and_nothing_else(
     tmp_path: Path, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = write_image(tmp_path / "in" / "scan.nii.gz")
+    image = upright(tmp_path / "in" / "scan.nii.gz")
     out = str(tmp_path / "out")
     assert run(monkeypatch, "segment", str(image), out, "--device", "cpu") == 0
     assert asked == {"bundle": "acdc_segmentation", "device": torch.device("cpu")}
@@ -186,7 +173,7 @@ def test_segment_passes_on_what_was_asked_and_nothing_else(
 
 
 def test_guidance_is_one_option(tmp_path: Path, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    image = write_image(tmp_path / "in" / "scan.nii.gz")
+    image = upright(tmp_path / "in" / "scan.nii.gz")
     options = ("--guidance-scale", "0.5", "--guidance-interval", "200:1000", "--device", "cpu")
     assert run(monkeypatch, "segment", str(image), str(tmp_path / "out"), *options) == 0
     assert asked["guidance_scale"] == 0.5
@@ -194,7 +181,7 @@ def test_guidance_is_one_option(tmp_path: Path, asked: dict[str, object], monkey
 
 
 def test_timesteps_are_one_option(tmp_path: Path, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    image = write_image(tmp_path / "in" / "scan.nii.gz")
+    image = upright(tmp_path / "in" / "scan.nii.gz")
     here = ("segment", str(image), str(tmp_path / "out"), "--device", "cpu")
     assert run(monkeypatch, *here, "--timesteps", "999, 666,333") == 0
     assert asked["timesteps"] == [999, 666, 333]
@@ -205,7 +192,7 @@ def test_timesteps_are_one_option(tmp_path: Path, asked: dict[str, object], monk
 def test_timesteps_that_say_nothing_or_two_things_are_refused(
     tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = write_image(tmp_path / "in" / "scan.nii.gz")
+    image = upright(tmp_path / "in" / "scan.nii.gz")
     assert run(monkeypatch, "segment", str(image), str(tmp_path / "out"), *options) == 2
     assert "--timesteps" in capsys.readouterr().err
 
@@ -214,8 +201,8 @@ def test_timesteps_that_say_nothing_or_two_things_are_refused(
 def test_segment_fails_when_one_input_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_image(tmp_path / "in" / "good.nii.gz")
-    write_image(tmp_path / "in" / "flat.nii.gz", shape=(5, 4))
+    upright(tmp_path / "in" / "good.nii.gz")
+    upright(tmp_path / "in" / "flat.nii.gz", shape=(5, 4))
     assert run(monkeypatch, "segment", str(tmp_path / "in"), str(tmp_path / "out"), "--json") == 1
     captured = capsys.readouterr()
     result = json.loads(captured.out)

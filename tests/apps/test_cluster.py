@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 from clustered import Deadly, attempts, run_with
+from command import run
 from conftest import REPO
 from runs import contents
 from scans import scan
 from stubs import Thresholder
-from test_cli import run
 
 from cgdpm_med.apps import cluster
 from cgdpm_med.apps.cluster import device_number, open_cluster, read_slurm_config

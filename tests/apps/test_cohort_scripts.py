@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import REPO, load_script
 from monai.bundle import ConfigParser
-from stubs import Oracle, Stub, segmentation_of
+from segmentations import segmentation_of
+from stubs import Oracle, Stub
 
 from cgdpm_med import read_labels, read_volume
 from cgdpm_med.evaluation.function_scores import FrameTruth, known_studies
@@ -31,7 +32,7 @@ class Smaller(Stub):
         truth = read_labels(volume.path.with_name(volume.path.name.replace(".nii", "_gt.nii"))).data
         last = np.flatnonzero((truth == 3).any(axis=(0, 1)))[-1]
         truth[..., last][truth[..., last] == 3] = 0
-        return segmentation_of(volume, key, np.stack([truth] * 2))
+        return segmentation_of(np.stack([truth] * 2), volume, key)
 
 
 @pytest.fixture
@@ -130,10 +131,10 @@ def test_a_packed_dataset_trains_on_the_same_pixels(tmp_path: Path) -> None:
     assert "Height" not in (tmp_path / "pack" / "patient002" / "Info.cfg").read_text()
     config = ConfigParser()
     config.read_config([REPO / "bundles/acdc_segmentation/configs/train.yaml"])
-    whole = config.get_parsed_content("train_preprocessing")
+    whole = config.get_parsed_content("train#preprocessing")
     config = ConfigParser()
     config.read_config([REPO / "bundles/acdc_segmentation/configs/train.yaml", REPO / "configs/packed.yaml"])
-    again = config.get_parsed_content("train_preprocessing")
+    again = config.get_parsed_content("train#preprocessing")
     for before, after in zip(items, packed, strict=True):
         original, copy = read_volume(before["image"]), read_volume(after["image"])
         assert copy.grid.spatial_shape == (197, 198, 3)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import run
 from label_files import heart, renamed, write_labels
 from numpy.typing import NDArray
 
 from cgdpm_med import InputError, compare_methods, parse_labels
-from cgdpm_med.apps import cli
 from cgdpm_med.evaluation.compare import patient_of, without_frame
 from cgdpm_med.evaluation.compare_files import (
     comparison_latex,
@@ -300,15 +300,6 @@ def test_methods_without_a_common_case_are_an_error(tmp_path: Path) -> None:
 
 
 # --- files and command ------------------------------------------------------------------------------------------------
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["cgdpm-med", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_the_command_prints_and_writes_the_tables(

@@ -10,16 +10,16 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import pytest
 from conftest import REPO
 
 import cgdpm_med
 
 if sys.version_info >= (3, 11):
-    import tomllib
+    pass
 else:
-    import tomli as tomllib
+    pass
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -50,11 +50,6 @@ def ignored(path: str) -> bool:
     return any(fnmatch.fnmatch(part, pattern.removeprefix("**/")) for part in parents for pattern in patterns)
 
 
-@pytest.fixture(scope="module")
-def project() -> dict[str, object]:
-    return tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
-
-
 def test_what_is_copied_exists_and_is_sent_to_the_build() -> None:
     assert "." not in copied()  # a checkout holds more than the image needs, data perhaps
     for path in copied():
@@ -62,17 +57,17 @@ def test_what_is_copied_exists_and_is_sent_to_the_build() -> None:
         assert not ignored(path), path
 
 
-def test_what_the_build_needs_is_copied(project: dict) -> None:
-    needed = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
-    needed |= {folder.split("/")[0] for folder in project["tool"]["setuptools"]["package-dir"].values()}
+def test_what_the_build_needs_is_copied(pyproject: dict[str, Any]) -> None:
+    needed = {"pyproject.toml", pyproject["project"]["readme"], *pyproject["project"]["license-files"]}
+    needed |= {folder.split("/")[0] for folder in pyproject["tool"]["setuptools"]["package-dir"].values()}
     needed |= {name for _, rest in instructions() for name in re.findall(r"--constraint (\S+)", rest)}
     assert needed <= set(copied())
     extras = {extra for _, rest in instructions() for extra in re.findall(r"\.\[(\w+)\]", rest)}
-    assert extras == {"dicom"} <= set(project["project"]["optional-dependencies"])
+    assert extras == {"dicom"} <= set(pyproject["project"]["optional-dependencies"])
 
 
-def test_the_base_is_pinned_to_a_python_that_fits(project: dict) -> None:
-    lowest = tuple(int(part) for part in project["project"]["requires-python"].removeprefix(">=").split("."))
+def test_the_base_is_pinned_to_a_python_that_fits(pyproject: dict[str, Any]) -> None:
+    lowest = tuple(int(part) for part in pyproject["project"]["requires-python"].removeprefix(">=").split("."))
     for stage in stages():
         image = stage[0][1].split()[0]
         version = re.fullmatch(r"python:(\d+)\.(\d+)-slim", image)
@@ -102,11 +97,11 @@ def test_pip_leaves_no_cache_and_keeps_to_the_tested_versions() -> None:
         assert {"--no-cache-dir", "--constraint"} <= set(shlex.split(line))
 
 
-def test_the_command_runs(project: dict) -> None:
+def test_the_command_runs(pyproject: dict[str, Any]) -> None:
     ((name, entry),) = stages()[-1][-1:]
     assert name == "ENTRYPOINT"
     (command,) = json.loads(entry)
-    module, _, function = project["project"]["scripts"][command].partition(":")
+    module, _, function = pyproject["project"]["scripts"][command].partition(":")
     assert callable(getattr(import_module(module), function))
     done = subprocess.run(
         [sys.executable, "-m", module, "--version"], cwd=REPO, capture_output=True, text=True, check=True

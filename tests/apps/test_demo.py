@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from stubs import Oracle, Thresholder, segmentation_of
+from segmentations import segmentation_of
+from stubs import Oracle, Thresholder
 
 from cgdpm_med import read_volume
 from cgdpm_med.apps import demo
@@ -59,7 +60,7 @@ def test_members_are_measured_one_by_one(tmp_path: Path) -> None:
         labels = 0 * whole.members.repeat(len(counts), axis=0)
         for k, count in enumerate(counts):
             labels[k].reshape(-1)[:count] = 3
-        return segmentation_of(volume, "x", labels)
+        return segmentation_of(labels, volume, "x")
 
     rows = demo.compare_volumes(members(100, 200), members(50, 40), 100 * ml, 45 * ml)
     assert rows["EDV"]["members"] == pytest.approx([100 * ml, 200 * ml])

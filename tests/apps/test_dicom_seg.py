@@ -18,9 +18,10 @@ pytest.importorskip("highdicom", reason="highdicom is not installed: pip install
 
 import highdicom
 import pydicom
+from command import run
 from dicom_scans import PATIENT, Scan
-from stubs import Stub, segmentation_of
-from test_cli import run
+from segmentations import segmentation_of
+from stubs import Stub
 
 from cgdpm_med import InputError, Options, Volume, segment_all
 from cgdpm_med.apps import dicom_seg
@@ -42,7 +43,7 @@ class Bright(Stub):
         labels = 3 * (volume.data > 1000).astype(np.uint8)
         labels[2][labels[2] == 3] = 2
         labels[0, 0, 0] = 1
-        return segmentation_of(volume, key, labels[None])
+        return segmentation_of(labels[None], volume, key)
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from command import run
 from label_files import AFFINE, heart, renamed, write_labels
 from numpy.typing import NDArray
 
 from cgdpm_med import InputError, evaluate_folders, format_summary, parse_labels
-from cgdpm_med.apps import cli
 
 Array = NDArray[np.float64]
 
@@ -255,15 +255,6 @@ def test_a_spacing_can_be_given(tmp_path: Path) -> None:
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["cgdpm-med", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_the_command_takes_labels_and_says_what_looks_swapped(

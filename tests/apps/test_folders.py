@@ -13,15 +13,17 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from scans import PLAIN
-from stubs import Stub, Thresholder, segmentation_of
+from segmentations import segmentation_of
+from stubs import Stub, Thresholder
 from typer.testing import CliRunner
 
 from cgdpm_med import InputError, Volume, find_cases, read_volume, segment_all
 from cgdpm_med.apps.cli import app
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.phantom import write_phantom_dataset
-from cgdpm_med.studies.cases import CINES, pair_masks, search
+from cgdpm_med.studies.cases import CINES, search
 from cgdpm_med.studies.folders import LABEL_MAPS, OTHER_VIEWS, PICTURES, RESULTS, FolderWarning, is_label_map, is_volume
+from cgdpm_med.studies.mask_pairs import pair_masks
 from cgdpm_med.studies.phases import cine_of, phase_pairs
 
 AFFINE = np.diag([-1.5, -1.5, 8.0, 1.0])
@@ -33,7 +35,7 @@ class Bright(Stub):
     """Calls whatever is brighter than 50 left ventricle."""
 
     def __call__(self, volume: Volume, key: str, progress: object = None) -> Segmentation:
-        return segmentation_of(volume, key, 3 * (volume.data > 50).astype(np.uint8)[None])
+        return segmentation_of(3 * (volume.data > 50).astype(np.uint8)[None], volume, key)
 
 
 def save(path: Path, data: NDArray[np.generic] = IMAGE) -> Path:

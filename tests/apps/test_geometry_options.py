@@ -9,10 +9,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from command import run
+from directed import SEGMENTER, smooth_noise
 from nifti_files import ACDC_SFORM, LABELS, OBLIQUE, nifti, save
-from stubs import Thresholder
-from test_cli import run
-from test_segment_geometry import SEGMENTER, smooth_noise
 
 from cgdpm_med.inference.segmenter import Segmenter
 from cgdpm_med.studies.outputs import read_ensemble
@@ -27,11 +26,6 @@ HEART = smooth_noise((24, 20, 5), 0)
 def directed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundle's transforms around a predictor that knows base from apex."""
     monkeypatch.setattr(Segmenter, "from_bundle", lambda *_, **__: SEGMENTER)
-
-
-@pytest.fixture
-def threshold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Segmenter, "from_bundle", lambda *_, **__: Thresholder())
 
 
 def segment(monkeypatch: pytest.MonkeyPatch, source: Path, out: Path, *options: str) -> dict[str, Any]:

@@ -16,10 +16,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bad_files import BAD_FILES
+from command import run
 from nifti_files import ACDC_SFORM, OBLIQUE, RAMP, nifti, save
 from stubs import Thresholder
-from test_cli import run
-from test_volume_errors import BAD_FILES
 
 from cgdpm_med import DiffusionPredictor, Sampling
 from cgdpm_med.inference.segmenter import Segmenter

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO
+from scans import upright
 
 from cgdpm_med import (
     ConditionalUNet,
@@ -37,7 +38,7 @@ from cgdpm_med.studies.task import task_of
 
 FIVE = {"0": "background", "1": "liver", "2": "left kidney", "3": "right kidney", "4": "spleen & <co>"}
 THREE = {"0": "background", "1": "lung", "2": "tumour"}
-SPACING = (2.0, 1.5, 8.0)
+SHAPE = (40, 36, 4)
 
 
 def bundle_of(folder: Path, channels: int, names: dict[str, str] | None, num_classes: int | None = None) -> Path:
@@ -65,13 +66,6 @@ def bundle_of(folder: Path, channels: int, names: dict[str, str] | None, num_cla
     return folder
 
 
-def write_image(path: Path, shape: tuple[int, ...] = (40, 36, 4), seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    voxels = np.random.default_rng(seed).uniform(0, 100, shape).astype(np.float32)
-    nib.Nifti1Image(voxels, np.diag([*SPACING, 1])).to_filename(path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bundle_of(tmp_path_factory.mktemp("five") / "bundle", 5, FIVE)
@@ -84,7 +78,7 @@ def segmented(bundle: Path, source: Path, out: Path, **settings: Any) -> dict[st
 
 
 def test_every_label_of_five_classes_is_named(five: Path, tmp_path: Path) -> None:
-    result = segmented(five, write_image(tmp_path / "scan.nii.gz"), tmp_path / "out", label_table=True)
+    result = segmented(five, upright(tmp_path / "scan.nii.gz", SHAPE), tmp_path / "out", label_table=True)
     described = json.loads((tmp_path / "out" / "scan.json").read_text())
     mask = nib.load(tmp_path / "out" / "scan.nii.gz").get_fdata()
     assert described["labels"] == {"1": "liver", "2": "left kidney", "3": "right kidney", "4": "spleen & <co>"}
@@ -103,8 +97,8 @@ def test_every_label_of_five_classes_is_named(five: Path, tmp_path: Path) -> Non
 
 
 def test_a_series_and_a_cohort_of_five_classes(five: Path, tmp_path: Path) -> None:
-    write_image(tmp_path / "in" / "a.nii.gz")
-    write_image(tmp_path / "in" / "b.nii.gz", (40, 36, 4, 3), seed=1)
+    upright(tmp_path / "in" / "a.nii.gz", SHAPE)
+    upright(tmp_path / "in" / "b.nii.gz", (40, 36, 4, 3), seed=1)
     result = segmented(five, tmp_path / "in", tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / "cohort.csv").open()))
     assert [row["case"] for row in rows] == ["a", "b"]
@@ -122,7 +116,8 @@ def test_a_series_and_a_cohort_of_five_classes(five: Path, tmp_path: Path) -> No
 
 def test_masks_of_five_classes_are_scored_by_their_own_names(five: Path, tmp_path: Path) -> None:
     write = ("mask", "probabilities", "members")
-    segmented(five, write_image(tmp_path / "scan.nii.gz"), tmp_path / "out", options=Options(write=write, pages=False))
+    image = upright(tmp_path / "scan.nii.gz", SHAPE)
+    segmented(five, image, tmp_path / "out", options=Options(write=write, pages=False))
     mask = nib.load(tmp_path / "out" / "scan.nii.gz")
     half = np.asanyarray(mask.dataobj) * (np.arange(40) % 2 == 0)[:, None, None]
     (tmp_path / "ref").mkdir()
@@ -150,7 +145,7 @@ def test_other_numbers_of_classes(
     channels: int, names: dict[str, str] | None, expected: list[str], tmp_path: Path
 ) -> None:
     bundle = bundle_of(tmp_path / "bundle", channels, names)
-    write_image(tmp_path / "in" / "a.nii.gz")
+    upright(tmp_path / "in" / "a.nii.gz", SHAPE)
     result = segmented(bundle, tmp_path / "in", tmp_path / "out", options=Options(write=("mask", "probabilities")))
     described = json.loads((tmp_path / "out" / "a.json").read_text())
     assert list(described["labels"].values()) == expected
@@ -164,7 +159,7 @@ def test_a_network_of_one_channel_with_two_classes(tmp_path: Path) -> None:
     """Its members are read one by one, and inside and outside the region around what the scout found."""
     bundle = bundle_of(tmp_path / "bundle", 1, {"0": "vessel"})
     segmenter = Segmenter.from_bundle(bundle, device="cpu", precision="float32", members=3)
-    result = segmenter(read_volume(write_image(tmp_path / "a.nii.gz")))
+    result = segmenter(read_volume(upright(tmp_path / "a.nii.gz", SHAPE)))
     assert result.members.shape == (3, 40, 36, 4)
     assert result.probabilities.shape == (2, 40, 36, 4)
     np.testing.assert_allclose(result.probabilities.sum(axis=0), 1, atol=1e-6)

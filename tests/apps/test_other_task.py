@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO
+from pages import ORIGIN
 from segmentations import segmentation_of
-from test_report import ORIGIN
 
 from cgdpm_med import (
     ConditionalUNet,

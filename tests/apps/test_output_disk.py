@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import run
 from runs import again, contents, start
 from scans import PLAIN, scan, write_image
 from stubs import Thresholder
-from test_cli import run
 
 from cgdpm_med import files, find_cases, segment_all
 from cgdpm_med.files import atomic_write

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib import colors, image
-from stubs import segmentation_of
+from segmentations import segmentation_of
 
 from cgdpm_med import InputError, draw_overlay, read_volume
 from cgdpm_med.inference.labels import COLOURS
@@ -24,7 +24,7 @@ def heart(tmp_path: Path) -> Segmentation:
     voxels = labels.astype(np.float32)
     voxels[0, 0, 0] = 5
     nib.Nifti1Image(voxels, np.diag([1.0, 2.0, 8.0, 1])).to_filename(tmp_path / "scan.nii.gz")
-    return segmentation_of(read_volume(tmp_path / "scan.nii.gz"), "scan", labels[None])
+    return segmentation_of(labels[None], read_volume(tmp_path / "scan.nii.gz"), "scan")
 
 
 @pytest.mark.parametrize(

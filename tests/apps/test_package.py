@@ -19,16 +19,11 @@ from cgdpm_med.files import InputError
 from cgdpm_med.inference import bundles
 
 if sys.version_info >= (3, 11):
-    import tomllib
+    pass
 else:
-    import tomli as tomllib
+    pass
 
 IMPORT_TO_DISTRIBUTION = {"ignite": "pytorch-ignite", "PIL": "pillow", "SimpleITK": "simpleitk"}
-
-
-@pytest.fixture(scope="module")
-def pyproject() -> dict[str, Any]:
-    return tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def tracked_files(folder: str) -> set[Path]:
@@ -67,7 +62,8 @@ def test_every_import_is_declared(pyproject: dict[str, Any]) -> None:
     project = pyproject["project"]
     declared = {
         canonicalize_name(Requirement(text).name)
-        for text in [*project["dependencies"], *project["optional-dependencies"]["dicom"]]
+        for extra in ("dicom", "export")
+        for text in [*project["dependencies"], *project["optional-dependencies"][extra]]
     }
     imported = set()
     for path in (REPO / "cgdpm_med").rglob("*.py"):

@@ -12,7 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scans import AFFINE, PLAIN, scan, write_image
-from stubs import Oracle, Thresholder, segmentation_of
+from segmentations import segmentation_of
+from stubs import Oracle, Thresholder
 
 from cgdpm_med import InputError, Options, find_cases, read_labels, segment_all, staple
 from cgdpm_med.apps.pipeline import segment_cases
@@ -47,7 +48,7 @@ class Cavity(Thresholder):
         self.seen.append(key)
         members = np.stack([3 * (volume.data > 50).astype(np.uint8)] * 3)
         members[1, :2] = members[2, :3] = 0
-        return segmentation_of(volume, key, members)
+        return segmentation_of(members, volume, key)
 
 
 # --- cine -------------------------------------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ class Rows(Thresholder):
     def __call__(self, volume: Volume, key: str, progress: object = None) -> Segmentation:
         labels = 3 * (volume.data > 50).astype(np.uint8)
         labels[..., 2:] = 0
-        return segmentation_of(volume, key, labels[None])
+        return segmentation_of(labels[None], volume, key)
 
 
 def test_staple_combines_where_it_was_asked_for(tmp_path: Path) -> None:

@@ -14,30 +14,23 @@ import remedies_of_folders  # noqa: F401
 import remedies_of_scores  # noqa: F401
 import torch
 from calibrations import MADE, example
+from cohorts import write_cohort
+from command import run
 from dicom_scans import Scan
 from nifti_files import LABELS, OBLIQUE, nifti, save
 from remedies import CASES
-from stubs import Thresholder
-from test_cli import run
-from test_engines import toy_run
-from test_training_patients import write_cohort
+from toy_training import toy_run
 
 from cgdpm_med import InputError, bundle_path, read_dicom, read_labels, read_volume
 from cgdpm_med.apps import cli
 from cgdpm_med.evaluation.calibrate import calibration_items
 from cgdpm_med.evaluation.calibration_file import CALIBRATION, find_calibration, write_calibration
-from cgdpm_med.inference.segmenter import Segmenter
 from cgdpm_med.volumes import write_on_grid
 
 pytestmark = [
     pytest.mark.usefixtures("quiet_headers", "threshold"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
-
-
-@pytest.fixture
-def threshold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Segmenter, "from_bundle", lambda *_, **__: Thresholder())
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,8 +9,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from pages import ORIGIN, Page, references
 from segmentations import segmentation_of, wobbly
-from test_report import ORIGIN, Page, references
 
 from cgdpm_med.heart.charts import ejection_chart
 from cgdpm_med.inference.quality import Finding, Quality

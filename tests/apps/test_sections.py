@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cohorts import write_cohort
 from conftest import REPO
 from monai.bundle import ConfigParser
 
@@ -24,6 +25,13 @@ BUNDLE = REPO / "bundles" / "acdc_segmentation"
 CONFIGS = sorted([*(BUNDLE / "configs").glob("*.yaml"), *(REPO / "configs").rglob("*.yaml")])
 SPLIT = json.loads((REPO / "cgdpm_med" / "splits" / "acdc_70_10_20.json").read_text(encoding="utf-8"))
 SCRIPTS = sorted((REPO / "scripts").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred patients with the names of ACDC's."""
+    names = [f"patient{n:03d}" for n in range(1, 101)]
+    return write_cohort(tmp_path_factory.mktemp("cohort"), names, lambda name: ACDC_GROUPS[(int(name[-3:]) - 1) // 20])
 
 
 # --- the split --------------------------------------------------------------------------------------------------------
@@ -86,21 +94,6 @@ def test_the_reading_of_configurations_sees_a_slip() -> None:
 # --- what the configurations read -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred patients with the names of ACDC's, their images empty files."""
-    root = tmp_path_factory.mktemp("cohort")
-    for n in range(1, 101):
-        name = f"patient{n:03d}"
-        folder = root / name
-        folder.mkdir()
-        (folder / "Info.cfg").write_text(f"ED: 1\nES: 9\nGroup: {ACDC_GROUPS[(n - 1) // 20]}\n", encoding="utf-8")
-        for frame in (1, 9):
-            for ending in ("", "_gt"):
-                (folder / f"{name}_frame{frame:02d}{ending}.nii.gz").touch()
-    return root
-
-
 def parser_of(cohort: Path, names: list[str], **overrides: Any) -> ConfigParser:
     paths = [path for name in names for path in CONFIGS if path.stem == name]
     assert len(paths) == len(names)
@@ -126,13 +119,12 @@ TRAINING = [
 @pytest.mark.parametrize("names", TRAINING, ids="+".join)
 def test_training_reads_training_patients_and_selects_by_validation(cohort: Path, names: list[str]) -> None:
     parser = parser_of(cohort, names, phantom_folders=[])
-    train, validation = (patients_of(parser, key) for key in ("train_data", "validation_volumes#data"))
+    train, validation = (patients_of(parser, key) for key in ("train#dataset#data", "validate#dataset#data"))
     assert train == set(SPLIT["train"])
     assert validation == set(SPLIT["validation"])
     # the loaders take these lists and no others
-    assert parser["train_volumes"]["data"] == "@train_data"
-    assert parser["train_slices"]["volumes"] == "@train_volumes"
-    assert parser["validation_loader"]["dataset"] == "@validation_volumes"
+    assert parser["train"]["slices"]["volumes"] == "@train#dataset"
+    assert parser["validate"]["dataloader"]["dataset"] == "@validate#dataset"
 
 
 def test_the_processes_of_several_gpus_share_the_validation_patients(
@@ -145,8 +137,8 @@ def test_the_processes_of_several_gpus_share_the_validation_patients(
     for rank in range(3):
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
         parser = parser_of(cohort, ["train", "multi_gpu_train"])
-        shares.append([item["key"] for item in parser.get_parsed_content("validation_volumes#data")])
-        assert patients_of(parser, "train_data") == set(SPLIT["train"])
+        shares.append([item["key"] for item in parser.get_parsed_content("validate#dataset#data")])
+        assert patients_of(parser, "train#dataset#data") == set(SPLIT["train"])
     assert sorted(chain(*shares)) == [item["key"] for item in acdc_datalist(cohort, "validation")]
 
 

@@ -9,7 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from stubs import Thresholder, segmentation_of
+from scans import upright
+from segmentations import segmentation_of
+from stubs import Thresholder
 
 from cgdpm_med import InputError, Options, autocast_dtype, find_cases, read_volume, segment, segment_all
 from cgdpm_med.apps.pipeline import segment_cases
@@ -19,17 +21,10 @@ from cgdpm_med.studies.outputs import describe, save_segmentation
 SHAPE, SPACING = (5, 4, 3), (1.5, 2.0, 8.0)
 
 
-def write_image(path: Path, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    voxels = np.random.default_rng(seed).uniform(0, 100, shape).astype(np.float32)
-    nib.Nifti1Image(voxels, np.diag([*SPACING, 1])).to_filename(path)
-    return path
-
-
 def test_every_output_lies_on_the_grid_with_its_channels_last(tmp_path: Path) -> None:
-    volume = read_volume(write_image(tmp_path / "scan.nii.gz"))
+    volume = read_volume(upright(tmp_path / "scan.nii.gz"))
     members = np.random.default_rng(1).integers(0, 4, (2, *SHAPE))
-    result = segmentation_of(volume, "scan", members)
+    result = segmentation_of(members, volume, "scan")
     outputs = ("mask", "probabilities", "entropy", "disagreement", "members")
     files = save_segmentation(result, tmp_path / "out", outputs)
     assert [path.name for path in files] == [
@@ -49,8 +44,8 @@ def test_every_output_lies_on_the_grid_with_its_channels_last(tmp_path: Path) ->
 
 
 def test_one_output_may_be_named_by_itself(tmp_path: Path) -> None:
-    volume = read_volume(write_image(tmp_path / "scan.nii.gz"))
-    result = segmentation_of(volume, "scan", np.zeros((1, *SHAPE), int))
+    volume = read_volume(upright(tmp_path / "scan.nii.gz"))
+    result = segmentation_of(np.zeros((1, *SHAPE), int), volume, "scan")
     files = save_segmentation(result, tmp_path / "out", "mask")
     assert [path.name for path in files] == ["scan.nii.gz", "scan.json"]
     assert Options(write="entropy").write == ("entropy",)
@@ -61,12 +56,12 @@ def test_one_output_may_be_named_by_itself(tmp_path: Path) -> None:
 
 
 def test_volumes_are_counted_voxels(tmp_path: Path) -> None:
-    volume = read_volume(write_image(tmp_path / "scan.nii.gz"))
+    volume = read_volume(upright(tmp_path / "scan.nii.gz"))
     members = np.zeros((2, *SHAPE), int)
     members[0, :2, 0, 0] = 3  # two voxels of 24 mm^3
     members[1, :4, 0, 0] = 3
     members[:, 0, 3, 2] = 1
-    described = describe(segmentation_of(volume, "scan", members))
+    described = describe(segmentation_of(members, volume, "scan"))
     assert described["member_volume_ml"] == {"1": [0.024, 0.024], "2": [0.0, 0.0], "3": [0.048, 0.096]}
     assert described["volume_ml"] == {"1": 0.024, "2": 0.0, "3": 0.048}  # argmax gives a tie to the background
     assert described["spacing_mm"] == list(SPACING)
@@ -75,7 +70,7 @@ def test_volumes_are_counted_voxels(tmp_path: Path) -> None:
 def test_a_bad_input_is_one_line_and_the_rest_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "in"
     for name in ("a.nii.gz", "deep/c.nii.gz"):
-        write_image(source / name)
+        upright(source / name)
     (source / "b.nii.gz").write_bytes(b"no image at all")
     result = segment_all(Thresholder(), find_cases(source), tmp_path / "out")
     assert [case["case"] for case in result["cases"]] == ["a", "deep/c"]
@@ -91,7 +86,7 @@ def test_a_bad_input_is_one_line_and_the_rest_goes_on(tmp_path: Path, capsys: py
 
 
 def test_progress_rises_to_one_for_each_case(tmp_path: Path) -> None:
-    write_image(tmp_path / "in" / "a.nii.gz")
+    upright(tmp_path / "in" / "a.nii.gz")
     (tmp_path / "in" / "b.nii.gz").write_bytes(b"")
     seen: list[tuple[str, float]] = []
     segment_cases(
@@ -101,7 +96,7 @@ def test_progress_rises_to_one_for_each_case(tmp_path: Path) -> None:
 
 
 def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
-    image = write_image(tmp_path / "scan.nii.gz")
+    image = upright(tmp_path / "scan.nii.gz")
     before = image.read_bytes()
     outcome = segment_cases(Thresholder(), find_cases(image), tmp_path)
     assert "would be overwritten" in outcome.failed["scan"]
@@ -109,7 +104,7 @@ def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_wrong_requests_stop_before_any_work(tmp_path: Path) -> None:
-    image = write_image(tmp_path / "scan.nii.gz")
+    image = upright(tmp_path / "scan.nii.gz")
     with pytest.raises(InputError, match="there is no output 'variance'"):
         segment(image, tmp_path / "out", options=Options(write=["mask", "variance"]))
     with pytest.raises(InputError, match="there is no output 'variance'"):

@@ -8,7 +8,6 @@ apex, so any slip of the geometry changes its answer.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
@@ -17,15 +16,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from conftest import REPO
+from directed import SEGMENTER, smooth_noise
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
-from cgdpm_med import InputError, Options, Sampling, Segmenter, find_cases, read_volume
+from cgdpm_med import InputError, Options, Segmenter, find_cases, read_volume
 from cgdpm_med.apps.pipeline import segment_cases
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.metrics.masks import dice_per_structure
@@ -40,33 +37,6 @@ STORED = [
     for flips in product((False, True), (False, True), (False, True))
 ]
 SETTINGS = settings(max_examples=40, deadline=None)
-
-
-class Directed(torch.nn.Module):
-    """Stands where the networks do: two members, classes by brightness and by where brightness rises."""
-
-    sampling, precision, guide = Sampling(members=2, steps=1), "float32", None
-
-    def infer(self, image: MetaTensor, _: object, progress: Callable[[int], None] | None = None) -> MetaTensor:
-        x = torch.as_tensor(image).as_subclass(torch.Tensor)[0, 0]
-        right, down, apex = (x.roll(-1, axis) - 0.4 * x for axis in range(3))
-        far = torch.linspace(-1, 1, x.shape[2]).expand_as(x)
-        logits = [torch.stack([0 * x, right, down + 0.2 * far, apex + k]) for k in (0.0, 0.3)]
-        members = torch.cat([(3 * member).softmax(0) for member in logits])
-        return MetaTensor(members[None], meta=image.meta)
-
-
-def stub_segmenter(field: int = 64) -> Segmenter:
-    """The bundle's preprocessing and decoding around :class:`Directed`."""
-    parser = ConfigParser()
-    parser.read_config(str(BUNDLE / "configs" / "inference.yaml"))
-    parser["bundle_root"], parser["field"] = str(BUNDLE), field
-    forth, back = (parser.get_parsed_content(name) for name in ("preprocessing", "decoding"))
-    stub = Directed()
-    return Segmenter(forth, stub.infer, stub, back)  # type: ignore[arg-type]
-
-
-SEGMENTER = stub_segmenter()
 
 
 @dataclass
@@ -87,14 +57,6 @@ class Stack:
         image.set_qform(self.affine, self.code)
         image.to_filename(path)
         return path
-
-
-def smooth_noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Neither constant nor symmetric, and rough at the scale of some voxels, so resampling blurs it little."""
-    rng = np.random.default_rng(seed)
-    coarse = torch.tensor(rng.normal(size=(1, 1, *(max(2, n // 4) for n in shape))))
-    fine = torch.nn.functional.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)
-    return (100 + 40 * fine[0, 0].numpy()).astype(np.float32)
 
 
 @st.composite

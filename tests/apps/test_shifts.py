@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from conftest import load_script
 from scipy.spatial.transform import Rotation
-from stubs import Stub, segmentation_of
+from segmentations import segmentation_of
+from stubs import Stub
 
 from cgdpm_med import InputError, Segmenter, Volume, read_labels, read_volume
 from cgdpm_med import write_phantom_dataset as write_phantoms
@@ -27,11 +28,6 @@ from cgdpm_med.volumes import directions_known, write_on_grid
 GEOMETRIC = ("half resolution", "double resolution", "every second slice", "quarter turn")
 FIELDS = ("half field, centred", "half field, in a corner")
 INTENSITY = ("intensity 3x + 200", "gamma 0.5", "gamma 2", "Rician noise 5 %", "Rician noise 10 %")
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
 
 
 def pair_of(folder: Path, image: np.ndarray, label: np.ndarray, affine: np.ndarray | None = None) -> Pair:
@@ -242,7 +238,7 @@ class Resampler(Stub):
             np.clip(np.rint(c - 1e-6), 0, n - 1).astype(int) for c, n in zip(there, truth.data.shape, strict=True)
         )
         labels = truth.data[i, j, k]
-        return segmentation_of(volume, key, np.stack([labels, np.where(labels == 1, 0, labels), labels]))
+        return segmentation_of(np.stack([labels, np.where(labels == 1, 0, labels), labels]), volume, key)
 
 
 def test_one_command_scores_every_shift_where_its_voxels_lie(

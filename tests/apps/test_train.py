@@ -10,13 +10,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from data_sets import picture
 from PIL import Image
-from test_datasets import nnunet, picture  # noqa: F401
 from typer.testing import CliRunner
 
 from cgdpm_med import InputError, TrainingState, load_model
 from cgdpm_med.apps.cli import app
-from cgdpm_med.apps.segment_slices import is_run, load_segmenter, segment_folder
+from cgdpm_med.apps.segment_images import segment_folder
+from cgdpm_med.apps.segment_slices import is_run, load_segmenter
 from cgdpm_med.apps.train import Wishes, plan_dataset, train
 from cgdpm_med.datasets.loading import Loaded, View
 from cgdpm_med.datasets.prepare import back, prepare
@@ -116,10 +117,10 @@ def test_a_stopped_run_ends_as_an_unstopped_one(blobs: Path, tmp_path: Path, mon
         train(blobs, tmp_path / "stopped", Wishes(iterations=5))
 
 
-def test_two_channels_two_classes_in_volumes(nnunet: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_two_channels_two_classes_in_volumes(nnunet: Path, tmp_path: Path) -> None:
     train(nnunet, tmp_path / "run", QUICK)
     segmenter = load_segmenter(tmp_path / "run", members=2, steps=1)
-    assert segmenter.labels == ["zone", "lesion"]
+    assert segmenter.labels.names == ("zone", "lesion")
     outcome = segment_folder(segmenter, nnunet / "imagesTs", tmp_path / "out")
     assert outcome["failed"] == {}
     assert [case["case"] for case in outcome["cases"]] == ["case_3"]

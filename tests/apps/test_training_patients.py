@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from cohorts import write_cohort
 from conftest import REPO
 
 import cgdpm_med.evaluation.segmenter as evaluate
@@ -21,17 +22,6 @@ from cgdpm_med.evaluation.training_patients import check_unseen, training_record
 
 OWN = [f"own{n:02d}" for n in range(30)]
 SHIPPED = REPO / "bundles" / "acdc_segmentation" / "models"
-
-
-def write_cohort(root: Path, names: Sequence[str]) -> Path:
-    """Patients whose images are empty files."""
-    for name in names:
-        (root / name).mkdir(parents=True)
-        (root / name / "Info.cfg").write_text("ED: 1\nES: 9\nGroup: NOR\n", encoding="utf-8")
-        for frame in (1, 9):
-            for ending in ("", "_gt"):
-                (root / name / f"{name}_frame{frame:02d}{ending}.nii.gz").touch()
-    return root
 
 
 @pytest.fixture

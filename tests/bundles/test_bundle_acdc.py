@@ -17,6 +17,7 @@ import torch
 from conftest import REPO, shared_path
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
+from phantoms_of_acdc import TEST, TINY, TRAIN
 
 from cgdpm_med import InputError, Segmenter, acdc_datalist, read_volume, write_phantom_dataset
 from cgdpm_med.evaluation.training_patients import training_record
@@ -26,18 +27,9 @@ from cgdpm_med.models.files import Model, load_model
 BUNDLE = REPO / "bundles" / "acdc_segmentation"
 CONFIGS = BUNDLE / "configs"
 METADATA = CONFIGS / "metadata.json"
-TRAIN, VALIDATION, TEST = 2, 1, 11  # phantoms that bear the number of an ACDC patient take its place in the split
-TINY: dict[str, Any] = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
 
 
 pytestmark = pytest.mark.usefixtures("leaves_no_determinism")
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantom_dataset(folder, patients=[TRAIN, VALIDATION, TEST], seed=1, **TINY)
-    return folder
 
 
 def workflow(kind: str, *names: str, **overrides: Any) -> ConfigWorkflow:
@@ -107,7 +99,7 @@ def load_of_shipped() -> Model:
 
 @pytest.mark.slow
 def test_the_gpu_recipe_trains_and_infers(phantoms: Path, tmp_path: Path) -> None:
-    small = {"channels": [8, 8, 8, 8, 8], "batch_size": 4, "epochs": 1, "validate_every": 1, "compile": False}
+    small = {"channels": [8, 8, 8, 8, 8], "batch_size": 4, "epochs": 1, "val_interval": 1, "compile": False}
     train(phantoms, tmp_path / "run", "gpu", **small).run()
     inference = workflow(
         "infer",
@@ -120,9 +112,50 @@ def test_the_gpu_recipe_trains_and_infers(phantoms: Path, tmp_path: Path) -> Non
     assert len(list((tmp_path / "out").rglob("*_entropy.nii.gz"))) == 6
 
 
-def test_monai_finds_what_its_applications_need(phantoms: Path, trained: Path) -> None:
-    inference = workflow("infer", "inference", dataset_dir=str(phantoms), weights=str(trained / "model.pt"))
-    assert inference.check_properties() == []
+def test_monai_finds_what_its_applications_need(phantoms: Path, trained: Path, tmp_path: Path) -> None:
+    given = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path / "out")}
+    for names in (("inference",), ("inference", "evaluate")):
+        assert workflow("infer", *names, weights=str(trained / "model.pt"), **given).check_properties() == []
+    start = {"initial_weights": str(trained / "model.pt"), "phantom_folders": []}
+    for more, settings in (((), {}), (("finetune",), start), (("evaluate",), {})):
+        flow = workflow("train", "train", *more, **given, **settings)
+        assert flow.check_properties() == []
+    # those that MONAI calls optional, too; training has no mask to process or to score
+    for name in ("dataset", "dataset_data", "preprocessing", "handlers", "inferer"):
+        assert getattr(flow, f"train_{name}") is not None
+        assert getattr(flow, f"val_{name}") is not None
+    assert (flow.val_interval, len(flow.val_postprocessing.transforms)) == (1, 2)
+    assert flow.evaluator is flow.parser.get_parsed_content("validate#evaluator")
+    assert list(flow.val_key_metric) == ["val_mean_dice"]
+    assert not (tmp_path / "out" / "model.pt").exists()
+
+
+def test_an_application_that_drives_the_evaluator_gets_scores(phantoms: Path, trained: Path, tmp_path: Path) -> None:
+    given = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path), "weights": str(trained / "model.pt")}
+    flow = workflow("infer", "inference", "evaluate", **given)
+    flow.evaluator.run()
+    segmenter = flow.parser.get_parsed_content("segmenter")
+    scores = []
+    for item in acdc_datalist(phantoms, "test"):
+        mask = segmenter(read_volume(item["image"]), key=item["key"]).mask
+        truth = np.asarray(nib.load(item["label"]).dataobj)
+        scores += [dice_by_hand(mask == label, truth == label) for label in (1, 2, 3)]
+    assert flow.evaluator.state.metrics["mean_dice"] == pytest.approx(np.mean(scores), abs=1e-6)
+
+
+def test_evaluation_stacks_on_training(phantoms: Path, trained: Path, tmp_path: Path) -> None:
+    """What is scored is models/model.pt of the bundle, as the inference configuration samples it."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(CONFIGS, bundle / "configs")
+    (bundle / "models").mkdir()
+    shutil.copyfile(trained / "model.pt", bundle / "models" / "model.pt")
+    given = {"bundle_root": str(bundle), "dataset_dir": str(phantoms), "output_dir": str(tmp_path / "out")}
+    flow = workflow("train", "train", "evaluate", **given)
+    flow.run()
+    flow.finalize()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["volumes"], summary["settings"]["members"]) == (2, 8)
+    assert not (tmp_path / "out" / "model.pt").exists()
 
 
 def test_training_leaves_weights_curves_and_pictures(phantoms: Path, trained: Path) -> None:
@@ -148,7 +181,7 @@ def test_a_stopped_run_continues_as_if_it_had_not(phantoms: Path, trained: Path,
     def power_cut() -> None:
         raise KeyboardInterrupt
 
-    stopped.parser.get_parsed_content("trainer").add_event_handler(Events.ITERATION_COMPLETED(once=3), power_cut)
+    stopped.parser.get_parsed_content("train#trainer").add_event_handler(Events.ITERATION_COMPLETED(once=3), power_cut)
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     train(phantoms, tmp_path).run()

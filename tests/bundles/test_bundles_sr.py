@@ -31,7 +31,7 @@ from cgdpm_med import (
     SuperResolver,
     super_resolve,
 )
-from cgdpm_med.apps.super_resolve import load_resolver
+from cgdpm_med.apps.load_resolver import load_resolver
 from cgdpm_med.images import read_picture
 from cgdpm_med.models import load_model, save_model, save_weights
 from cgdpm_med.models.files import OldModelWarning
@@ -206,6 +206,20 @@ def test_training_leaves_weights_and_curves(trained: tuple[str, Path]) -> None:
     assert last.input.window == SIZE
 
 
+def test_monai_finds_what_its_applications_need(trained: tuple[str, Path], data: Path, tmp_path: Path) -> None:
+    bundle = trained[0]
+    for more in ((), ("evaluate",)):
+        flow = train(bundle, data, tmp_path, *more)
+        assert flow.check_properties() == []
+    for name in ("dataset", "dataset_data", "preprocessing", "handlers", "inferer"):
+        assert getattr(flow, f"train_{name}") is not None
+        assert getattr(flow, f"val_{name}") is not None
+    assert flow.val_interval == 1
+    flow.evaluator.run()
+    assert list(flow.evaluator.state.metrics) == ["val_psnr"]
+    assert not (tmp_path / "model.pt").exists()  # an evaluation leaves the weights of a training alone
+
+
 def test_a_stopped_run_continues_as_if_it_had_not(trained: tuple[str, Path], data: Path, tmp_path: Path) -> None:
     bundle, output = trained
     stopped = train(bundle, data, tmp_path)
@@ -213,7 +227,7 @@ def test_a_stopped_run_continues_as_if_it_had_not(trained: tuple[str, Path], dat
     def power_cut() -> None:
         raise KeyboardInterrupt
 
-    stopped.parser.get_parsed_content("trainer").add_event_handler(Events.ITERATION_COMPLETED(once=2), power_cut)
+    stopped.parser.get_parsed_content("train#trainer").add_event_handler(Events.ITERATION_COMPLETED(once=2), power_cut)
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     train(bundle, data, tmp_path).run()
@@ -344,6 +358,11 @@ def test_evaluation_scores_what_it_can(trained: tuple[str, Path], data: Path, tm
     with (tmp_path / "pictures.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == summary["pictures"]
+    # an application that drives the engine gets the same scores
+    assert flow.check_properties() == []
+    flow.evaluator.run()
+    engine = flow.evaluator.state.metrics["val_psnr"]
+    assert engine == pytest.approx(sum(float(row["psnr_output"]) for row in rows) / len(rows), abs=1e-3)
     mean = sum(float(row["psnr_output"]) for row in rows) / len(rows)
     assert summary["means"]["output"]["psnr"] == pytest.approx(mean, rel=1e-4)
     assert Image.open(tmp_path / "sheet_00.png").size[0] == 4 * SIZE + 3 * 2

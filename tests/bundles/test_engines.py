@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from malicious import write_malicious
 from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer
 from small_networks import small_network
 from torch import Tensor, nn
+from toy_training import toy_run
 
 from cgdpm_med.data.acdc import load_split
-from cgdpm_med.data.slices import EpochSampler
 from cgdpm_med.diffusion.losses import DiffusionLoss
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ImageTarget, MaskTarget
@@ -32,10 +32,8 @@ from cgdpm_med.files import InputError
 from cgdpm_med.phantom import write_phantom_dataset
 from cgdpm_med.runtime.layers import optimise
 from cgdpm_med.training.engines import (
-    BestWeights,
     DiffusionUpdate,
     TargetPrepareBatch,
-    TrainingState,
     WarmupCosine,
     random_state,
     set_random_state,
@@ -192,10 +190,10 @@ def test_random_states_of_every_source_come_back(tmp_path: Path) -> None:
 
 KILL = """
 imports: [$import os, $import torch, $import monai, $import ignite, $import cgdpm_med]
+third: $ignite.engine.Events.ITERATION_COMPLETED(once=3)
 run:
-  - $@state.attach_saving(@trainer)
-  - "$@trainer.add_event_handler(ignite.engine.Events.ITERATION_COMPLETED(once=3), lambda: os.kill(os.getpid(), 9))"
-  - $@trainer.run()
+  - "$@train#trainer.add_event_handler(@third, lambda: os.kill(os.getpid(), 9))"
+  - $@train#trainer.run()
 """
 
 
@@ -212,7 +210,7 @@ def bundle_command(dataset: Path, output: Path, *more: Path) -> list[str]:
         "precision": "float32",
         "epochs": "2",
         "batch_size": "4",
-        "validate_every": "1",
+        "val_interval": "1",
         "channels": "[8,16]",
         "network_def#attention_levels": "[false,true]",
         "field": "24",
@@ -284,48 +282,6 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def toy_run(folder: Path, epochs: int, *, lr: float = 0.1, resume: bool = True) -> dict[str, Any]:
-    """Noisy gradient steps on four numbers; batches of 2 out of 6 keyed items."""
-    torch.manual_seed(0)
-    network = nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9)
-    sampler = EpochSampler(6, seed=1, batch_size=2)
-    best = BestWeights(network, folder / "model.pt", "score")
-
-    def step(engine: Engine, batch: Any) -> float:
-        x = torch.tensor([[float(i), float(epoch)] for epoch, i in zip(*batch, strict=True)])
-        loss = (network(x + torch.randn(x.shape)) ** 2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    engine = Engine(step)
-    objects = {"network": network, "optimizer": optimizer, "best": best}
-    scheduler = WarmupCosine(optimizer, total=12, warmup=2)
-    state = TrainingState(folder / "checkpoint.pt", objects, sampler, scheduler, resume=resume)
-    state.attach(engine)
-    state.attach_saving(engine)
-    loader = torch.utils.data.DataLoader(Identity(), batch_size=2, sampler=sampler)
-    engine.run(loader, max_epochs=epochs, epoch_length=3)
-    return {
-        "network": {name: tensor.clone() for name, tensor in network.state_dict().items()},
-        "epoch": engine.state.epoch,
-        "iteration": engine.state.iteration,
-        "lr": optimizer.param_groups[0]["lr"],
-    }
-
-
-class Identity(torch.utils.data.Dataset):
-    """Hands back what it is indexed with."""
-
-    def __getitem__(self, index: tuple[int, int]) -> tuple[int, int]:
-        return index
-
-    def __len__(self) -> int:
-        return 6
 
 
 def test_runs_continued_after_every_epoch(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ target:
   _target_: {__name__}.SignedDistance
 learning_rate: 0.01
 lr_scheduler#warmup: 1
-validator#postprocessing: null
-validation_metric#output_transform: $__import__('{__name__}').inside
+validate#postprocessing: null
+validate#key_metric#val_mean_dice#output_transform: $__import__('{__name__}').inside
 """
 
 
@@ -96,10 +96,10 @@ def test_twenty_steps_of_a_bundle_and_a_sample(tmp_path: Path) -> None:
         device="$torch.device('cpu')",
         precision="float32",
         epochs=10,  # of two iterations
-        validate_every=10,
+        val_interval=10,
     )
     flow.initialize()
-    trainer = flow.parser.get_parsed_content("trainer")
+    trainer = flow.parser.get_parsed_content("train#trainer")
     losses: list[float] = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(loss_of(engine)))
     flow.run()

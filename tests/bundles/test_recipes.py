@@ -98,7 +98,7 @@ def test_a_shipped_recipe_trains_the_network_it_scores(recipes: ModuleType, name
     assert recipe.about
     assert recipe.training  # each of them changes something about the training
     parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "train.yaml"))
-    parser.update({**recipe.training, "train_data": []})
+    parser.update({**recipe.training, "train#dataset#data": []})
     network, said = (parser.get_parsed_content(name) for name in ("network_def", "description"))
     save_model(tmp_path / "model.pt", network, said)  # from which the scoring makes its network
     parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "inference.yaml"))

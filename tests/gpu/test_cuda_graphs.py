@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from small_networks import small_mask_denoiser
+from small_networks import field, small_mask_denoiser
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from cgdpm_med.runtime import cuda_graphs
-from cgdpm_med.runtime.cuda_graphs import GraphReplay, Recording
+from cgdpm_med.runtime.cuda_graphs import GraphReplay, Recorder, Recording
 
 
 class Again:
     """Replays by computing anew from the inputs in place."""
 
-    def __init__(self, function: Callable[..., Any], inputs: list[Tensor | None], nesting: Any) -> None:
-        self.function, self.inputs, self.nesting = function, inputs, nesting
+    def __init__(self, call: Callable[..., Any], inputs: list[Tensor | None], nesting: Any) -> None:
+        self.call, self.inputs, self.nesting = call, inputs, nesting
         self.outputs, self.nested = pytree.tree_flatten(self.compute())
         self.replays = 0
 
     def compute(self) -> Any:
         with torch.no_grad():
-            return self.function(*pytree.tree_unflatten(self.inputs, self.nesting))
+            return self.call(*pytree.tree_unflatten(self.inputs, self.nesting))
 
     def replay(self) -> None:
         self.replays += 1
@@ -38,32 +37,32 @@ class Again:
                 place.copy_(value)
 
 
-@pytest.fixture(autouse=True)
-def _recorded_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    def record(
-        self: GraphReplay, key: Hashable, function: Callable[..., Any], leaves: Sequence[Tensor | None], nesting: Any
-    ) -> bool:
-        places = [None if leaf is None else cuda_graphs._place(leaf) for leaf in leaves]
-        graph: Any = Again(partial(self.source.run, function, self.network), places, nesting)
-        self._keep(key, Recording(graph, graph.inputs, graph.outputs, graph.nested))
-        return True
+def again(call: Callable[..., Any], inputs: list[Tensor | None], nesting: Any) -> Recording:
+    graph = Again(call, inputs, nesting)
+    return Recording(graph, inputs, graph.outputs, graph.nested)
 
-    monkeypatch.setattr(GraphReplay, "_record", record)
+
+def recorder() -> Recorder:
+    return again
+
+
+def replay_of(network: torch.nn.Module, dtype: torch.dtype = torch.float32) -> GraphReplay:
+    made = GraphReplay(network, dtype, new_recorder=recorder)
+    made.refresh()
+    return made
 
 
 def fields(count: int = 6, size: int = 16, seed: int = 0) -> Tensor:
-    return torch.randn(count, 4, size, size, generator=torch.Generator().manual_seed(seed))
+    return field(count, 4, size, size, seed=seed)
 
 
 def images(seed: int = 0) -> Tensor:
-    return torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return field(3, 1, 16, 16, seed=seed)
 
 
 @pytest.fixture
 def replay() -> GraphReplay:
-    made = GraphReplay(small_mask_denoiser(0), torch.float32)
-    made.refresh()
-    return made
+    return replay_of(small_mask_denoiser(0))
 
 
 @torch.no_grad()
@@ -79,7 +78,7 @@ def test_every_call_is_the_networks(replay: GraphReplay) -> None:
                     torch.testing.assert_close(found, expected)
         x_t, times = fields(seed=call), (t - 100 * call % 300).expand(6)
         torch.testing.assert_close(replay(x_t, times, features), network(x_t, times, expected_features))
-    graphs: list[Any] = [recording.graph for recording in replay._recordings.values()]
+    graphs: list[Any] = [recording.graph for recording in replay.recordings]
     assert sum(graph.replays for graph in graphs) == 8  # 7 of 8 evaluations, 1 of 2 encodings
 
 
@@ -104,7 +103,7 @@ def test_one_recording_for_every_shape_and_way_to_give_t(replay: GraphReplay) ->
     network = small_mask_denoiser(0)
     t = torch.tensor([900, 6, 7, 8, 9, 10])
     torch.testing.assert_close(replay(fields(6), t, features), network(fields(6), t, features))
-    assert len(replay._recordings) == 3
+    assert len(replay.recordings) == 3
 
 
 @torch.no_grad()
@@ -114,7 +113,7 @@ def test_new_weights_are_taken(replay: GraphReplay) -> None:
         before = replay(fields(), times, features)
     replay.source.network.load_state_dict(small_mask_denoiser(1).state_dict())
     replay.refresh()
-    assert replay._recordings  # read the weights where they are
+    assert replay.recordings  # read the weights where they are
     features = replay.encode(images())
     for _ in range(3):
         after = replay(fields(), times, features)
@@ -127,13 +126,13 @@ def test_recordings_of_another_copy_are_not_replayed(replay: GraphReplay) -> Non
     features, times = replay.encode(images()), torch.tensor([5]).expand(6)
     for _ in range(3):
         expected = replay(fields(), times, features)
-    assert replay._recordings
+    assert replay.recordings
     replay.source.copy = None  # as a network that leaves autocast makes it
     torch.testing.assert_close(replay(fields(), times, features), expected)
-    assert not replay._recordings
+    assert not replay.recordings
     for _ in range(3):
         torch.testing.assert_close(replay(fields(), times, features), expected)
-    assert replay._recordings
+    assert replay.recordings
 
 
 @torch.no_grad()
@@ -142,13 +141,12 @@ def test_the_least_used_recording_goes_first(replay: GraphReplay, monkeypatch: p
     features, times = small_mask_denoiser(0).encode(images()), torch.tensor([5])
     for count in (3, 3, 6, 6, 3, 9, 9):
         replay(fields(count), times.expand(count), features)
-    assert [recording.inputs[0].shape[0] for recording in replay._recordings.values()] == [3, 9]  # type: ignore[union-attr]
+    assert [recording.inputs[0].shape[0] for recording in replay.recordings] == [3, 9]  # type: ignore[union-attr]
 
 
 @torch.no_grad()
 def test_lower_precision_keeps_norms(replay: GraphReplay) -> None:
-    low = GraphReplay(small_mask_denoiser(0), torch.bfloat16)
-    low.refresh()
+    low = replay_of(small_mask_denoiser(0), torch.bfloat16)
     kinds = {name.rpartition(".")[0].rpartition(".")[2]: p.dtype for name, p in low.source.copy.named_parameters()}
     assert kinds["conv1"] == torch.bfloat16
     assert kinds["norm1"] == torch.float32
@@ -160,8 +158,8 @@ def test_recordings_stay_behind_in_copies(replay: GraphReplay) -> None:
         for _ in range(3):
             replay(fields(), torch.tensor([5]).expand(6), images())
     for other in (copy.deepcopy(replay), pickle.loads(pickle.dumps(replay))):
-        assert replay._recordings
-        assert not other._recordings
+        assert replay.recordings
+        assert not other.recordings
         assert other.source.network is not replay.source.network
 
 
@@ -170,11 +168,10 @@ def test_what_holds_more_than_tensors_runs_as_it_stands() -> None:
         def forward(self, x_t: Tensor, t: Tensor, context: str) -> Tensor:
             return x_t + len(context)
 
-    odd = GraphReplay(Odd(), torch.float32)
-    odd.refresh()
+    odd = replay_of(Odd())
     for _ in range(3):
         assert torch.equal(odd(fields(), torch.tensor([5]).expand(6), "abc"), fields() + 3)
-    assert not odd._recordings
+    assert not odd.recordings
 
 
 @torch.no_grad()
@@ -193,7 +190,7 @@ def test_recordings_give_way_to_an_evaluation(replay: GraphReplay) -> None:
     expected = small_mask_denoiser(0)(fields(6), times.expand(6), features)
     with pytest.raises(ValueError, match="another fault"):  # of the second attempt, which followed the first
         replay(fields(6), times.expand(6), features)
-    assert not replay._recordings
+    assert not replay.recordings
     torch.testing.assert_close(replay(fields(6), times.expand(6), features), expected)
     failures.append(torch.OutOfMemoryError("no memory"))
     with pytest.raises(torch.OutOfMemoryError):  # nothing is left to give up

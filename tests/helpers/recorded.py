@@ -162,13 +162,13 @@ def seeded(state: Mapping[str, torch.Tensor], seed: int) -> dict[str, torch.Tens
 def cardiac_training(folder: Path) -> dict[str, Any]:
     """Ten steps of stage 1, interrupted after the fifth and resumed; a few of stage 2 on what they left."""
     write_phantom_dataset(folder / "in", [TRAIN, VALIDATION], seed=1, shape=SHAPE, spacing=SPACING, num_frames=6)
-    common: dict[str, Any] = {"dataset_dir": str(folder / "in"), "validate_every": 5, "epochs": 5}
+    common: dict[str, Any] = {"dataset_dir": str(folder / "in"), "val_interval": 5, "epochs": 5}
     found = _trained(CARDIAC, folder / "out", "smoke", interrupt=5, **common)
     second: dict[str, Any] = {
         "denoiser_weights": str(folder / "out" / "model.pt"),
         "epochs": 1,
         "iterations": 3,
-        "validate_every": 1,
+        "val_interval": 1,
     }
     names = ("train", "train_guidance")
     return found | _trained(CARDIAC, folder / "guide", "smoke", names, **{**common, **second})
@@ -188,7 +188,7 @@ def residual_training(folder: Path) -> dict[str, Any]:
 
 def _face_training(folder: Path, **settings: Any) -> dict[str, Any]:
     _write_pictures(folder / "in")
-    common: dict[str, Any] = {"dataset_dir": str(folder / "in"), "validate_every": 2, **settings}
+    common: dict[str, Any] = {"dataset_dir": str(folder / "in"), "val_interval": 2, **settings}
     found = _trained(FACES, folder / "out", "sr_smoke", epochs=2, iterations=2, **common)
     second: dict[str, Any] = {"denoiser_weights": str(folder / "out" / "model.pt")}
     if "learning_rate" in settings:
@@ -213,7 +213,7 @@ def _trained(
     for stop in (interrupt, None) if interrupt else (None,):
         settings = {"output_dir": str(output), **CPU, **of}
         flow = _workflow(bundle, "train", *names, REPO / "configs" / f"{small}.yaml", **settings)
-        trainer = flow.parser.get_parsed_content("trainer")
+        trainer = flow.parser.get_parsed_content("train#trainer")
         trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(_loss(engine)))
         if stop is not None:
             trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop), _power_cut)

@@ -10,11 +10,11 @@ import nibabel as nib
 import numpy as np
 import torch
 from label_files import heart, renamed, write_labels
-from nifti_files import OBLIQUE, RAMP, nifti, save
+from nifti_files import OBLIQUE, nifti, save
 from remedies import Attempts, Words, elsewhere, folder, says
 from scans import PLAIN
+from small_resolver import BUNDLE, save_small_model
 from stubs import Thresholder
-from test_super_resolve import BUNDLE, save_small_model
 
 from cgdpm_med import (
     find_cases,
@@ -198,13 +198,18 @@ def a_class_for_a_network_without(tmp: Path) -> Attempts:
     yield refine(tmp)
 
 
-@says("Save each frame as a 3D file of its own")
-def frames_to_refine(tmp: Path) -> Attempts:
-    (tmp / "frames").mkdir()
-    save(tmp / "frames" / "v.nii", nifti(np.stack([RAMP, 2 * RAMP], axis=3), sform=OBLIQUE))
-    yield refine(tmp, source="frames/v.nii")
-    save(tmp / "frames" / "v.nii", nifti(sform=OBLIQUE))
-    yield refine(tmp, source="frames")
+@says("--bundle")
+def a_picture_without_a_bundle(tmp: Path) -> Attempts:
+    words = refine(tmp)
+    yield words[:3]
+    yield words
+
+
+@says("give --weights RUN/model.pt")
+def a_bundle_without_weights(tmp: Path) -> Attempts:
+    words = refine(tmp)
+    yield [*words[:3], "--bundle", "face_sr_64_512"]
+    yield words
 
 
 @says("Give pictures or volumes named .png")

@@ -1,4 +1,4 @@
-"""Small scans on an oblique grid, and the options of runs that write no pages."""
+"""Small scans on an oblique grid or an upright one, and the options of runs that write no pages."""
 
 from __future__ import annotations
 
@@ -21,3 +21,13 @@ def write_image(path: Path, data: np.ndarray) -> Path:
 
 def scan(path: Path, seed: int = 0) -> Path:
     return write_image(path, np.random.default_rng(seed).uniform(0, 100, (5, 4, 3)))
+
+
+def upright(
+    path: Path, shape: tuple[int, ...] = (5, 4, 3), seed: int = 0, spacing: tuple[float, ...] = (1.5, 2.0, 8.0)
+) -> Path:
+    """Noise in [0, 100) along the axes of the world."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.random.default_rng(seed).uniform(0, 100, shape).astype(np.float32)
+    nib.Nifti1Image(voxels, np.diag([*spacing, 1])).to_filename(path)
+    return path

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cgdpm_med.diffusion.targets import MaskDenoiser
 from cgdpm_med.networks.unet import ConditionalUNet
+
+
+def field(*shape: int, seed: int = 0) -> Tensor:
+    """Normal noise."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def small_network(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from segmentations import segmentation_of
 
 from cgdpm_med import Sampling, Volume, read_labels
 from cgdpm_med.inference.labels import DEFAULT_LABELS
@@ -19,22 +20,6 @@ if TYPE_CHECKING:
     Standing: TypeAlias = Any  # taken wherever a Segmenter is asked for
 else:
     Standing = object
-
-
-def segmentation_of(volume: Volume, key: str, members: np.ndarray) -> Segmentation:
-    """The ensemble of these label maps (K, X, Y, Z), each as certain of itself as can be."""
-    probabilities = np.stack([(members == label).mean(axis=0) for label in range(4)]).astype(np.float32)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        entropy = -np.nansum(probabilities * np.log(probabilities), axis=0) / np.log(4)
-    return Segmentation(
-        key=key,
-        mask=probabilities.argmax(axis=0).astype(np.uint8),
-        probabilities=probabilities,
-        entropy=entropy.astype(np.float32),
-        disagreement=1 - probabilities.max(axis=0),
-        members=members.astype(np.uint8),
-        volume=volume,
-    )
 
 
 class Stub(Standing):
@@ -63,7 +48,7 @@ class Thresholder(Stub):
         if progress is not None:
             progress(0.5)
         labels = 3 * (volume.data > np.median(volume.data)).astype(np.uint8)
-        return segmentation_of(volume, key, labels[None])
+        return segmentation_of(labels[None], volume, key)
 
 
 class Oracle(Stub):
@@ -79,4 +64,4 @@ class Oracle(Stub):
         members = np.stack([truth] * self.members)
         for k in range(1, self.members):
             members[k][..., filled[-k:]] = 0
-        return segmentation_of(volume, key, members)
+        return segmentation_of(members, volume, key)

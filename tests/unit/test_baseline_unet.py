@@ -13,6 +13,7 @@ import torch
 from conftest import REPO
 from monai.bundle import ConfigWorkflow
 from monai.networks.nets import DynUNet
+from phantoms_of_acdc import TEST
 from torch import Tensor, nn
 
 from cgdpm_med import (
@@ -24,23 +25,13 @@ from cgdpm_med import (
     NoiseSchedule,
     read_volume,
     save_model,
-    write_phantom_dataset,
 )
 
 BUNDLE = REPO / "bundles" / "acdc_segmentation"
-TRAIN, VALIDATION, TEST = 2, 1, 11  # phantoms that bear the number of an ACDC patient take its place in the split
-TINY: dict[str, Any] = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
 FILTERS = [8, 8, 8]
 
 
 pytestmark = pytest.mark.usefixtures("leaves_no_determinism")
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantom_dataset(folder, patients=[TRAIN, VALIDATION, TEST], seed=1, **TINY)
-    return folder
 
 
 def workflow(kind: str, *names: str, **overrides: Any) -> ConfigWorkflow:
@@ -225,7 +216,7 @@ def test_every_region_has_sides_that_its_network_takes(more: tuple[str, ...], tm
     """A heart of any size: the side of its region is a multiple of what the network halves."""
     metadata = str(BUNDLE / "configs" / "metadata.json")
     files = [str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", *more)]
-    parser = ConfigWorkflow(files, metadata, logging_file=False, dataset_dir=str(tmp_path), train_data=[]).parser
+    parser = ConfigWorkflow(files, metadata, logging_file=False, **{"train#dataset#data": []}).parser
     network, description = (parser.get_parsed_content(name) for name in ("network_def", "description"))
     save_model(tmp_path / "model.pt", network, description)
     inference = ConfigWorkflow(str(BUNDLE / "configs" / "inference.yaml"), metadata, logging_file=False)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 import torch.nn.functional as F
+from small_networks import field
 from torch import Tensor, nn
 
 from cgdpm_med.networks.blocks import (
@@ -31,10 +32,6 @@ def randomised(module: Network, seed: int = 0) -> Network:
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3, generator=generator)
     return module
-
-
-def field(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_timestep_embedding_by_hand() -> None:

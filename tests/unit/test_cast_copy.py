@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from small_networks import small_mask_denoiser
+from small_networks import field, small_mask_denoiser
 from torch import Tensor, nn
 
 from cgdpm_med.diffusion.targets import MaskDenoiser
@@ -19,11 +19,11 @@ T = torch.tensor([300]).expand(6)
 
 
 def fields() -> Tensor:
-    return torch.randn(6, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    return field(6, 4, 16, 16, seed=0)
 
 
 def images() -> Tensor:
-    return torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    return field(3, 1, 16, 16, seed=1)
 
 
 def of(network: MaskDenoiser) -> CastCopy:

@@ -9,66 +9,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from data_sets import grey, picture, square, volume
 from PIL import Image
 
 from cgdpm_med import InputError, write_phantom_dataset
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.loading import load_example, load_image
-
-
-def picture(path: Path, array: NDArray[Any], palette: bool = False) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(array.astype(np.uint8))
-    if palette:
-        image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
-    image.save(path)
-
-
-def volume(path: Path, array: NDArray[Any], spacing: tuple[float, ...] = (1, 1, 5)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
-
-
-def grey(n: int = 0) -> NDArray[np.uint8]:
-    return (np.arange(16 * 12).reshape(16, 12) + n).astype(np.uint8)
-
-
-def square(value: int = 255, at: int = 2) -> NDArray[np.uint8]:
-    mask = np.zeros((16, 12), np.uint8)
-    mask[at : at + 4, 3:7] = value
-    return mask
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Four grey pictures with masks of 0 and 255."""
-    for n in range(4):
-        picture(tmp_path / "images" / f"p{n}.png", grey(n))
-        picture(tmp_path / "masks" / f"p{n}.png", square(at=2 + n))
-    return tmp_path
-
-
-@pytest.fixture
-def nnunet(tmp_path: Path) -> Path:
-    """Three cases of two channels, two classes, and one to predict."""
-    for n in range(4):
-        folder = "Tr" if n < 3 else "Ts"
-        for channel in range(2):
-            array = np.arange(8 * 7 * 3, dtype=np.float32).reshape(8, 7, 3) * (channel + 1)
-            volume(tmp_path / f"images{folder}" / f"case_{n}_{channel:04d}.nii.gz", array)
-        mask = np.zeros((8, 7, 3), np.uint8)
-        mask[2:4, 2:4, 1], mask[5, 5, 1] = 1, 2
-        if n < 3:
-            volume(tmp_path / "labelsTr" / f"case_{n}.nii.gz", mask)
-    content = {
-        "channel_names": {"0": "T2", "1": "ADC"},
-        "labels": {"background": 0, "zone": 1, "lesion": 2},
-        "numTraining": 3,
-        "file_ending": ".nii.gz",
-    }
-    (tmp_path / "dataset.json").write_text(json.dumps(content))
-    return tmp_path
 
 
 def change(path: Path, **entries: Any) -> None:

@@ -11,11 +11,11 @@ import pytest
 
 pytest.importorskip("pydicom", reason="pydicom is not installed: pip install cgdpm-med")
 
+from command import run
 from dicom_scans import ACROSS, DOWN, NORMAL, PATIENT, Scan, save
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import generate_uid
-from test_cli import run
 
 from cgdpm_med import InputError
 from cgdpm_med.studies.cases import find_cases

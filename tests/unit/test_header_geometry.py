@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import shared_path
+from directed import SEGMENTER
 from nifti_files import ACDC_SFORM, LABELS, OBLIQUE, RAMP, nifti, only_error, raw_header, save
-from test_segment_geometry import SEGMENTER
 
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.segmenter import Segmentation

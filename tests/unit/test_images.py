@@ -34,11 +34,6 @@ from cgdpm_med.images import (
 from cgdpm_med.metrics.masks import consistency
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 def colours(rng: np.random.Generator, height: int = 5, width: int = 7, channels: int = 3) -> NDArray[np.uint8]:
     return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
 

@@ -15,7 +15,8 @@ from stubs import Thresholder
 
 from cgdpm_med import InputError, find_cases, parse_labels, segment_all
 from cgdpm_med.data.structure_names import plain_name
-from cgdpm_med.evaluation.label_names import ACDC, find_labels, match_labels
+from cgdpm_med.evaluation.find_labels import find_labels
+from cgdpm_med.evaluation.label_names import ACDC, match_labels
 
 
 def dataset_json(folder: Path, labels: Any) -> Path:

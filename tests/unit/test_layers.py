@@ -145,7 +145,7 @@ ANATOMY = re.compile(
     re.IGNORECASE,
 )
 # the plug-in, the applications that wire it, the heart that is drawn, the data set, and what people call its labels
-OF_THE_HEART = ("heart", "apps", "phantom", "data.acdc", "data.structure_names", "datasets.folders")
+OF_THE_HEART = ("heart", "apps", "phantom", "data.acdc", "data.structure_names")
 # how files and scanners speak of time and place in a heart, whatever is segmented; and the plug-in's address
 WORDS_OF_FILES = {
     "volumes.orientation": {"heart"},
@@ -231,11 +231,6 @@ def test_the_front_door_is_narrow() -> None:
     assert set(names) == set(cgdpm_med.__all__) - {"__version__"}
     assert len(names) <= 100
     assert unused == []
-
-
-def test_a_name_of_version_0_1_can_still_be_imported() -> None:
-    assert "FuseMembersd" not in cgdpm_med.__all__
-    assert vars(cgdpm_med)["__getattr__"]("FuseMembersd") is cgdpm_med.CombineMembersd
 
 
 @pytest.mark.parametrize("name", cgdpm_med.__all__)

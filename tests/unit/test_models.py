@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import load_script
 from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
 from monai.networks.nets import DynUNet
@@ -362,3 +363,15 @@ def test_a_picture_model(tmp_path: Path) -> None:
     model = load_model(tmp_path / "model.pt")
     assert (model.input, model.channel_names) == (PICTURE, {})
     assert model.target.size_factor == 2
+
+
+def test_what_a_picture_model_was_trained_on_can_be_said_afterwards(tmp_path: Path) -> None:
+    net = small_network(in_channels=3, cond_channels=3, cond_scale=2)
+    save_model(tmp_path / "a.pt", net, describe(net, ImageTarget(3, 2), SCHEDULE, PICTURE))
+    round_file = load_script("round_weights").round_file
+    round_file(tmp_path / "a.pt", tmp_path / "b.pt", torch.float16, {"shows": "single faces"})
+    known = load_model(tmp_path / "b.pt").input
+    assert known == PICTURE  # a guidance network of the one is of the other
+    assert known.shows == "single faces"
+    with pytest.raises(InputError, match="at least one pixel"):
+        round_file(tmp_path / "a.pt", tmp_path / "c.pt", torch.float16, {"window": 0})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_datasets import nnunet, pictures  # noqa: F401
+from data_sets import volume
 
 from cgdpm_med import InputError
 from cgdpm_med.datasets.dataset import DataSet, Example
@@ -60,7 +60,7 @@ def test_reach_and_diameters_by_hand() -> None:
     assert filled == 1
 
 
-def test_fingerprint_of_pictures(pictures: Path) -> None:  # noqa: F811
+def test_fingerprint_of_pictures(pictures: Path) -> None:
     found = fingerprint(read_dataset(pictures))
     assert (found.examples, found.patients, found.channels) == (4, 4, ("grey",))
     assert found.sizes == ((16, 16, 16), (12, 12, 12), (1, 1, 1))
@@ -69,16 +69,14 @@ def test_fingerprint_of_pictures(pictures: Path) -> None:  # noqa: F811
     assert found.present == (4,)
 
 
-def test_fingerprint_of_two_channels(nnunet: Path) -> None:  # noqa: F811
+def test_fingerprint_of_two_channels(nnunet: Path) -> None:
     found = fingerprint(read_dataset(nnunet))
     assert (found.examples, found.patients, found.unlabelled) == (4, 3, 1)
     assert found.spacing == ((1, 1), (5, 5))
     assert found.intensities[1] == pytest.approx([2 * x for x in found.intensities[0]])
 
 
-def test_label_maps_that_are_all_empty_in_volumes(nnunet: Path) -> None:  # noqa: F811
-    from test_datasets import volume
-
+def test_label_maps_that_are_all_empty_in_volumes(nnunet: Path) -> None:
     for n in range(3):
         volume(nnunet / "labelsTr" / f"case_{n}.nii.gz", np.zeros((8, 7, 3), np.uint8))
     with pytest.raises(InputError, match="empty"):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_networks import field
 from torch import Tensor, nn
 
 from cgdpm_med.networks import FUSIONS, ConditionalUNet
@@ -23,10 +24,6 @@ def build(seed: int = 0, **arguments: object) -> ConditionalUNet:
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.15, generator=generator)
     return net.eval()
-
-
-def field(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 T = torch.tensor([3, 700])

@@ -78,6 +78,14 @@ IgnoreGeometry = Annotated[
 ]
 Weights = Annotated[Path | None, typer.Option(help="Weights to use.", show_default="the bundle's")]
 Bundle = Annotated[str, typer.Option(help="Name of a bundle (see info), or its folder.")]
+Bundles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bundle",
+        help="Name of a bundle (see info), or its folder; of runs of train, several draw the members together.",
+        show_default="acdc_segmentation",
+    ),
+]
 SpacingText = Annotated[
     str | None,
     typer.Option(
@@ -125,6 +133,34 @@ def opened_engine(dask: str | None, config: Path | None) -> Iterator[Any]:
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     typer.echo(json.dumps(value, indent=2))
+
+
+def chosen_bundle(bundles: list[str] | None) -> tuple[str, list[str]]:
+    """The bundle that is no run of train, or ""; and the runs. Both are never given.
+
+    Raises:
+        typer.BadParameter: several bundles that are not all runs.
+    """
+    from cgdpm_med.apps.segment_slices import is_run
+
+    named = bundles or ["acdc_segmentation"]
+    runs = [bundle for bundle in named if is_run(bundle)]
+    if not runs and len(named) == 1:
+        return named[0], []
+    if others := [bundle for bundle in named if bundle not in runs]:
+        raise typer.BadParameter(
+            f"{others[0]!r} is no run of train, and only those are combined", param_hint="--bundle"
+        )
+    return "", runs
+
+
+def refuse_others(context: typer.Context, known: set[str]) -> None:
+    """Refuse options that were given and are not for a bundle that train wrote."""
+    for name in context.params:
+        given = str(getattr(context.get_parameter_source(name), "name", "")) == "COMMANDLINE"
+        if given and name not in known:
+            option = next(p.opts[0] for p in context.command.params if p.name == name)
+            raise typer.BadParameter("is not for a bundle that train wrote: leave it out", param_hint=option)
 
 
 def voxel_size(text: str | None) -> Any:

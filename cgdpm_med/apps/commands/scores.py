@@ -13,6 +13,7 @@ from cgdpm_med.apps.commands.options import (
     LabelNames,
     ReferenceLabels,
     SpacingText,
+    chosen_bundle,
     exit_code,
     print_json,
     voxel_size,
@@ -60,6 +61,13 @@ def _to_stderr(lines: list[str]) -> None:
         typer.secho(line, fg=typer.colors.YELLOW, err=True)
 
 
+def _runs(bundles: list[str]) -> list[str]:
+    heart, runs = chosen_bundle(bundles)
+    if heart:
+        raise typer.BadParameter(f"{heart!r} is no run of train: leave it out", param_hint="--bundle")
+    return runs
+
+
 def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PRED", help="Predicted masks: a folder, or one file.")],
     references: Annotated[Path, typer.Argument(metavar="REF", help="Reference masks: a folder, or one file.")],
@@ -72,26 +80,34 @@ def evaluate(
     ] = None,
     ignore_geometry: IgnoreGeometry = False,
     spacing: SpacingText = None,
+    bundle: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="Run of train that made the masks: its names, none of its training patients."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score masks against references: Dice, HD95 and ASSD for each structure, volume by volume.
 
-    Files pair by name; the endings _gt (ACDC) and _0000 (nnU-Net) do not count. 4D masks are scored frame by frame,
-    those that the reference does not draw left out. Structures that no reference holds are named and left out.
+    Masks are volumes or pictures. Files pair by name; the endings _gt (ACDC) and _0000 (nnU-Net) do not count. 4D masks
+    are scored frame by frame, those that the reference does not draw left out. Structures that no reference holds are
+    named and left out.
     """
     from cgdpm_med.evaluation.files import format_summary, notes
     from cgdpm_med.evaluation.masks import evaluate_folders
 
-    summary = evaluate_folders(
-        predictions,
-        references,
-        out,
-        labels=_labels(labels, "--labels"),
-        prediction_labels=_labels(prediction_labels, "--prediction-labels"),
-        reference_labels=_labels(reference_labels, "--reference-labels"),
-        ignore_geometry=ignore_geometry,
-        spacing=voxel_size(spacing),
-    )
+    how: Any = {
+        "labels": _labels(labels, "--labels"),
+        "prediction_labels": _labels(prediction_labels, "--prediction-labels"),
+        "reference_labels": _labels(reference_labels, "--reference-labels"),
+        "ignore_geometry": ignore_geometry,
+        "spacing": voxel_size(spacing),
+    }
+    if bundle:
+        from cgdpm_med.apps.evaluate_masks_of_runs import evaluate_masks_of_runs
+
+        summary = evaluate_masks_of_runs(predictions, references, _runs(bundle), out, **how)
+    else:
+        summary = evaluate_folders(predictions, references, out, **how)
     if as_json:
         print_json(summary)
         _to_stderr(notes(summary))

@@ -9,7 +9,7 @@ import typer
 
 from cgdpm_med.apps.commands.options import (
     AsJson,
-    Bundle,
+    Bundles,
     Combination,
     Dask,
     DaskConfig,
@@ -24,10 +24,12 @@ from cgdpm_med.apps.commands.options import (
     Steps,
     Timesteps,
     Weights,
+    chosen_bundle,
     exit_code,
     guidance_timesteps,
     opened_engine,
     print_json,
+    refuse_others,
     visited_timesteps,
     voxel_size,
 )
@@ -63,7 +65,7 @@ def segment(
         str | None,
         typer.Option(help="Timesteps LOW:HIGH at which guidance acts.", show_default="the bundle's"),
     ] = None,
-    bundle: Bundle = "acdc_segmentation",
+    bundle: Bundles = None,
     write: Annotated[
         str,
         typer.Option(help="What to write, separated by commas: mask, probabilities, entropy, disagreement, members."),
@@ -124,19 +126,21 @@ def segment(
     Each volume or cine gets <name>.nii.gz (0 background, 1 RV, 2 myocardium, 3 LV), <name>_entropy.nii.gz,
     <name>_disagreement.nii.gz, <name>.html and <name>.json; several studies get cohort.csv and cohort.html.
     """
-    from cgdpm_med.apps.segment_slices import is_run
-
-    if is_run(bundle):
-        dials = {
-            "members": members,
-            "steps": steps,
-            "method": method and method.value,
-            "seed": seed,
-            "precision": precision and precision.value,
-            "weights": weights and str(weights),
-        }
-        _check_slice_options(context)
-        result = _segment_slices(source, out, bundle, device, dials)
+    heart, runs = chosen_bundle(bundle)
+    dials = {
+        "members": members,
+        "steps": steps,
+        "timesteps": visited_timesteps(timesteps, steps),
+        "method": method and method.value,
+        "seed": seed,
+        "precision": precision and precision.value,
+        "weights": weights and str(weights),
+        "guidance_scale": guidance_scale,
+        "guidance_interval": guidance_interval and guidance_timesteps(guidance_interval),
+    }
+    if runs:
+        refuse_others(context, _OF_RUNS)
+        result = _segment_slices(source, out, runs, device, dials, calibrated, calibration, pages)
         _report_segmented(result, out, as_json)
         return
     from cgdpm_med.apps.pipeline import segment as run
@@ -160,11 +164,13 @@ def segment(
     )
     if dask and shard is not None:
         raise typer.BadParameter("deals out all studies itself: leave out --shard", param_hint="--dask")
+    if weights is not None:
+        dials["weights"] = str(_reachable(weights, dask))
     with opened_engine(dask, dask_config) as engine:
         result = run(
             _reachable(source, dask),
             _reachable(out, dask),
-            bundle=str(_reachable(Path(bundle), dask)) if Path(bundle).is_dir() else bundle,
+            bundle=str(_reachable(Path(heart), dask)) if Path(heart).is_dir() else heart,
             device=device,
             options=options,
             resume=resume,
@@ -173,15 +179,7 @@ def segment(
             label_table=label_table,
             series=_series_numbers(series),
             combine=None if combine is None or combine is Combination.staple else combine.value,
-            members=members,
-            steps=steps,
-            timesteps=visited_timesteps(timesteps, steps),
-            method=method and method.value,
-            seed=seed,
-            precision=precision and precision.value,
-            weights=weights and str(_reachable(weights, dask)),
-            guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval and guidance_timesteps(guidance_interval),
+            **dials,
         )
     _report_segmented(result, out, as_json)
 
@@ -200,27 +198,32 @@ def _report_segmented(result: Any, out: Path, as_json: bool) -> None:
     exit_code(result["failed"])
 
 
-_SLICE_OPTIONS = {"source", "out", "bundle", "members", "steps", "method", "seed", "device", "precision", "weights"}
+_OF_RUNS = {
+    *("source", "out", "bundle", "members", "steps", "timesteps", "method", "seed", "device", "precision", "weights"),
+    *("guidance_scale", "guidance_interval", "calibrated", "calibration", "pages", "as_json"),
+}
 
 
-def _check_slice_options(context: typer.Context) -> None:
-    """Refuse what was given and is not for a bundle that train wrote."""
-    for name in context.params:
-        given = str(getattr(context.get_parameter_source(name), "name", "")) == "COMMANDLINE"
-        if given and name not in _SLICE_OPTIONS | {"as_json"}:
-            option = "--" + name.replace("_", "-")
-            raise typer.BadParameter(
-                "is for hearts, not for a bundle that train wrote: leave it out", param_hint=option
-            )
-
-
-def _segment_slices(source: Path, out: Path, run: str, device: str, dials: dict[str, Any]) -> Any:
-    from cgdpm_med.apps.segment_slices import load_segmenter, segment_folder
+def _segment_slices(
+    source: Path,
+    out: Path,
+    runs: list[str],
+    device: str,
+    dials: dict[str, Any],
+    calibrated: bool,
+    calibration: Path | None,
+    pages: bool,
+) -> Any:
+    from cgdpm_med.apps.segment_images import segment_folder
+    from cgdpm_med.apps.segment_slices import calibrate_masks, load_segmenters
     from cgdpm_med.inference.segmenter import choose_device
 
+    if dials["weights"] and len(runs) > 1:
+        raise typer.BadParameter("are those of one run: leave them out", param_hint="--weights")
     given = {name: value for name, value in dials.items() if value is not None}
-    segmenter = load_segmenter(run, device=f"$torch.device('{choose_device(device)}')", **given)
-    return segment_folder(segmenter, source, out)
+    segmenter = load_segmenters(runs, device=f"$torch.device('{choose_device(device)}')", **given)
+    note = calibrate_masks(segmenter, calibration) if calibrated else None
+    return segment_folder(segmenter, source, out, pages=pages, notes=[note] if note else [])
 
 
 def cohort(

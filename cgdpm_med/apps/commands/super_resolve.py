@@ -28,9 +28,16 @@ def super_resolve(
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; made if absent.")],
-    weights: Annotated[Path, typer.Option(help="Weights: an ADM upsampler's, or with --bundle those of the bundle.")],
     bundle: Annotated[
-        str | None, typer.Option(help="Name of a super-resolution bundle (see info), or its folder.")
+        str | None,
+        typer.Option(
+            help="Name of a super-resolution bundle (see info), or its folder; pictures need one.",
+            show_default="cardiac_sr for volumes",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights of the bundle, or without one an ADM upsampler's.", show_default="the bundle's"),
     ] = None,
     class_index: Annotated[
         int | None, typer.Option(min=0, help="ImageNet class of the images, for ADM weights.")
@@ -73,14 +80,18 @@ def super_resolve(
 ) -> None:
     """Make pictures, or the slices of a volume, finer: images of any size, in joint overlapping windows.
 
-    Each input gets <name>, the mean of its samples; with several, also <name>_sample<k> (of a volume <name>_samples)
-    and <name>_std, their standard deviation at each pixel.
+    Volumes need no option; pictures need --bundle. The detail is synthetic: a network draws it. Each input gets <name>,
+    the mean of its samples, <name>.html with before, after and doubt, and <name>.json. Several samples (--members 8)
+    also give <name>_sample<k> (of a volume <name>_samples) and <name>_std, their standard deviation at each pixel;
+    --steps 1 is the fast mean, for which one sample is enough.
     """
-    from cgdpm_med.apps.super_resolve import load_resolver
+    from cgdpm_med.apps.load_resolver import load_resolvers
+    from cgdpm_med.apps.super_resolve import find_images
     from cgdpm_med.apps.super_resolve import super_resolve as run
 
     voxels = voxel_size(spacing)
-    resolver = load_resolver(
+    resolvers = load_resolvers(
+        find_images(source, exclude=out),
         weights,
         bundle,
         class_index=class_index,
@@ -95,7 +106,10 @@ def super_resolve(
         project=project,
         precision=precision and precision.value,
     )
-    result = run(resolver, source, out, spacing=voxels)
+    if steps == 1 and (members or 1) > 1:
+        note = "note: one step makes almost the same image each time; more --steps show what the samples differ in"
+        typer.secho(note, fg=typer.colors.YELLOW, err=True)
+    result = run(resolvers, source, out, spacing=voxels)
     if as_json:
         print_json(result)
     else:

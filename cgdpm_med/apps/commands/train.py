@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cgdpm_med.apps.commands.options import (
     AsJson,
-    Bundle,
+    Bundles,
     Device,
     GuidanceScale,
     Members,
@@ -19,7 +19,9 @@ from cgdpm_med.apps.commands.options import (
     Steps,
     Timesteps,
     Weights,
+    chosen_bundle,
     print_json,
+    refuse_others,
     visited_timesteps,
     voxel_size,
 )
@@ -36,6 +38,7 @@ Patients = Annotated[
 Folds = Annotated[int | None, typer.Option(min=2, help="Cross-validation in so many folds.")]
 Fold = Annotated[int | None, typer.Option(min=0, help="Which fold validates, from 0.")]
 SplitSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Of split and training.", show_default="0")]
+Guidance = Annotated[bool, typer.Option("--guidance", help="Train a guidance network after the denoiser, too.")]
 DataSetPath = Annotated[
     Path,
     typer.Argument(
@@ -53,6 +56,7 @@ def plan(
     folds: Folds = None,
     fold: Fold = None,
     seed: SplitSeed = None,
+    guidance: Guidance = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +65,7 @@ def plan(
 
     from cgdpm_med.apps.train import Wishes, plan_dataset
 
-    wishes = Wishes(hours, iterations, tuple(settings or ()), patients, folds, fold, seed)
+    wishes = Wishes(hours, iterations, tuple(settings or ()), patients, folds, fold, seed, guidance)
     planned = plan_dataset(source, wishes, device=device)
     if as_json:
         print_json({"fingerprint": asdict(planned.seen), "plan": asdict(planned.plan), "split": dict(planned.parts)})
@@ -79,17 +83,18 @@ def train(
     folds: Folds = None,
     fold: Fold = None,
     seed: SplitSeed = None,
+    guidance: Guidance = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Train a segmentation of your own classes: plan, split by patient, train, score on the test part.
+    """Train a segmentation of your own classes: plan, split by patient, train, calibrate, score on the test part.
 
     The same command with DATA and RUN alone continues a run that was stopped. Then: segment IN OUT --bundle RUN.
     """
     from cgdpm_med.apps.train import Wishes
     from cgdpm_med.apps.train import train as run_training
 
-    wishes = Wishes(hours, iterations, tuple(settings or ()), patients, folds, fold, seed)
+    wishes = Wishes(hours, iterations, tuple(settings or ()), patients, folds, fold, seed, guidance)
     result = run_training(source, run, wishes, device=device, say=lambda text: typer.echo(text, err=True))
     if as_json:
         print_json(result)
@@ -97,15 +102,18 @@ def train(
     typer.echo(f"trained; weights in {result['weights']}")
     if result["test"]:
         dice = ", ".join(f"{name} {value:.4f}" for name, value in result["test"]["dice"].items())
-        typer.echo(f"Dice on {result['test']['images']} test images: {dice}")
+        typer.echo(f"Dice on {result['test']['images']} test images: {dice}; ECE {result['test']['ece']:.4f}")
 
 
 def calibrate(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Folder in ACDC's layout, with reference masks.")],
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Folder in ACDC's layout; of runs of train, their data set.")
+    ],
     section: Annotated[str, typer.Option(help="validation, or train; test patients are refused.")] = "validation",
     split: Annotated[
         Path | None,
-        typer.Option(help="JSON with lists train, validation, test of patients.", show_default="ACDC's committed one"),
+        typer.Option(help="JSON with lists train, validation, test of patients.", show_default="the run's, or ACDC's"),
     ] = None,
     members: Members = None,
     steps: Steps = None,
@@ -115,37 +123,48 @@ def calibrate(
     device: Device = "auto",
     weights: Weights = None,
     guidance_scale: GuidanceScale = None,
-    bundle: Bundle = "acdc_segmentation",
+    bundle: Bundles = None,
     output: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="calibration.json beside the weights")
+    ] = None,
+    reference_labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="1=LV,2=Myo,3=RV",
+            help="Names of the references' label values.",
+            show_default="a dataset.json with them, else the model's numbers",
+        ),
     ] = None,
     spacing: SpacingText = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit probabilities and intervals to patients of known truth, for these weights and settings.
 
-    At least nine patients that the network was not trained on. Segment applies the result by default; masks and values
-    stay as they are, probabilities, entropy maps and 90 % intervals change.
+    Patients that trained the network are refused. Segment applies the result by default; masks and values stay as they
+    are, probabilities, entropy maps and 90 % intervals change. Intervals, of hearts, need nine patients.
     """
     from cgdpm_med.evaluation.calibrate import calibrate as run
     from cgdpm_med.evaluation.calibrate import format_calibration
 
-    result = run(
-        source,
-        section=section,
-        split=split,
-        bundle=bundle,
-        device=device,
-        output=output,
-        spacing=voxel_size(spacing),
-        members=members,
-        steps=steps,
-        timesteps=visited_timesteps(timesteps, steps),
-        method=method and method.value,
-        seed=seed,
-        weights=weights and str(weights),
-        guidance_scale=guidance_scale,
-    )
+    heart, runs = chosen_bundle(bundle)
+    changes: dict[str, Any] = {
+        "members": members,
+        "steps": steps,
+        "timesteps": visited_timesteps(timesteps, steps),
+        "method": method and method.value,
+        "seed": seed,
+        "weights": weights and str(weights),
+        "guidance_scale": guidance_scale,
+    }
+    where: Any = {"section": section, "split": split, "device": device, "output": output}
+    if runs:
+        from cgdpm_med.apps.calibrate_slices import calibrate_runs
+
+        refuse_others(context, {name for name in context.params if name not in ("spacing", "reference_labels")})
+        result = calibrate_runs(source, runs, **where, **changes)
+    else:
+        spaced = voxel_size(spacing)
+        result = run(source, bundle=heart, spacing=spaced, reference_labels=reference_labels, **where, **changes)
     if as_json:
         print_json(result)
     else:

@@ -1,0 +1,116 @@
+"""The stages of a run: denoiser, guidance network, calibration, test; each is done once, and goes on where it stopped.
+
+``logs/stages.json`` lists the finished ones. Within a stage of training the checkpoint of the last epoch counts; a
+calibration and a test are made anew. Killed at any moment, the same command leads to the same end.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgdpm_med.apps.calibrate_slices import calibrate_runs
+from cgdpm_med.apps.evaluate_slices import evaluate_part
+from cgdpm_med.apps.segment_slices import calibrate_masks, load_segmenter
+from cgdpm_med.console import input_error_behind
+from cgdpm_med.datasets.json_files import read_json
+from cgdpm_med.datasets.run import SPLIT, Run
+from cgdpm_med.files import InputError
+from cgdpm_med.inference.segmenter import unusable
+from cgdpm_med.models.files import guidance_beside
+from cgdpm_med.studies.outputs import write_json
+
+DONE = "logs/stages.json"
+WEIGHTS = "models/model.pt"
+TEST = "evaluation/test.json"
+
+Say = Callable[[str], None]
+Stage = Callable[[Path, Path, torch.device], None]
+
+
+def train_denoiser(source: Path, run: Path, device: torch.device) -> None:
+    """By ``configs/train.yaml``, from its checkpoint where there is one."""
+    _run_configuration(source, run, device, ["train.yaml"], run / WEIGHTS)
+
+
+def train_guidance(source: Path, run: Path, device: torch.device) -> None:
+    """By ``configs/train_guidance.yaml``, on the denoiser."""
+    written = run / "models" / "guidance" / "guidance.pt"
+    _run_configuration(source, run, device, ["train.yaml", "train_guidance.yaml"], written)
+
+
+def calibrate(source: Path, run: Path, device: torch.device) -> None:
+    """On the validation part; the file lies beside the weights."""
+    calibrate_runs(source, [run], device=str(device))
+
+
+def score_test_part(source: Path, run: Path, device: torch.device) -> None:
+    """Scores on the test part, where there is one."""
+    if read_json(run / SPLIT)["test"]:
+        segmenter = load_segmenter(run, device=f"$torch.device('{device}')")
+        calibrate_masks(segmenter)
+        evaluate_part(segmenter, run, source, "test", run / "evaluation")
+
+
+STAGES: Mapping[str, Stage] = {
+    "denoiser": train_denoiser,
+    "guidance": train_guidance,
+    "calibration": calibrate,
+    "test": score_test_part,
+}
+
+
+def run_stages(source: Path, run: Path, device: torch.device, say: Say = lambda text: None) -> dict[str, Any] | None:
+    """All stages that are not finished; returns the scores on the test part, None without one.
+
+    Raises:
+        InputError: for data that changed, or weights that a training left behind unusable.
+    """
+    wanted = [name for name in STAGES if name != "guidance" or Run(run, source).guidance]
+    for name in wanted:
+        if name in finished(run):
+            continue
+        say(f"stage {wanted.index(name) + 1} of {len(wanted)}: {name}")
+        STAGES[name](source, run, device)
+        write_json({"finished": [*finished(run), name]}, run / DONE)
+    scores = run / TEST
+    if not scores.is_file():
+        return None
+    return {name: value for name, value in read_json(scores).items() if name != "cases"}
+
+
+def finished(run: Path) -> list[str]:
+    """Names of the finished stages; none whose files are gone."""
+    if not (run / DONE).is_file() or not (run / WEIGHTS).is_file():
+        return []
+    names: list[str] = read_json(run / DONE)["finished"]
+    if "guidance" in names and not guidance_beside(run / WEIGHTS).is_file():
+        return names[: names.index("guidance")]
+    return names
+
+
+def _run_configuration(source: Path, run: Path, device: torch.device, names: Sequence[str], written: Path) -> None:
+    from monai.bundle import ConfigParser
+
+    configs = [run / "configs" / name for name in names]
+    parser = ConfigParser()
+    parser.read_config([str(config) for config in configs])
+    parser["bundle_root"], parser["dataset_dir"] = str(run), str(source)
+    parser["device"] = f"$torch.device('{device}')"
+    try:
+        parser.parse()
+        for step in ("initialize", "run"):
+            parser.get_parsed_content(step)
+    except Exception as error:  # MONAI wraps whatever a configuration raises
+        if known := input_error_behind(error):
+            raise known from error
+        if shutil.disk_usage(run).free < 2**20:
+            raise unusable(configs[-1], error) from error
+        raise
+    if not written.is_file():
+        remedy = "Look into logs/; a smaller --set learning_rate may help"
+        raise InputError("ended without weights", path=run, remedy=remedy)

@@ -1,0 +1,87 @@
+"""The bundle cardiac_sr under MONAI: verified, trained in both stages, resumed and run on a phantom."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPO, shared_path
+from monai.bundle import ConfigWorkflow, verify_metadata
+
+from cgdpm_med import SuperResolver
+from cgdpm_med.models import load_model
+from cgdpm_med.phantom import write_phantom_dataset
+
+BUNDLE = REPO / "bundles" / "cardiac_sr"
+CONFIGS = BUNDLE / "configs"
+CPU = "$torch.device('cpu')"
+SMALL = {"epochs": 1, "iterations": 2, "batch_size": 2, "channels": [8, 16, 16], "size": 64, "field": 64}
+
+pytestmark = pytest.mark.usefixtures("leaves_no_determinism")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("phantoms")
+    write_phantom_dataset(root, patients=3, seed=0)
+    return root
+
+
+def train(data: Path, out: Path, *more: str, **given: Any) -> None:
+    files = [str(CONFIGS / name) for name in ("train.yaml", *more)]
+    logging = str(CONFIGS / "logging.conf")
+    settings = {"bundle_root": str(BUNDLE), "dataset_dir": str(data), "output_dir": str(out), "device": CPU}
+    flow = ConfigWorkflow(files, workflow_type="train", logging_file=logging, **settings, **{**SMALL, **given})
+    flow.initialize()
+    assert flow.check_properties() == []
+    flow.run()
+    flow.finalize()
+
+
+@pytest.fixture(scope="module")
+def weights(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("stage1")
+    train(data, out, val_interval=1)
+    return out / "model.pt"
+
+
+def test_the_metadata_follow_the_schema(tmp_path: Path) -> None:
+    schema = shutil.copyfile(shared_path("reference", "meta_schema_20240725.json"), tmp_path / "schema.json")
+    digest = "06954cad2cc5d3784e72077ac76f0fc8"
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(schema), hash_val=digest)
+
+
+def test_a_model_file_says_how_slices_are_brought_in(weights: Path) -> None:
+    model = load_model(weights)
+    assert model.input.percentiles == (0.5, 99.5)
+    assert model.target.operator.factor == 4
+    assert not model.target.clip
+
+
+def test_monai_finds_what_its_applications_need(weights: Path, tmp_path: Path) -> None:
+    settings = {"bundle_root": str(BUNDLE), "dataset_dir": str(tmp_path), "weights": str(weights), "cases": []}
+    flow = ConfigWorkflow(str(CONFIGS / "inference.yaml"), workflow_type="infer", logging_file=False, **settings)
+    flow.initialize()
+    assert flow.check_properties() == []
+
+
+def test_what_is_refined_agrees_with_what_was_measured(weights: Path) -> None:
+    resolver = SuperResolver.from_bundle(BUNDLE, weights=str(weights), members=2, steps=3, device="cpu")
+    y = torch.randn(2, 1, 12, 16, generator=torch.Generator().manual_seed(0))
+    fine = resolver(y, keys=["a", "b"])
+    assert fine.shape == (2, 2, 1, 48, 64)
+    operator = load_model(weights).target.operator
+    torch.testing.assert_close(operator.degrade(fine.flatten(0, 1)), y.repeat(2, 1, 1, 1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_guidance_is_trained_on_it(data: Path, weights: Path, tmp_path: Path) -> None:
+    train(data, tmp_path, "train_guidance.yaml", denoiser_weights=str(weights), chain_steps=2, val_interval=1)
+    guide = str(tmp_path / "guidance.pt")
+    given = {"weights": str(weights), "guidance_weights": guide, "steps": 2, "device": CPU}
+    y = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    plain, guided = (SuperResolver.from_bundle(BUNDLE, guidance_scale=w, **given)(y, keys=["a"]) for w in (0.0, 1.0))
+    assert not torch.equal(plain, guided)
