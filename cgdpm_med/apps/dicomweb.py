@@ -55,9 +55,8 @@ class Wanted:
     name: str = "search"
 
     def filters(self) -> dict[str, str]:
-        """Of a search."""
-        asked = {"Modality": "MR", "StudyDate": self.date, "SeriesDescription": self.description}
-        asked["SeriesInstanceUID"] = self.series
+        """Of a search. Descriptions are compared here: servers differ in how they read an encoded ``*``."""
+        asked = {"Modality": "MR", "StudyDate": self.date, "SeriesInstanceUID": self.series}
         return {name: value for name, value in asked.items() if value}
 
     def fits(self, entry: Series) -> bool:
