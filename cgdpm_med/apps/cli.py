@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cgdpm_med.apps.commands.archive import archive
 from cgdpm_med.apps.commands.basics import demo, info, phantom
 from cgdpm_med.apps.commands.export import export
 from cgdpm_med.apps.commands.scores import compare, evaluate
@@ -110,6 +111,7 @@ for command in (
     train,
     calibrate,
     cohort,
+    archive,
     super_resolve,
     evaluate,
     compare,

@@ -81,7 +81,7 @@ def test_scripts_that_pages_run_exist() -> None:
 
 def test_the_front_page_leads_everywhere() -> None:
     text = (REPO / "docs" / "index.md").read_text(encoding="utf-8")
-    for page in ("scaling.md", "integration.md", "train.md", "export.md", "api.md", "concepts.md", "architecture.md"):
+    for page in ("scaling.md", "integration.md", "own_data.md", "export.md", "api.md", "concepts.md", "architecture.md"):
         assert f"({page})" in text
 
 
