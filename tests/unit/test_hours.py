@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_plan import PICTURES
+from fingerprints import PICTURES
 
 from cgdpm_med.apps.hours import Division, divided
 from cgdpm_med.datasets.choices import make_plan
