@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,17 @@ def test_what_is_refined_agrees_with_what_was_measured(weights: Path) -> None:
     assert fine.shape == (2, 2, 1, 48, 64)
     operator = load_model(weights).target.operator
     torch.testing.assert_close(operator.degrade(fine.flatten(0, 1)), y.repeat(2, 1, 1, 1), atol=1e-5, rtol=0)
+
+
+def test_it_is_evaluated_on_volumes_made_coarse(data: Path, weights: Path, tmp_path: Path) -> None:
+    files = [str(CONFIGS / name) for name in ("inference.yaml", "evaluate.yaml")]
+    given = {"bundle_root": str(BUNDLE), "dataset_dir": str(data), "output_dir": str(tmp_path), "most": 1}
+    flow = ConfigWorkflow(files, workflow_type="infer", logging_file=False, weights=str(weights), device=CPU, **given)
+    flow.initialize()
+    flow.run()
+    methods = json.loads((tmp_path / "summary.json").read_text())["methods"]
+    assert set(methods) == {"zero-filled", "bicubic", "refined"}
+    assert methods["refined"]["off_largest"] < 1e-3 < methods["bicubic"]["off_largest"]
 
 
 @pytest.mark.slow
