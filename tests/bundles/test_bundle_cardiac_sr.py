@@ -11,9 +11,12 @@ import pytest
 import torch
 from conftest import REPO, shared_path
 from monai.bundle import ConfigWorkflow, verify_metadata
+from resolvers import small_bundle
 
 from cgdpm_med import SuperResolver
+from cgdpm_med.diffusion.degradation import KSpaceDegradation
 from cgdpm_med.models import load_model
+from cgdpm_med.models.description import CoarseSliceInput
 from cgdpm_med.phantom import write_phantom_dataset
 
 BUNDLE = REPO / "bundles" / "cardiac_sr"
@@ -78,10 +81,14 @@ def test_what_is_refined_agrees_with_what_was_measured(weights: Path) -> None:
     torch.testing.assert_close(operator.degrade(fine.flatten(0, 1)), y.repeat(2, 1, 1, 1), atol=1e-5, rtol=0)
 
 
-def test_it_is_evaluated_on_volumes_made_coarse(data: Path, weights: Path, tmp_path: Path) -> None:
+def test_it_is_evaluated_on_volumes_made_coarse(tmp_path: Path) -> None:
+    small = small_bundle(tmp_path / "small", CoarseSliceInput(16), KSpaceDegradation(4), 4)
+    size: dict[str, Any] = {"shape": (48, 40, 3), "spacing": (2.8, 2.8, 24.0), "num_frames": 6}
+    write_phantom_dataset(tmp_path / "in", patients=3, seed=0, **size)
     files = [str(CONFIGS / name) for name in ("inference.yaml", "evaluate.yaml")]
-    given = {"bundle_root": str(BUNDLE), "dataset_dir": str(data), "output_dir": str(tmp_path), "most": 1}
-    flow = ConfigWorkflow(files, workflow_type="infer", logging_file=False, weights=str(weights), device=CPU, **given)
+    given = {"bundle_root": str(BUNDLE), "dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path), "most": 1}
+    given |= {"weights": str(small / "models" / "model.pt"), "device": CPU}
+    flow = ConfigWorkflow(files, workflow_type="infer", logging_file=False, **given)
     flow.initialize()
     flow.run()
     methods = json.loads((tmp_path / "summary.json").read_text())["methods"]
