@@ -81,6 +81,15 @@ def test_what_is_refined_agrees_with_what_was_measured(weights: Path) -> None:
     torch.testing.assert_close(operator.degrade(fine.flatten(0, 1)), y.repeat(2, 1, 1, 1), atol=1e-5, rtol=0)
 
 
+def test_several_members_are_drawn_in_steps_enough_to_differ(tmp_path: Path) -> None:
+    small = str(small_bundle(tmp_path / "small", CoarseSliceInput(16), KSpaceDegradation(4), 4) / "models" / "model.pt")
+
+    def steps(**given: Any) -> int:
+        return SuperResolver.from_bundle(BUNDLE, weights=small, device="cpu", **given).predictor.sampling.steps
+
+    assert [steps(), steps(members=8), steps(members=8, steps=2), steps(steps=3)] == [1, 4, 2, 3]
+
+
 def test_it_is_evaluated_on_volumes_made_coarse(tmp_path: Path) -> None:
     small = small_bundle(tmp_path / "small", CoarseSliceInput(16), KSpaceDegradation(4), 4)
     size: dict[str, Any] = {"shape": (48, 40, 3), "spacing": (2.8, 2.8, 24.0), "num_frames": 6}
