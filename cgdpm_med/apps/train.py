@@ -6,12 +6,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cgdpm_med import __version__
 from cgdpm_med.apps.hours import Hours, plan_for_hours
@@ -22,7 +24,7 @@ from cgdpm_med.datasets.fingerprint import Fingerprint, fingerprint
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.loading import load_example
-from cgdpm_med.datasets.plan import Plan, parse_settings, plan_page, write_plan
+from cgdpm_med.datasets.plan import Plan, parse_settings, plan_page, read_plan, write_plan
 from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, slice_input
 from cgdpm_med.datasets.split import make_split, of_part
 from cgdpm_med.files import InputError, atomic_write
@@ -109,12 +111,18 @@ def plan_dataset(
 
 
 def _check_marked(dataset: DataSet, parts: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise InputError where no structure is marked in a part that is needed."""
+    """Raise InputError where no structure is marked in a part that is needed, or one is never trained on."""
+    there: dict[str, set[int]] = {}
     for part in ("train", "validation"):
-        loaded = (load_example(dataset, example) for example in of_part(dataset, parts, part))
-        if not any(each.label is not None and each.label.any() for each in loaded):
+        loaded = (load_example(dataset, example).label for example in of_part(dataset, parts, part))
+        there[part] = {int(n) for label in loaded if label is not None for n in np.unique(label)} - {0}
+        if not there[part]:
             remedy = "Give more patients with marked structures, or another --seed"
             raise InputError(f"has only empty label maps in its {part} part", path=dataset.root, remedy=remedy)
+    if never := [name for n, name in enumerate(dataset.labels, start=1) if n not in there["train"]]:
+        what = f"has no {never[0]} in any label map of its train part"
+        remedy = "Take the name out of the labels, add patients who have it, or give another --seed"
+        raise InputError(what, path=dataset.root, remedy=remedy)
 
 
 # --- the bundle -------------------------------------------------------------------------------------------------------
@@ -139,10 +147,10 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
         "values": {str(value): number for value, number in planned.dataset.values.items()},
         "keys": {example.key: example.patient for example in planned.dataset.labelled},
     }
-    steps = max(1, round(GUIDANCE_SHARE * planned.plan.iterations)) if wishes.guidance else 0
+    steps = guidance_steps(planned.plan) if wishes.guidance else 0
     of_user = {"guidance": steps, "patients": wishes.patients, "wishes": asdict(wishes)}
     _write_json(run / TASK, {**task, **names, **of_user, "fingerprint": asdict(planned.seen)})
-    _write(run / "docs" / "README.md", planned.page + _USE)
+    _write(run / "docs" / "README.md", planned.page + "\n" + (templates / "use.md").read_text(encoding="utf-8"))
     write_plan(planned.plan, run / PLAN)
 
 
@@ -150,19 +158,6 @@ def _place_of(source: Path, run: Path) -> str:
     """The data set as seen from the run's folder, so that both can be moved together."""
     way = os.path.relpath(source.resolve(), run.resolve())
     return json.dumps(f"$os.path.join(@bundle_root, {way!r})")
-
-
-_USE = """
-## Use
-
-    cgdpm-med segment IMAGES OUT --bundle RUN
-
-`cgdpm-med train DATA RUN` continues the training where it was stopped. For research; not a medical device.
-
-`configs/train.yaml` finds the data set by its place relative to this folder. Move both together, or name it:
-
-    python -m monai.bundle run --config_file configs/train.yaml --bundle_root . --dataset_dir DATA
-"""
 
 
 def _write(path: Path, text: str) -> None:
@@ -247,10 +242,7 @@ def train(
     """
     source, run, wishes = Path(source), Path(run), wishes or Wishes()
     if (run / PLAN).is_file():
-        begun = read_json(run / TASK)["wishes"]
-        if not wishes.none and json.loads(json.dumps(asdict(wishes))) != begun:
-            remedy = "Leave the options out to continue it, or give another folder"
-            raise InputError("is planned already, with other options", path=run, remedy=remedy)
+        _take_up(run, wishes)
         say(f"continuing {run}")
     else:
         _check_new(run)
@@ -259,6 +251,27 @@ def train(
         say(planned.page)
     test = run_stages(source, run, choose_device(device), say)
     return {"run": str(run), "weights": str(run / WEIGHTS), "test": test}
+
+
+def _take_up(run: Path, wishes: Wishes) -> None:
+    """Go on with a run as it was planned; a guidance network may still be asked for.
+
+    Raises:
+        InputError: for other wishes.
+    """
+    task = read_json(run / TASK)
+    begun, asked = task["wishes"], json.loads(json.dumps(asdict(wishes)))
+    if not replace(wishes, guidance=False).none and {**asked, "guidance": begun["guidance"]} != begun:
+        remedy = "Leave the options out to continue it, or give another folder"
+        raise InputError("is planned already, with other options", path=run, remedy=remedy)
+    if wishes.guidance and not task["guidance"]:
+        steps = guidance_steps(read_plan(run / PLAN))
+        _write_json(run / TASK, {**task, "guidance": steps, "wishes": {**begun, "guidance": True}})
+
+
+def guidance_steps(plan: Plan) -> int:
+    """Training steps of a guidance network."""
+    return max(1, round(GUIDANCE_SHARE * plan.iterations))
 
 
 def _check_new(run: Path) -> None:
