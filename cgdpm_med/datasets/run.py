@@ -122,8 +122,10 @@ class Run:
         """
         most, marked, empty = self.plan.validation_cases, list[Loaded](), list[Loaded]()
         for loaded in self._loaded("validation"):
-            shows = loaded.label is not None and bool(loaded.label.any())
-            (marked if shows else empty).append(loaded)
+            if loaded.label is not None and loaded.label.any():
+                marked.append(loaded)
+            elif len(empty) < most:
+                empty.append(loaded)
             if len(marked) == most:
                 break
         chosen = [*marked, *empty][:most]
