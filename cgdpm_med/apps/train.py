@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cgdpm_med import __version__
+from cgdpm_med.apps.hours import Hours, plan_for_hours
 from cgdpm_med.apps.train_stages import WEIGHTS, run_stages
+from cgdpm_med.datasets.choices import make_plan
 from cgdpm_med.datasets.dataset import DataSet
 from cgdpm_med.datasets.fingerprint import Fingerprint, fingerprint
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.loading import load_example
-from cgdpm_med.datasets.plan import Plan, make_plan, parse_settings, plan_page, read_plan, write_plan
+from cgdpm_med.datasets.plan import Plan, parse_settings, plan_page, read_plan, write_plan
 from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, slice_input
 from cgdpm_med.datasets.split import make_split, of_part
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.inference.segmenter import choose_device
-from cgdpm_med.training.step_time import step_seconds
+from cgdpm_med.runtime.free_memory import free_memory
 
 CONFIGS = ("train.yaml", "train_guidance.yaml", "inference.yaml", "evaluate.yaml")
 GUIDANCE_SHARE = 0.2
 """Steps of the guidance network by steps of the denoiser, as in the shipped bundle (384 of about 2100)."""
 GUIDANCE_COST = 0.35
 """What they take of the denoiser's time: a step of theirs walks the frozen chain, too. An estimate."""
-USED = 0.85
-"""Of the hours given, for training steps; the rest is reading, validation and the test."""
-LEAST_STEPS = 20
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
 Say = Callable[[str], None]
@@ -96,32 +96,18 @@ def plan_dataset(
     dataset = read_dataset(source)
     dataset = dataset.grouped(wishes.patients) if wishes.patients else dataset
     parts = make_split(dataset, seed=wishes.seed or 0, folds=wishes.folds, fold=wishes.fold or 0)
+    begin = time.perf_counter()
     seen = fingerprint(dataset)
     _check_marked(dataset, parts)
-    how: dict[str, Any] = {"given": given, "memory": free_memory(place) / 2, "large": place.type == "cuda"}
-    plan = make_plan(seen, iterations=wishes.iterations or 5000, **how)
+    reading = time.perf_counter() - begin
+    how: dict[str, Any] = {"given": given, "memory": 0.8 * free_memory(place), "large": place.type == "cuda"}
+    make = partial(make_plan, seen, **how)
     if wishes.hours is not None and "iterations" not in given:
-        seconds = _step_seconds(plan, seen, place)
-        share = USED / (1 + GUIDANCE_COST) if wishes.guidance else USED
-        steps = int(share * 3600 * wishes.hours / seconds)
-        if steps < LEAST_STEPS:
-            remedy = f"Give --hours {LEAST_STEPS * seconds / 3600 / share:.3g} or more, or a smaller --set crop"
-            raise InputError(f"{wishes.hours:g} hours are {steps} steps of {seconds:.2g} s here", remedy=remedy)
-        plan = make_plan(seen, iterations=steps, **how)
-        say(f"a step takes {seconds:.3g} s here: {plan.iterations} steps in {wishes.hours:g} h")
+        step_cost = 1 + GUIDANCE_COST if wishes.guidance else 1.0
+        plan = plan_for_hours(Hours(wishes.hours, begin, reading), make, seen, parts, place, say, step_cost=step_cost)
+    else:
+        plan = make(iterations=wishes.iterations or 5000)
     return Planned(dataset, seen, plan, parts, plan_page(seen, plan, parts, dataset.name))
-
-
-def _step_seconds(plan: Plan, seen: Fingerprint, device: torch.device) -> float:
-    return step_seconds(
-        classes=len(seen.labels) + 1,
-        channels=len(slice_input(plan, seen.channels).channels),
-        widths=plan.widths,
-        patch_size=plan.patch_size,
-        crop=plan.crop,
-        batch_size=plan.batch_size,
-        device=device,
-    )
 
 
 def _check_marked(dataset: DataSet, parts: Mapping[str, tuple[str, ...]]) -> None:
@@ -139,16 +125,6 @@ def _check_marked(dataset: DataSet, parts: Mapping[str, tuple[str, ...]]) -> Non
         raise InputError(what, path=dataset.root, remedy=remedy)
 
 
-def free_memory(device: torch.device) -> float:
-    """Bytes that a device has free, about."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
-        return 8e9
-
-
 # --- the bundle -------------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +137,8 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
         if name == "train.yaml":
             text = text.replace("dataset_dir: ./data\n", f"dataset_dir: {_place_of(source, run)}\n")
             text = text.replace("\nseed: 0\n", f"\nseed: {wishes.seed or 0}\n")
+        if name == "inference.yaml":
+            text = text.replace("\nmembers: 8\n", f"\nmembers: {planned.plan.members}\n")
         _write(run / "configs" / name, text)
     _write_json(run / "configs" / "metadata.json", metadata(planned))
     _write_json(run / SPLIT, {**planned.parts, "trained_on": sorted(planned.parts["train"])})

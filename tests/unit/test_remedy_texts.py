@@ -28,6 +28,7 @@ COMMANDS_OF = {
     "evaluation/calibrate": {"calibrate"},
     "studies/cases": {"segment"},
     "apps/cluster": {"segment"},
+    "apps/dicomweb": {"archive"},
     "evaluation/compare": {"compare"},
     "apps/calibrate_slices": {"calibrate"},
     "apps/dicom_seg": {"segment"},
