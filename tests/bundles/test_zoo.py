@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPO, load_script, shared_path
+from conftest import load_script, shared_path
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 
 from cgdpm_med import InputError, bundle_path, list_bundles
