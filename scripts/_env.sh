@@ -50,6 +50,6 @@ prepare_environment() {
     echo "== installing $(grep '^torch==' constraints.txt) into .venv (the largest part)"
     "$VENV_PYTHON" -m pip install "${quiet[@]}" -c constraints.txt "$(grep '^torch==' constraints.txt)"
     echo "== installing cgdpm-med with its development tools into .venv"
-    "$VENV_PYTHON" -m pip install "${quiet[@]}" -c constraints.txt -e '.[dev]'
+    "$VENV_PYTHON" -m pip install "${quiet[@]}" -c constraints.txt -e '.[dev,docs]'
     _stamp >"$stamp_file"
 }

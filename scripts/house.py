@@ -4,8 +4,8 @@
 python scripts/house.py             # this checkout
 python scripts/house.py --trace     # and the files that segmenting one volume walks through (half a minute)
 
-A file is walked if one of its functions runs, from the call of ``segment`` to its end; bodies of modules and classes,
-which run once at import, do not count. The volume is one NIfTI file, without a page.
+A file is walked if one of its functions runs, from the call of ``segment`` to its end; what runs once at import, bodies
+of modules and classes and what they call, does not count. The volume is one NIfTI file, without a page.
 """
 
 from __future__ import annotations
@@ -150,7 +150,9 @@ def walked() -> tuple[set[str], int]:
         name = frame.f_code.co_filename
         if event == "call" and name.startswith(str(PACKAGE)) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
             steps, here = steps + (name != here), name
-            files.add(str(Path(name).relative_to(PACKAGE)))
+            inside = str(Path(name).relative_to(PACKAGE))
+            if inside not in files and not _at_import(frame):
+                files.add(inside)
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -162,6 +164,14 @@ def walked() -> tuple[set[str], int]:
         finally:
             sys.setprofile(None)
     return files, steps
+
+
+def _at_import(frame: Any) -> bool:
+    """Whether the body of one of the package's modules is running further out."""
+    while (frame := frame.f_back) is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_code.co_filename.startswith(str(PACKAGE)):
+            return True
+    return False
 
 
 def main() -> None:
@@ -182,7 +192,8 @@ def main() -> None:
     if arguments.trace:
         files, steps = walked()
         rooms = Counter(file.partition("/")[0] for file in files)
-        print(f"segment of one volume: {len(files)} files, {steps} changes of file ({_listed(rooms)})")
+        lines = sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in files)
+        print(f"segment of one volume: {len(files)} files of {lines} lines, {steps} changes of file ({_listed(rooms)})")
 
 
 def _listed(counts: Mapping[str, int]) -> str:

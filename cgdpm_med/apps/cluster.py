@@ -9,6 +9,7 @@ Needs Dask (``pip install 'cgdpm-med[cluster]'``).
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import re
 import secrets
@@ -63,7 +64,7 @@ def open_cluster(
     from distributed import Client
 
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set(_OWN_SCHEDULER))
+        stack.enter_context(dask.config.set({**_OWN_SCHEDULER, "distributed.worker.multiprocessing-method": _start()}))
         place, threads = _place(address, config, stack)
         client = stack.enter_context(_client(Client, place, address))
         say(f"dashboard: {client.dashboard_link}")
@@ -91,11 +92,23 @@ def _place(address: str, config: Path | None, stack: ExitStack) -> tuple[Any, in
     return _local(int(count[1]), stack)
 
 
+def _start() -> str:
+    """How processes here start: those of a fork server share its imports, where there are fork servers."""
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _local(workers: int, stack: ExitStack) -> tuple[Any, int]:
     import logging
 
     from distributed import LocalCluster
+    from distributed.utils import get_mp_context
 
+    if _start() == "forkserver":
+        get_mp_context().set_forkserver_preload(["distributed", "cgdpm_med.apps.pipeline"])
     cluster = LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
@@ -106,7 +119,7 @@ def _local(workers: int, stack: ExitStack) -> tuple[Any, int]:
         silence_logs=logging.CRITICAL,
     )
     given = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(given) if given.isdecimal() and int(given) else max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = int(given) if given.isdecimal() and int(given) else max(1, _cores() // workers)
     return stack.enter_context(cluster), threads
 
 
@@ -293,21 +306,25 @@ class DaskEngine:
         from distributed import as_completed
 
         waiting = iter(items.items())
-        names: dict[str, str] = {}
+        at_work: dict[str, tuple[str, Any]] = {}
 
         def next_futures(count: int) -> list[Any]:
             futures = []
             for key, item in islice(waiting, count):
                 futures.append(self._submit("study", key, _Task(work, (item, _silent), self.threads)))
-                names[futures[-1].key] = key
+                at_work[futures[-1].key] = (key, futures[-1])
             return futures
 
-        done = as_completed(next_futures(max(AHEAD, 4 * self._workers())))
-        for future in done:
-            key = names.pop(future.key)
-            answer = self._answer(future)
-            done.update(next_futures(1))
-            yield key, answer
+        try:
+            done = as_completed(next_futures(max(AHEAD, 4 * self._workers())), loop=self.client.loop)
+            for future in done:
+                key, _ = at_work.pop(future.key)
+                answer = self._answer(future)
+                done.update(next_futures(1))
+                yield key, answer
+        finally:
+            for _, future in at_work.values():
+                future.release()  # whoever stops here wants no more of them
 
     def _workers(self) -> int:
         return len(self.client.scheduler_info(n_workers=-1)["workers"])

@@ -124,7 +124,7 @@ def torch_bytes(program: Any) -> bytes:
 def runner(name: str, content: bytes, graph: Graph) -> Run | None:
     """What runs the bytes of a graph; None where onnxruntime is needed and not installed."""
     if name == "torch":
-        module = torch.export.load(io.BytesIO(content)).module()
+        module: Any = torch.export.load(io.BytesIO(content)).module()
         return lambda arguments: as_list(module(*nested(graph, arguments)))
     if find_spec("onnxruntime") is None:
         return None

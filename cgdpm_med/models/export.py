@@ -23,7 +23,7 @@ from cgdpm_med.networks.classes import append_class
 
 SIDES = ("depth", "height", "width")
 EXPORTED_WITH = (2, 2, 3, 4)
-"""Rows and sides of the example that is traced, sides in units of the model's ``multiple``; any others do later."""
+"""Rows and sides of the traced example, sides in units of the model's ``multiple``; any others do afterwards."""
 NEEDED_FOR_ONNX = ("onnx", "onnxscript")
 
 
@@ -189,10 +189,10 @@ def as_onnx(program: Any, graph: Graph) -> bytes:
     if missing := [name for name in NEEDED_FOR_ONNX if find_spec(name) is None]:
         remedy = "pip install 'cgdpm-med[export]', or choose --format torch"
         raise InputError(f"writing ONNX needs {' and '.join(missing)}", remedy=remedy)
-    names = {"input_names": list(graph.inputs), "output_names": list(graph.outputs)}
+    inputs, outputs = list(graph.inputs), list(graph.outputs)
     try:
         with _quiet():
-            made = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+            made = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
     except Exception as error:  # torch's exporter has classes of its own
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"ONNX cannot say the network: {reason}", remedy="Choose --format torch") from error

@@ -16,7 +16,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from clustered import Deadly, attempts, run_with
 from command import run
-from conftest import REPO
+from conftest import REPO, load_script
 from runs import contents
 from scans import scan
 from stubs import Thresholder
@@ -87,6 +87,14 @@ def test_studies_of_lost_workers_are_done_again_and_poison_is_left(
     for text in (str(logs), shown, "\n".join(told)):
         assert not any(part in text for name in NAMES for part in name.split("^"))
     assert "study-" in shown
+
+
+@pytest.mark.slow
+def test_workers_killed_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small one of what scripts/cluster_faults.py does with 200 studies and 10 kills."""
+    monkeypatch.syspath_prepend(str(REPO / "scripts"))
+    found = load_script("cluster_faults").trial(tmp_path, studies=16, workers=2, kills=2, seed=0)
+    assert found == {"studies": 16, "killed": 2, "done": 16, "twice": 0, "failed": 0, "differing_files": 0}
 
 
 def _what_the_dashboard_shows(dask_scheduler: Any = None) -> str:

@@ -18,12 +18,7 @@ import cgdpm_med
 from cgdpm_med.files import InputError
 from cgdpm_med.inference import bundles
 
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
-
-IMPORT_TO_DISTRIBUTION = {"ignite": "pytorch-ignite", "PIL": "pillow", "SimpleITK": "simpleitk"}
+IMPORT_TO_DISTRIBUTION = {"ignite": "pytorch-ignite", "PIL": "pillow", "SimpleITK": "simpleitk", "yaml": "pyyaml"}
 
 
 def tracked_files(folder: str) -> set[Path]:
@@ -63,10 +58,11 @@ def test_every_data_file_is_packaged(pyproject: dict[str, Any], package: str, fo
 
 def test_every_import_is_declared(pyproject: dict[str, Any]) -> None:
     project = pyproject["project"]
+    extras = project["optional-dependencies"]
     declared = {
         canonicalize_name(Requirement(text).name)
-        for extra in ("dicom", "export")
-        for text in [*project["dependencies"], *project["optional-dependencies"][extra]]
+        for texts in (project["dependencies"], *(extras[name] for name in extras.keys() - {"dev", "docs"}))
+        for text in texts
     }
     imported = set()
     for path in (REPO / "cgdpm_med").rglob("*.py"):
@@ -88,7 +84,8 @@ def test_constraints_lie_in_the_declared_ranges(pyproject: dict[str, Any]) -> No
         assert pin.operator == "=="
         pins[canonicalize_name(requirement.name)] = pin.version
     project = pyproject["project"]
-    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["dev"], *extras["docs"]]:
         requirement = Requirement(text)
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text
 

@@ -81,7 +81,10 @@ resolver:
 
 
 def small_bundle(
-    folder: Path, input: PictureInput | CoarseSliceInput, degradation: Degradation | None = None, factor: int = 2
+    folder: Path,
+    input: PictureInput | CoarseSliceInput,
+    degradation: Degradation | None = None,
+    factor: int = 2,
 ) -> Path:
     """A bundle of one grey channel with seeded weights."""
     (folder / "configs").mkdir(parents=True)
