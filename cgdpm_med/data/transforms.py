@@ -49,8 +49,8 @@ class LoadVolumed(MapTransform):
     Each path becomes a float32 MetaTensor (1, X, Y, Z), its affine the RAS+ world affine with the true spacing; so does
     a ``Volume`` already read, or a MetaTensor with an affine, which applications hand over. Its metadata holds
     ``filename_or_obj``; ``spatial_shape`` and ``original_affine`` of the file's voxels at their true spacing, with
-    which MONAI's applications write results; ``directions_known`` and ``flip_slices``, for :class:`ShortAxisd`; and ``key``,
-    the case key of the keyed noise: the item's ``key`` if it has one, else the file name without extensions.
+    which MONAI's applications write results; ``directions_known`` and ``flip_slices``, for :class:`ShortAxisd`; and
+    ``key``, the case key of the keyed noise: the item's ``key`` if it has one, else the file name without extensions.
 
     Raises:
         InputError: for anything wrong with a file, labels off their image's grid, or a file of several time frames.
