@@ -13,7 +13,7 @@ from conftest import REPO, shared_path
 from monai.bundle import ConfigWorkflow, verify_metadata
 from resolvers import small_bundle
 
-from cgdpm_med import SuperResolver
+from cgdpm_med import ResidualTarget, SuperResolver
 from cgdpm_med.diffusion.degradation import KSpaceDegradation
 from cgdpm_med.models import load_model
 from cgdpm_med.models.description import CoarseSliceInput
@@ -61,6 +61,7 @@ def test_the_metadata_follow_the_schema(tmp_path: Path) -> None:
 def test_a_model_file_says_how_slices_are_brought_in(weights: Path) -> None:
     model = load_model(weights)
     assert model.input.percentiles == (0.5, 99.5)
+    assert isinstance(model.target, ResidualTarget)
     assert model.target.operator.factor == 4
     assert not model.target.clip
 
@@ -77,7 +78,7 @@ def test_what_is_refined_agrees_with_what_was_measured(weights: Path) -> None:
     y = torch.randn(2, 1, 12, 16, generator=torch.Generator().manual_seed(0))
     fine = resolver(y, keys=["a", "b"])
     assert fine.shape == (2, 2, 1, 48, 64)
-    operator = load_model(weights).target.operator
+    operator = KSpaceDegradation(4)
     torch.testing.assert_close(operator.degrade(fine.flatten(0, 1)), y.repeat(2, 1, 1, 1), atol=1e-5, rtol=0)
 
 
