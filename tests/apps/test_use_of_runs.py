@@ -44,8 +44,9 @@ def folds(data: Path) -> list[Path]:
 
 @pytest.fixture
 def run(folds: list[Path], tmp_path: Path) -> Path:
-    """A copy that a test may change."""
+    """A copy that a test may change, without its calibration."""
     shutil.copytree(folds[0], tmp_path / "run")
+    (tmp_path / "run" / "models" / "calibration.json").unlink()
     return tmp_path / "run"
 
 
