@@ -3,6 +3,7 @@
 
 python scripts/house.py             # this checkout
 python scripts/house.py --trace     # and the files that segmenting one volume walks through (half a minute)
+python scripts/house.py --times     # and the CPU seconds of --help and of segmenting one volume, in fresh processes
 
 A file is walked if one of its functions runs, from the call of ``segment`` to its end; what runs once at import, bodies
 of modules and classes and what they call, does not count. The volume is one NIfTI file, without a page.
@@ -13,7 +14,10 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import os
 import re
+import resource
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -140,7 +144,7 @@ def _name(node: ast.AST) -> str:
 
 def walked() -> tuple[set[str], int]:
     """Files of the package whose functions segmenting one volume runs, and how often one gives way to another."""
-    from cgdpm_med import Options, segment, write_phantom_dataset
+    from cgdpm_med import Options, segment
 
     files: set[str] = set()
     steps, here = 0, ""
@@ -156,14 +160,38 @@ def walked() -> tuple[set[str], int]:
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write_phantom_dataset(folder, [901], seed=0, shape=(64, 56, 3), spacing=(2.8, 2.8, 24.0), num_frames=3)
-        volume = next(folder.rglob("*frame01.nii.gz"))
+        volume = phantom_volume(folder)
         sys.setprofile(follow)
         try:
             segment(volume, folder / "out", device="cpu", members=1, steps=1, options=Options(pages=False))
         finally:
             sys.setprofile(None)
     return files, steps
+
+
+def phantom_volume(folder: Path) -> Path:
+    """One small NIfTI file below ``folder``."""
+    from cgdpm_med import write_phantom_dataset
+
+    write_phantom_dataset(folder, [901], seed=0, shape=(64, 56, 3), spacing=(2.8, 2.8, 24.0), num_frames=3)
+    return next(folder.rglob("*frame01.nii.gz"))
+
+
+def command_seconds(*words: str) -> float:
+    """CPU seconds of ``cgdpm-med`` in a process of its own, on one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "cgdpm_med.apps.cli", *words]
+    subprocess.run(command, env=environment, cwd=REPO, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def volume_seconds() -> float:
+    """:func:`command_seconds` of segmenting one volume with the shipped settings."""
+    with tempfile.TemporaryDirectory() as place:
+        volume = phantom_volume(Path(place))
+        return command_seconds("segment", str(volume), str(Path(place) / "out"), "--device", "cpu", "--no-report")
 
 
 def _at_import(frame: Any) -> bool:
@@ -178,6 +206,7 @@ def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", action="store_true", help="segment a phantom and count files")
+    parser.add_argument("--times", action="store_true", help="time --help and one volume")
     arguments = parser.parse_args()
     encoders, machines, scales = encodings(), machinery(), mask_scales()
     print(f"definitions of condition encoding: {len(encoders)} ({', '.join(encoders)})")
@@ -194,6 +223,8 @@ def main() -> None:
         rooms = Counter(file.partition("/")[0] for file in files)
         lines = sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in files)
         print(f"segment of one volume: {len(files)} files of {lines} lines, {steps} changes of file ({_listed(rooms)})")
+    if arguments.times:
+        print(f"CPU seconds: --help {command_seconds('--help'):.2f}, one volume {volume_seconds():.1f}")
 
 
 def _listed(counts: Mapping[str, int]) -> str:

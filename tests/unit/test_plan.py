@@ -9,36 +9,18 @@ import numpy as np
 import pytest
 import torch
 from data_sets import volume
+from fingerprints import PICTURES
 
 from cgdpm_med import InputError
 from cgdpm_med.datasets.choices import make_plan
 from cgdpm_med.datasets.dataset import DataSet, Example
-from cgdpm_med.datasets.fingerprint import Fingerprint, centred_reach, fingerprint, piece_diameters
+from cgdpm_med.datasets.fingerprint import centred_reach, fingerprint, piece_diameters
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.memory import network_bytes, training_memory
 from cgdpm_med.datasets.plan import parse_settings, plan_page, read_plan, write_plan
 from cgdpm_med.datasets.rehearsal import Rehearsal, rehearsal_parser
 from cgdpm_med.datasets.split import make_split, of_part
 
-PICTURES = Fingerprint(
-    examples=800,
-    patients=800,
-    unlabelled=0,
-    pictures=True,
-    channels=("grey",),
-    slices=800,
-    sizes=((256, 256, 256), (256, 256, 256), (1, 1, 1)),
-    spacing=((1, 1), (1, 1)),
-    extent=(256, 256),
-    reach=(250, 250),
-    intensities=((-0.9, 0, 0.9),),
-    foreground=((-0.5, 0.9),),
-    labels=("foreground",),
-    fractions=(0.05,),
-    present=(790,),
-    diameter=48,
-    pieces=1.2,
-)
 HEARTS = replace(
     PICTURES,
     pictures=False,
