@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -109,7 +110,9 @@ def test_nothing_to_segment_is_one_line(app: ModuleType, tmp_path: Path, capsys:
 
 
 @pytest.mark.slow
-def test_a_series_goes_in_and_a_segmentation_and_a_report_come_out(app: ModuleType, tmp_path: Path) -> None:
+def test_a_series_goes_in_and_a_segmentation_and_a_report_come_out(
+    app: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'cgdpm-med[dicom]'")
     from dicom_scans import Scan
     from pydicom import dcmread
@@ -119,6 +122,7 @@ def test_a_series_goes_in_and_a_segmentation_and_a_report_come_out(app: ModuleTy
     scan = Scan(slices=shape[2], phases=1, size=shape[:2], spacing=spacing[:2], gap=spacing[2])
     scan.voxels = np.clip(frames[1], 0, 60000).astype(np.uint16)[..., None]
     scan.write(tmp_path / "in")
+    monkeypatch.setattr(app, "segment", partial(app.segment, device="cpu", **FAST))
     assert app.main(["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]) == 0
     (seg,) = (tmp_path / "out").rglob("*.dcm")
     assert dcmread(seg).Modality == "SEG"
