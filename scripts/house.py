@@ -3,9 +3,10 @@
 
 python scripts/house.py             # this checkout
 python scripts/house.py --trace     # and the files that segmenting one volume walks through (half a minute)
+python scripts/house.py --times     # and the CPU seconds of --help and of segmenting one volume, in fresh processes
 
-A file is walked if one of its functions runs, from the call of ``segment`` to its end; bodies of modules and classes,
-which run once at import, do not count. The volume is one NIfTI file, without a page.
+A file is walked if one of its functions runs, from the call of ``segment`` to its end; what runs once at import, bodies
+of modules and classes and what they call, does not count. The volume is one NIfTI file, without a page.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import os
 import re
+import resource
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -83,7 +87,11 @@ def _is_text(node: ast.AST) -> bool:
 
 def configurations() -> dict[str, Any]:
     """Every YAML of bundles and configs, by its path."""
-    paths = [*REPO.glob("bundles/*/configs/*.yaml"), *REPO.glob("configs/**/*.yaml")]
+    paths = [
+        *REPO.glob("bundles/*/configs/*.yaml"),
+        *REPO.glob("recipes/*/configs/*.yaml"),
+        *REPO.glob("configs/**/*.yaml"),
+    ]
     return {str(p.relative_to(REPO)): yaml.safe_load(p.read_text(encoding="utf-8")) or {} for p in sorted(paths)}
 
 
@@ -122,7 +130,7 @@ def front_door() -> tuple[list[str], list[str]]:
     names = [str(ast.literal_eval(key)) for table in tables if isinstance(table, ast.Dict) for key in table.keys if key]
     places = [
         path
-        for folder in ("bundles", "configs", "docs", "scripts", "benchmarks")
+        for folder in ("bundles", "recipes", "configs", "docs", "scripts", "benchmarks")
         for path in (REPO / folder).rglob("*")
     ]
     read = [path for path in (*places, REPO / "README.md") if path.suffix in (".yaml", ".md", ".py")]
@@ -136,7 +144,7 @@ def _name(node: ast.AST) -> str:
 
 def walked() -> tuple[set[str], int]:
     """Files of the package whose functions segmenting one volume runs, and how often one gives way to another."""
-    from cgdpm_med import Options, segment, write_phantom_dataset
+    from cgdpm_med import Options, segment
 
     files: set[str] = set()
     steps, here = 0, ""
@@ -146,12 +154,13 @@ def walked() -> tuple[set[str], int]:
         name = frame.f_code.co_filename
         if event == "call" and name.startswith(str(PACKAGE)) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
             steps, here = steps + (name != here), name
-            files.add(str(Path(name).relative_to(PACKAGE)))
+            inside = str(Path(name).relative_to(PACKAGE))
+            if inside not in files and not _at_import(frame):
+                files.add(inside)
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write_phantom_dataset(folder, [901], seed=0, shape=(64, 56, 3), spacing=(2.8, 2.8, 24.0), num_frames=3)
-        volume = next(folder.rglob("*frame01.nii.gz"))
+        volume = phantom_volume(folder)
         sys.setprofile(follow)
         try:
             segment(volume, folder / "out", device="cpu", members=1, steps=1, options=Options(pages=False))
@@ -160,16 +169,50 @@ def walked() -> tuple[set[str], int]:
     return files, steps
 
 
+def phantom_volume(folder: Path) -> Path:
+    """One small NIfTI file below ``folder``."""
+    from cgdpm_med import write_phantom_dataset
+
+    write_phantom_dataset(folder, [901], seed=0, shape=(64, 56, 3), spacing=(2.8, 2.8, 24.0), num_frames=3)
+    return next(folder.rglob("*frame01.nii.gz"))
+
+
+def command_seconds(*words: str) -> float:
+    """CPU seconds of ``cgdpm-med`` in a process of its own, on one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "cgdpm_med.apps.cli", *words]
+    subprocess.run(command, env=environment, cwd=REPO, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def volume_seconds() -> float:
+    """:func:`command_seconds` of segmenting one volume with the shipped settings."""
+    with tempfile.TemporaryDirectory() as place:
+        volume = phantom_volume(Path(place))
+        return command_seconds("segment", str(volume), str(Path(place) / "out"), "--device", "cpu", "--no-report")
+
+
+def _at_import(frame: Any) -> bool:
+    """Whether the body of one of the package's modules is running further out."""
+    while (frame := frame.f_back) is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_code.co_filename.startswith(str(PACKAGE)):
+            return True
+    return False
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", action="store_true", help="segment a phantom and count files")
+    parser.add_argument("--times", action="store_true", help="time --help and one volume")
     arguments = parser.parse_args()
     encoders, machines, scales = encodings(), machinery(), mask_scales()
     print(f"definitions of condition encoding: {len(encoders)} ({', '.join(encoders)})")
     print(f"machinery in {' and '.join(PLAIN_ROOMS)}: {machines.total()} lines ({_listed(machines)})")
     print(f"mask_scale, most in one configuration: {max(scales.values(), default=0)} ({_listed(scales)})")
-    for bundle in sorted(REPO.glob("bundles/*/configs/train.yaml")):
+    for bundle in sorted([*REPO.glob("bundles/*/configs/train.yaml"), *REPO.glob("recipes/*/configs/train.yaml")]):
         keys = equal_by_hand(bundle.parents[1])
         print(f"equal by hand in {bundle.parents[1].name}: {len(keys)} ({', '.join(keys)})")
     print("share of the package: " + ", ".join(f"{folder} {share:.0%}" for folder, share in shares().items()))
@@ -178,7 +221,10 @@ def main() -> None:
     if arguments.trace:
         files, steps = walked()
         rooms = Counter(file.partition("/")[0] for file in files)
-        print(f"segment of one volume: {len(files)} files, {steps} changes of file ({_listed(rooms)})")
+        lines = sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in files)
+        print(f"segment of one volume: {len(files)} files of {lines} lines, {steps} changes of file ({_listed(rooms)})")
+    if arguments.times:
+        print(f"CPU seconds: --help {command_seconds('--help'):.2f}, one volume {volume_seconds():.1f}")
 
 
 def _listed(counts: Mapping[str, int]) -> str:

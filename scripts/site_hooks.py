@@ -1,6 +1,7 @@
 """What mkdocs does not know by itself: notebooks as pages, and links to files that are not on the site.
 
-Named in mkdocs.yml. A link that leaves ``docs`` becomes one to its ``extra.source``, or text where there is none.
+Named in mkdocs.yml. A link that leaves ``docs`` becomes one to ``extra.source``, if mkdocs.yml has that address, else
+text.
 """
 
 from __future__ import annotations

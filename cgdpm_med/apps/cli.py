@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cgdpm_med.apps.commands.archive import archive
 from cgdpm_med.apps.commands.basics import demo, info, phantom
 from cgdpm_med.apps.commands.export import export
 from cgdpm_med.apps.commands.scores import compare, evaluate
@@ -27,6 +28,7 @@ app = typer.Typer(
     help="Conditional guided diffusion for medical images. For research; not a medical device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain text: rich's pages take as long to import as all the rest
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -110,13 +112,14 @@ for command in (
     calibrate,
     cohort,
     view,
+    archive,
     super_resolve,
     evaluate,
     compare,
     export,
     demo,
 ):
-    app.command()(command)
+    app.command(short_help=(command.__doc__ or "").partition("\n\n")[0])(command)
 
 
 if __name__ == "__main__":

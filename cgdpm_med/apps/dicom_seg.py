@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 Identity = Literal["deidentified", "identified"]
 
-_NO_DATE, _NO_TIME = "19000101", "000000"
+NO_DATE, NO_TIME = "19000101", "000000"
+"""Of deidentified objects."""
+
+NOTHING_COPIED = "Nothing of patient and study was copied"
+"""DeidentificationMethod."""
+
 _TYPE_2 = (
     "PatientName",
     "PatientID",
@@ -96,7 +101,7 @@ def write_dicom_seg(
     if mask.shape != stack.shape[:3]:
         raise ValueError(f"a mask of shape {mask.shape} does not lie on a stack of shape {stack.shape}")
     images = [of_slice[phase] for of_slice in stack.images]
-    _require_references(images, stack)
+    require_references(images, stack)
     with warnings.catch_warnings():  # which may quote the header
         warnings.simplefilter("ignore")
         seg = _segmentation(mask, stack, images, phase, identity, task_of(labels))
@@ -105,7 +110,7 @@ def write_dicom_seg(
     return Path(path)
 
 
-def _require_references(images: Sequence[DicomImage], stack: DicomStack) -> None:
+def require_references(images: Sequence[DicomImage], stack: DicomStack) -> None:
     """Raises InputError unless an object can refer to each of the images, and to one place in space for all."""
     complaint = None
     if not all(image.frame_of_reference and image.study_uid for image in images):
@@ -142,8 +147,8 @@ def _segmentation(
     drawn = hashlib.sha256(mask.tobytes()).hexdigest()
     sources = [_source(image, stack) for image in images]
     if identity == "identified":
-        sources[0] = _with_patient(sources[0], images[0].path)
-    stamp: dict[str, Any] = {} if identity == "identified" else {"content_date": _NO_DATE, "content_time": _NO_TIME}
+        sources[0] = with_patient(sources[0], images[0].path)
+    stamp: dict[str, Any] = {} if identity == "identified" else {"content_date": NO_DATE, "content_time": NO_TIME}
     seg = hd.seg.Segmentation(
         source_images=sources,
         pixel_array=np.ascontiguousarray(mask.transpose(2, 1, 0)),  # slices, rows, columns
@@ -161,7 +166,7 @@ def _segmentation(
         series_description=task.series_description,
         **stamp,
     )
-    seg.ReferencedSeriesSequence = _references(images)
+    seg.ReferencedSeriesSequence = references(images)
     _refer_to_frames(seg, {_stand_in(image): image for image in images if image.frames > 1})
     for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
         item.DimensionOrganizationUID = uid("dimensions", images[0].instance_uid)
@@ -170,7 +175,7 @@ def _segmentation(
         for equipment in seg.ContributingEquipmentSequence:
             del equipment.ContributionDateTime
         seg.PatientIdentityRemoved = "YES"
-        seg.DeidentificationMethod = "Nothing of patient and study was copied"
+        seg.DeidentificationMethod = NOTHING_COPIED
     return seg
 
 
@@ -193,7 +198,6 @@ def _segment(label: int, task: Task, version: str) -> Any:
 
 def _source(image: DicomImage, stack: DicomStack) -> Any:
     """What the library needs to know of an image, and nothing else; all as if of one series, as it demands."""
-    from pydicom import Dataset
     from pydicom.uid import MRImageStorage
     from pydicom.valuerep import DSfloat
 
@@ -203,9 +207,7 @@ def _source(image: DicomImage, stack: DicomStack) -> Any:
     assert image.spacing is not None
     assert image.directions is not None
     assert image.position is not None
-    source = Dataset()
-    for keyword in _TYPE_2:
-        setattr(source, keyword, "")
+    source = blank_header()
     source.SOPClassUID, source.SOPInstanceUID = image.sop_class, image.instance_uid
     if image.frames > 1:  # as a single image, which refers to the frame in the end
         source.SOPClassUID, source.SOPInstanceUID = MRImageStorage, _stand_in(image)
@@ -241,7 +243,7 @@ def _refer_to_frames(seg: Any, frames: Mapping[str, DicomImage]) -> None:
                     source.ReferencedFrameNumber = image.frame + 1
 
 
-def _with_patient(source: Any, path: Path) -> Any:
+def with_patient(source: Any, path: Path) -> Any:
     """The header of a file, with the geometry of ``source``."""
     from pydicom import dcmread
 
@@ -255,8 +257,12 @@ def _with_patient(source: Any, path: Path) -> Any:
     return header
 
 
-def _references(images: Sequence[DicomImage]) -> list[Any]:
-    """ReferencedSeriesSequence, with the series as they are."""
+def references(images: Sequence[DicomImage], keyword: str = "ReferencedInstanceSequence") -> list[Any]:
+    """Items of a ReferencedSeriesSequence, with the series as they are.
+
+    Args:
+        keyword: of the sequence that holds the instances of a series.
+    """
     from pydicom import Dataset
 
     by_series: dict[str, list[Any]] = defaultdict(list)
@@ -264,9 +270,20 @@ def _references(images: Sequence[DicomImage]) -> list[Any]:
         instance = Dataset()
         instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = image.sop_class, image.instance_uid
         by_series[image.series_uid].append(instance)
-    references = []
+    items = []
     for series_uid, instances in by_series.items():
-        reference = Dataset()
-        reference.SeriesInstanceUID, reference.ReferencedInstanceSequence = series_uid, instances
-        references.append(reference)
-    return references
+        item = Dataset()
+        item.SeriesInstanceUID = series_uid
+        setattr(item, keyword, instances)
+        items.append(item)
+    return items
+
+
+def blank_header() -> Any:
+    """Patient and study without a value."""
+    from pydicom import Dataset
+
+    header = Dataset()
+    for keyword in _TYPE_2:
+        setattr(header, keyword, "")
+    return header

@@ -16,9 +16,9 @@ import numpy as np
 from cgdpm_med.diffusion.sampling import BEFORE_DIALS
 from cgdpm_med.evaluation.calibration_file import current_names
 from cgdpm_med.files import InputError
-from cgdpm_med.models.weights import sha256_of
 from cgdpm_med.report.records import read_record
 from cgdpm_med.studies.cases import Case
+from cgdpm_med.studies.outputs import input_hashes
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,6 @@ def find_shard(text: str | None, environment: Mapping[str, str] = os.environ) ->
 
 
 # --- what is finished -------------------------------------------------------------------------------------------------
-
-
-def input_hashes(cases: Sequence[Case]) -> dict[str, str]:
-    """SHA-256 of each input by its name; of a DICOM stack that of its files' hashes, since file names may be UIDs."""
-    return {case.image.name: _input_hash(case.files) for case in cases}
-
-
-def _input_hash(files: Sequence[Path]) -> str:
-    hashes = [sha256_of(path) for path in files]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def finished(path: Path, about: Mapping[str, Any], inputs: Sequence[Case]) -> dict[str, Any] | None:

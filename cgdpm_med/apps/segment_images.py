@@ -15,7 +15,7 @@ from PIL import Image
 from cgdpm_med.apps.segment_slices import Mask, SliceSegmenter
 from cgdpm_med.apps.slice_page import SlicePage
 from cgdpm_med.console import CaseBar, complain
-from cgdpm_med.datasets.loading import Loaded, input_files, load_image
+from cgdpm_med.datasets.loading import Loaded, input_files
 from cgdpm_med.evaluation.calibration_file import digests_by_name
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.inference.labels import Labels
@@ -113,7 +113,7 @@ def _segment_all(
 def _segment_one(
     segmenter: SliceSegmenter, key: str, files: Sequence[Path], out: Path, page: SlicePage
 ) -> dict[str, Any]:
-    loaded = load_image(files, len(segmenter.input.names))
+    loaded = segmenter.loaded(files)
     mask = segmenter(loaded, key)
     record: dict[str, Any] = {"case": key, "files": save_mask(mask, loaded, out, key, segmenter.labels)}
     record |= described(mask, loaded, segmenter.labels)

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cgdpm_med.console import input_error_behind
 from cgdpm_med.data.transforms import CombineMembersd
-from cgdpm_med.datasets.loading import Loaded
+from cgdpm_med.datasets.json_files import read_json
+from cgdpm_med.datasets.loading import Loaded, load_image
 from cgdpm_med.datasets.prepare import back, prepare
 from cgdpm_med.datasets.run import TASK
 from cgdpm_med.diffusion.ensemble import entropy
@@ -77,6 +79,23 @@ class SliceSegmenter:
         self.predictor = predictor.to(self.device)
         self.weights = tuple(Path(file) for file in weights)
         self.calibration: Calibration | None = None
+        self.pictures: bool | None = None
+
+    def loaded(self, files: Sequence[Path]) -> Loaded:
+        """The channels of an image together, once it is sure that they are of the kind that was trained on.
+
+        Raises:
+            InputError: as :func:`~cgdpm_med.datasets.loading.load_image`; for a volume where the network knows
+                pictures, or the other way round: nobody would know the size of a pixel.
+        """
+        image = load_image(files, len(self.input.names))
+        if self.pictures is not None and self.pictures != (image.grid is None):
+            kind = "picture" if image.grid is None else "volume"
+            known, remedy = (
+                ("pictures", "Save its slices as PNG") if self.pictures else ("volumes", "Give NIfTI volumes")
+            )
+            raise InputError(f"is a {kind}, the network was trained on {known}", path=files[0], remedy=remedy)
+        return image
 
     @property
     def labels(self) -> Labels:
@@ -105,12 +124,16 @@ class SliceSegmenter:
     @torch.inference_mode()
     def drawn(self, loaded: Loaded, key: str, member_ids: Sequence[int]) -> Tensor:
         """These members on the image's own pixels, (K * channels, X, Y, Z)."""
-        seen, channels = self.input, self.predictor.out_channels
+        image = MetaTensor(self.prepared(loaded)[None].to(self.device), meta={"key": key})
+        infer = SliceEnsembleInferer(neighbours=self.input.neighbours)
+        members = infer(image, _Some(self.predictor, member_ids))  # type: ignore[arg-type]
+        plain = torch.as_tensor(members)[0].cpu().as_subclass(Tensor)
+        return back(plain, loaded, self.input, self.predictor.out_channels)
+
+    def prepared(self, loaded: Loaded) -> Tensor:
+        """The image as the network sees it, (C, X', Y', Z)."""
         bare = replace(loaded, label=None)
-        image = prepare(bare, seen, channels, multiple=self.model.multiple)["image"]
-        infer = SliceEnsembleInferer(neighbours=seen.neighbours)
-        members = infer(image[None].to(self.device), _Keyed(self.predictor, key, member_ids))[0].cpu()  # type: ignore[arg-type]
-        return back(members, loaded, seen, channels)
+        return prepare(bare, self.input, self.predictor.out_channels, multiple=self.model.multiple)["image"]
 
 
 class FoldSegmenter(SliceSegmenter):
@@ -125,7 +148,7 @@ class FoldSegmenter(SliceSegmenter):
         first = segmenters[0]
         weights = [file for segmenter in segmenters for file in segmenter.weights]
         super().__init__(first.model, first.predictor, first.device, weights)
-        self.segmenters, self.members = tuple(segmenters), members
+        self.segmenters, self.members, self.pictures = tuple(segmenters), members, first.pictures
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -141,11 +164,11 @@ class FoldSegmenter(SliceSegmenter):
         return combined(torch.cat(parts), loaded, self.predictor.out_channels, self.calibration)
 
 
-class _Keyed:
-    """A predictor that draws some members, with the noise of one image whatever place it has in a batch."""
+class _Some:
+    """A predictor that draws some of its members."""
 
-    def __init__(self, predictor: DiffusionPredictor, key: str, member_ids: Sequence[int]) -> None:
-        self.predictor, self.key, self.member_ids = predictor, key, member_ids
+    def __init__(self, predictor: DiffusionPredictor, member_ids: Sequence[int]) -> None:
+        self.predictor, self.member_ids = predictor, member_ids
         self.sampling = replace(predictor.sampling, members=len(member_ids))
 
     def __getattr__(self, name: str) -> Any:
@@ -153,8 +176,7 @@ class _Keyed:
 
     def ensemble(self, image: Tensor, keys: Sequence[str], **how: Any) -> Tensor:
         """As the predictor's."""
-        keyed = [f"{self.key}/{key}" for key in keys]
-        return self.predictor.ensemble(image, keys=keyed, member_ids=self.member_ids, **how)
+        return self.predictor.ensemble(image, keys=keys, member_ids=self.member_ids, **how)
 
 
 def combined(members: Tensor, loaded: Loaded, channels: int, calibration: Calibration | None = None) -> Mask:
@@ -201,6 +223,7 @@ def load_segmenter(run: str | Path, **overrides: Any) -> SliceSegmenter:
         raise
     except Exception as error:  # MONAI wraps whatever a configuration raises
         raise input_error_behind(error) or unusable(config, error) from error
+    segmenter.pictures = read_json(Path(run) / TASK).get("fingerprint", {}).get("pictures")
     return segmenter
 
 

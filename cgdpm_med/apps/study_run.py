@@ -15,7 +15,7 @@ import torch
 
 from cgdpm_med.apps.dicom_seg import check_codes, seg_files, write_dicom_seg
 from cgdpm_med.apps.engines import Progress
-from cgdpm_med.apps.resume import finished, input_hashes
+from cgdpm_med.apps.resume import finished
 from cgdpm_med.apps.segment_options import Options
 from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
 from cgdpm_med.files import InputError, sweep_temporaries
@@ -25,7 +25,16 @@ from cgdpm_med.inference.segmenter import Segmentation, Segmenter, ensemble_sett
 from cgdpm_med.report.records import COHORT, read_study_record, study_record
 from cgdpm_med.runtime.precision import autocast_dtype
 from cgdpm_med.studies.cases import Case, Subject
-from cgdpm_med.studies.outputs import CineMaps, Provenance, describe, map_file, provenance, save_maps, write_json
+from cgdpm_med.studies.outputs import (
+    CineMaps,
+    Provenance,
+    describe,
+    input_hashes,
+    map_file,
+    provenance,
+    save_maps,
+    write_json,
+)
 from cgdpm_med.studies.result import StudyResult
 from cgdpm_med.studies.study import Study
 from cgdpm_med.volumes import Volume, frames

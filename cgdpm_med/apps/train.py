@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from cgdpm_med import __version__
+from cgdpm_med.apps.hours import Hours, plan_for_hours
 from cgdpm_med.apps.train_stages import WEIGHTS, run_stages
+from cgdpm_med.datasets.choices import make_plan
 from cgdpm_med.datasets.dataset import DataSet
 from cgdpm_med.datasets.fingerprint import Fingerprint, fingerprint
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.loading import load_example
-from cgdpm_med.datasets.plan import Plan, make_plan, parse_settings, plan_page, write_plan
+from cgdpm_med.datasets.plan import Plan, parse_settings, plan_page, read_plan, write_plan
 from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, slice_input
 from cgdpm_med.datasets.split import make_split, of_part
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.inference.segmenter import choose_device
-from cgdpm_med.training.step_time import step_seconds
+from cgdpm_med.runtime.free_memory import free_memory
 
 CONFIGS = ("train.yaml", "train_guidance.yaml", "inference.yaml", "evaluate.yaml")
 GUIDANCE_SHARE = 0.2
 """Steps of the guidance network by steps of the denoiser, as in the shipped bundle (384 of about 2100)."""
 GUIDANCE_COST = 0.35
 """What they take of the denoiser's time: a step of theirs walks the frozen chain, too. An estimate."""
-USED = 0.85
-"""Of the hours given, for training steps; the rest is reading, validation and the test."""
-LEAST_STEPS = 20
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
 Say = Callable[[str], None]
@@ -95,51 +96,33 @@ def plan_dataset(
     dataset = read_dataset(source)
     dataset = dataset.grouped(wishes.patients) if wishes.patients else dataset
     parts = make_split(dataset, seed=wishes.seed or 0, folds=wishes.folds, fold=wishes.fold or 0)
+    begin = time.perf_counter()
     seen = fingerprint(dataset)
     _check_marked(dataset, parts)
-    how: dict[str, Any] = {"given": given, "memory": free_memory(place) / 2, "large": place.type == "cuda"}
-    plan = make_plan(seen, iterations=wishes.iterations or 5000, **how)
+    reading = time.perf_counter() - begin
+    how: dict[str, Any] = {"given": given, "memory": 0.8 * free_memory(place), "large": place.type == "cuda"}
+    make = partial(make_plan, seen, **how)
     if wishes.hours is not None and "iterations" not in given:
-        seconds = _step_seconds(plan, seen, place)
-        share = USED / (1 + GUIDANCE_COST) if wishes.guidance else USED
-        steps = int(share * 3600 * wishes.hours / seconds)
-        if steps < LEAST_STEPS:
-            remedy = f"Give --hours {LEAST_STEPS * seconds / 3600 / share:.3g} or more, or a smaller --set crop"
-            raise InputError(f"{wishes.hours:g} hours are {steps} steps of {seconds:.2g} s here", remedy=remedy)
-        plan = make_plan(seen, iterations=steps, **how)
-        say(f"a step takes {seconds:.3g} s here: {plan.iterations} steps in {wishes.hours:g} h")
+        step_cost = 1 + GUIDANCE_COST if wishes.guidance else 1.0
+        plan = plan_for_hours(Hours(wishes.hours, begin, reading), make, seen, parts, place, say, step_cost=step_cost)
+    else:
+        plan = make(iterations=wishes.iterations or 5000)
     return Planned(dataset, seen, plan, parts, plan_page(seen, plan, parts, dataset.name))
 
 
-def _step_seconds(plan: Plan, seen: Fingerprint, device: torch.device) -> float:
-    return step_seconds(
-        classes=len(seen.labels) + 1,
-        channels=len(slice_input(plan, seen.channels).channels),
-        widths=plan.widths,
-        patch_size=plan.patch_size,
-        crop=plan.crop,
-        batch_size=plan.batch_size,
-        device=device,
-    )
-
-
 def _check_marked(dataset: DataSet, parts: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise InputError where no structure is marked in a part that is needed."""
+    """Raise InputError where no structure is marked in a part that is needed, or one is never trained on."""
+    there: dict[str, set[int]] = {}
     for part in ("train", "validation"):
-        loaded = (load_example(dataset, example) for example in of_part(dataset, parts, part))
-        if not any(each.label is not None and each.label.any() for each in loaded):
+        loaded = (load_example(dataset, example).label for example in of_part(dataset, parts, part))
+        there[part] = {int(n) for label in loaded if label is not None for n in np.unique(label)} - {0}
+        if not there[part]:
             remedy = "Give more patients with marked structures, or another --seed"
             raise InputError(f"has only empty label maps in its {part} part", path=dataset.root, remedy=remedy)
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that a device has free, about."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
-        return 8e9
+    if never := [name for n, name in enumerate(dataset.labels, start=1) if n not in there["train"]]:
+        what = f"has no {never[0]} in any label map of its train part"
+        remedy = "Take the name out of the labels, add patients who have it, or give another --seed"
+        raise InputError(what, path=dataset.root, remedy=remedy)
 
 
 # --- the bundle -------------------------------------------------------------------------------------------------------
@@ -154,6 +137,8 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
         if name == "train.yaml":
             text = text.replace("dataset_dir: ./data\n", f"dataset_dir: {_place_of(source, run)}\n")
             text = text.replace("\nseed: 0\n", f"\nseed: {wishes.seed or 0}\n")
+        if name == "inference.yaml":
+            text = text.replace("\nmembers: 8\n", f"\nmembers: {planned.plan.members}\n")
         _write(run / "configs" / name, text)
     _write_json(run / "configs" / "metadata.json", metadata(planned))
     _write_json(run / SPLIT, {**planned.parts, "trained_on": sorted(planned.parts["train"])})
@@ -162,10 +147,10 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
         "values": {str(value): number for value, number in planned.dataset.values.items()},
         "keys": {example.key: example.patient for example in planned.dataset.labelled},
     }
-    steps = max(1, round(GUIDANCE_SHARE * planned.plan.iterations)) if wishes.guidance else 0
+    steps = guidance_steps(planned.plan) if wishes.guidance else 0
     of_user = {"guidance": steps, "patients": wishes.patients, "wishes": asdict(wishes)}
     _write_json(run / TASK, {**task, **names, **of_user, "fingerprint": asdict(planned.seen)})
-    _write(run / "docs" / "README.md", planned.page + _USE)
+    _write(run / "docs" / "README.md", planned.page + "\n" + (templates / "use.md").read_text(encoding="utf-8"))
     write_plan(planned.plan, run / PLAN)
 
 
@@ -173,19 +158,6 @@ def _place_of(source: Path, run: Path) -> str:
     """The data set as seen from the run's folder, so that both can be moved together."""
     way = os.path.relpath(source.resolve(), run.resolve())
     return json.dumps(f"$os.path.join(@bundle_root, {way!r})")
-
-
-_USE = """
-## Use
-
-    cgdpm-med segment IMAGES OUT --bundle RUN
-
-`cgdpm-med train DATA RUN` continues the training where it was stopped. For research; not a medical device.
-
-`configs/train.yaml` finds the data set by its place relative to this folder. Move both together, or name it:
-
-    python -m monai.bundle run --config_file configs/train.yaml --bundle_root . --dataset_dir DATA
-"""
 
 
 def _write(path: Path, text: str) -> None:
@@ -270,10 +242,7 @@ def train(
     """
     source, run, wishes = Path(source), Path(run), wishes or Wishes()
     if (run / PLAN).is_file():
-        begun = read_json(run / TASK)["wishes"]
-        if not wishes.none and json.loads(json.dumps(asdict(wishes))) != begun:
-            remedy = "Leave the options out to continue it, or give another folder"
-            raise InputError("is planned already, with other options", path=run, remedy=remedy)
+        _take_up(run, wishes)
         say(f"continuing {run}")
     else:
         _check_new(run)
@@ -282,6 +251,27 @@ def train(
         say(planned.page)
     test = run_stages(source, run, choose_device(device), say)
     return {"run": str(run), "weights": str(run / WEIGHTS), "test": test}
+
+
+def _take_up(run: Path, wishes: Wishes) -> None:
+    """Go on with a run as it was planned; a guidance network may still be asked for.
+
+    Raises:
+        InputError: for other wishes.
+    """
+    task = read_json(run / TASK)
+    begun, asked = task["wishes"], json.loads(json.dumps(asdict(wishes)))
+    if not replace(wishes, guidance=False).none and {**asked, "guidance": begun["guidance"]} != begun:
+        remedy = "Leave the options out to continue it, or give another folder"
+        raise InputError("is planned already, with other options", path=run, remedy=remedy)
+    if wishes.guidance and not task["guidance"]:
+        steps = guidance_steps(read_plan(run / PLAN))
+        _write_json(run / TASK, {**task, "guidance": steps, "wishes": {**begun, "guidance": True}})
+
+
+def guidance_steps(plan: Plan) -> int:
+    """Training steps of a guidance network."""
+    return max(1, round(GUIDANCE_SHARE * plan.iterations))
 
 
 def _check_new(run: Path) -> None:

@@ -71,26 +71,23 @@ def run_stages(source: Path, run: Path, device: torch.device, say: Say = lambda 
         InputError: for data that changed, or weights that a training left behind unusable.
     """
     wanted = [name for name in STAGES if name != "guidance" or Run(run, source).guidance]
-    for name in wanted:
-        if name in finished(run):
-            continue
-        say(f"stage {wanted.index(name) + 1} of {len(wanted)}: {name}")
+    done = finished(run, wanted)  # a stage before an unfinished one only: what follows rests on its weights
+    for number, name in enumerate(wanted[len(done) :], start=len(done) + 1):
+        say(f"stage {number} of {len(wanted)}: {name}")
         STAGES[name](source, run, device)
-        write_json({"finished": [*finished(run), name]}, run / DONE)
+        write_json({"finished": wanted[:number]}, run / DONE)
     scores = run / TEST
     if not scores.is_file():
         return None
     return {name: value for name, value in read_json(scores).items() if name != "cases"}
 
 
-def finished(run: Path) -> list[str]:
-    """Names of the finished stages; none whose files are gone."""
-    if not (run / DONE).is_file() or not (run / WEIGHTS).is_file():
-        return []
-    names: list[str] = read_json(run / DONE)["finished"]
-    if "guidance" in names and not guidance_beside(run / WEIGHTS).is_file():
-        return names[: names.index("guidance")]
-    return names
+def finished(run: Path, wanted: Sequence[str]) -> list[str]:
+    """The first of the wanted stages, as far as all are finished and their weights are there."""
+    recorded = read_json(run / DONE)["finished"] if (run / DONE).is_file() else []
+    files = {"denoiser": run / WEIGHTS, "guidance": guidance_beside(run / WEIGHTS)}
+    there = [name in recorded and (name not in files or files[name].is_file()) for name in wanted]
+    return list(wanted[: there.index(False)] if False in there else wanted)
 
 
 def _run_configuration(source: Path, run: Path, device: torch.device, names: Sequence[str], written: Path) -> None:

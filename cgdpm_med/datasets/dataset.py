@@ -103,8 +103,10 @@ def data_files(folder: Path) -> list[Path]:
         raise InputError("no such folder", path=folder, remedy="Make it, or check the spelling of its name")
     found = sorted(path for path in folder.iterdir() if path.is_file() and is_data(path))
     if not found:
-        remedy = f"Put images there: volumes, or pictures as {', '.join(PICTURE_SUFFIXES)}"
-        raise InputError("holds no images", path=folder, remedy=remedy)
+        inside = any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
+        remedy = f"Put images right into it: volumes, or pictures as {', '.join(PICTURE_SUFFIXES)}"
+        what = "holds no images, only folders" if inside else "holds no images"
+        raise InputError(what, path=folder, remedy=remedy)
     return found
 
 

@@ -90,7 +90,8 @@ def labels_from_table(path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
     """
     content: Mapping[str, Any] = read_json(path)
     values = [colour_code(v, path) if isinstance(v, str) else v for v in content.values()]
-    if len(set(values)) < len(values) or not all(isinstance(v, int) and v >= 0 for v in values) or len(values) < 2:
+    numbers = [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
+    if len(set(numbers)) < len(values) or len(values) < 2:
         remedy = 'Write {"background": 0, "tumour": 255}, or colours as "#ff0000"'
         raise InputError("does not give every class a value of its own", path=path, remedy=remedy)
     if next(iter(content)) != "background":

@@ -93,6 +93,10 @@ def _nnunet(path: Path, content: Mapping[str, Any]) -> DataSet:
     if not isinstance(ending, str) or not ending.startswith("."):
         raise InputError("does not say the file_ending", path=path, remedy='Add "file_ending": ".nii.gz"')
     examples = [*_nnunet_part(root, "Tr", "", ending, len(names))]
+    said = content.get("numTraining")
+    if isinstance(said, int) and said != len(examples):
+        remedy = "Add the cases that are missing, or correct numTraining"
+        raise InputError(f"says numTraining {said}, imagesTr holds {len(examples)} cases", path=path, remedy=remedy)
     if (root / "imagesTs").is_dir():
         examples += _nnunet_part(root, "Ts", "test", ending, len(names))
     return DataSet(
@@ -102,10 +106,10 @@ def _nnunet(path: Path, content: Mapping[str, Any]) -> DataSet:
 
 def _nnunet_part(root: Path, folder: str, part: str, ending: str, channels: int) -> Iterator[Example]:
     images, labels = root / f"images{folder}", root / f"labels{folder}"
-    wanted = [path for path in data_files(images) if path.name.endswith(ending)]
-    if not wanted:
-        remedy = "Correct file_ending in dataset.json, or convert the images"
-        raise InputError(f"holds no file that ends in {ending}", path=images, remedy=remedy)
+    wanted = data_files(images)
+    if others := [path for path in wanted if not path.name.endswith(ending)]:
+        remedy = "Correct file_ending in dataset.json, or convert the file, or take it away"
+        raise InputError(f"does not end in {ending}, the file_ending of dataset.json", path=others[0], remedy=remedy)
     maps = by_stem(data_files(labels)) if labels.is_dir() or folder == "Tr" else {}
     groups: dict[str, dict[int, Path]] = {}
     for path in wanted:
@@ -114,6 +118,9 @@ def _nnunet_part(root: Path, folder: str, part: str, ending: str, channels: int)
             remedy = f"Call it NAME_0000{ending}: the number is that of its channel"
             raise InputError("does not end in the number of a channel", path=path, remedy=remedy)
         groups.setdefault(key, {})[int(number)] = path
+    if alone := sorted(set(maps) - set(groups)):
+        remedy = f"Add {images.name}/{alone[0]}_0000{ending}, or remove the label map"
+        raise InputError("is the label map of no image", path=maps[alone[0]], remedy=remedy)
     for key, files in sorted(groups.items()):
         first = files[min(files)]
         one_file = len(files) == 1 and not ending.startswith(".nii")  # a colour picture holds its channels itself

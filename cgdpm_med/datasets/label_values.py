@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cgdpm_med.files import InputError, listed, read_failure
 from cgdpm_med.images.pictures import BROKEN, JPEG_SUFFIXES
@@ -16,6 +16,8 @@ from cgdpm_med.volumes import Grid, read_labels
 from cgdpm_med.volumes.formats import volume_suffix
 
 MOST_CLASSES = 64
+_NEAR = 40
+"""Grey values so near to 0 and to 255 may be what compression left of them."""
 _COLOUR = 1 << 24  # above all grey values
 
 
@@ -45,6 +47,10 @@ def stored_labels(path: Path, like: Grid | None = None) -> NDArray[np.int64]:
 
 
 def _picture_values(image: Image.Image, path: Path) -> NDArray[np.int64]:
+    if (pages := getattr(image, "n_frames", 1)) > 1:
+        raise InputError(f"holds {pages} pages", path=path, remedy="Save each page as a file of its own")
+    image = ImageOps.exif_transpose(image)
+    _refuse_transparency(image, path)
     if path.suffix.lower() in JPEG_SUFFIXES:
         return _from_jpeg(np.asarray(image.convert("L")), path)
     if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
@@ -55,11 +61,25 @@ def _picture_values(image: Image.Image, path: Path) -> NDArray[np.int64]:
     return code(red, green, blue)
 
 
+def _refuse_transparency(image: Image.Image, path: Path) -> None:
+    """Raise where transparency says something that the colours do not: marked pixels hidden, or told by it alone."""
+    if image.mode not in ("RGBA", "LA", "PA"):
+        return
+    pixels = np.asarray(image.convert("RGBA"))
+    marked, hidden = pixels[..., :3].any(axis=-1), pixels[..., 3] < 128
+    if (marked & hidden).any() or (hidden.any() and not marked.any()):
+        remedy = "Save it without transparency: a black background, structures in their values"
+        raise InputError("is a mask whose transparency and colours disagree", path=path, remedy=remedy)
+
+
 def _from_jpeg(grey: NDArray[np.uint8], path: Path) -> NDArray[np.int64]:
     """A mask of 0 and 255 that was compressed with loss."""
     if float(np.mean((grey > 40) & (grey < 215))) > 0.05:
         remedy = "Save masks as PNG; a JPEG can only hold black and white"
         raise InputError("is a JPEG of more than black and white, so its labels are lost", path=path, remedy=remedy)
+    if 0 < grey.max() <= _NEAR:
+        what = f"is a JPEG whose greatest value is {grey.max()}, so its labels are lost"
+        raise InputError(what, path=path, remedy="Save masks as PNG, with 255 or the number of the class")
     return np.where(grey >= 128, 255, 0).astype(np.int64)
 
 
@@ -109,6 +129,13 @@ def _named(values: Mapping[int, Path], files: Sequence[Path]) -> tuple[tuple[str
     if colours := [path for value, path in values.items() if value >= _COLOUR]:
         raise InputError("is coloured, and nothing says which colour is which class", path=colours[0], remedy=remedy)
     foreground = sorted(value for value in values if value != 0)
+    small, large = [v for v in foreground if v <= _NEAR], [v for v in foreground if 255 - _NEAR <= v <= 255]
+    if small and large:
+        what = f"holds {listed(large, 3)}, and some mask {listed(small, 3)}: classes, pixels to ignore, or compression?"
+        say = (
+            'Save masks of one structure with 0 and 255 alone, or name every value in labels.json: {"background": 0, …}'
+        )
+        raise InputError(what, path=values[large[0]], remedy=say)
     if not foreground:
         what = "holds label maps that are all empty"
         raise InputError(what, path=folder, remedy="Give masks in which the structure is marked, by 255 or by 1")

@@ -137,11 +137,12 @@ def load_example(dataset: DataSet, example: Example, channels: int | None = None
     if example.label is None:
         return loaded
     stored = stored_labels(example.label, loaded.grid)
-    if loaded.grid is None:
-        stored = stored[..., None] if stored.ndim == 2 else stored
-    if stored.ndim != 3 or stored.shape != loaded.view.undo(loaded.image[0]).shape:
-        shape = loaded.view.undo(loaded.image[0]).shape
-        what = f"has {_by(stored.shape[:2])} pixels, its image {example.images[0].name} has {_by(shape[:2])}"
+    if stored.ndim == 2 or (stored.ndim == 4 and stored.shape[3] == 1):
+        stored = stored.reshape(*stored.shape[:3], *[1] * (3 - stored.ndim))
+    shape = loaded.view.undo(loaded.image[0]).shape
+    if stored.shape != shape:
+        sizes = [_by(size[:2] if size[2:] == (1,) else size) for size in (stored.shape, shape)]
+        what = f"has {sizes[0]} pixels, its image {example.images[0].name} has {sizes[1]}"
         raise InputError(what, path=example.label, remedy="Give the mask at the size of its image")
     classes = as_classes(stored, dataset.values, len(dataset.labels) + 1, example.label)
     shown = np.ascontiguousarray(loaded.view.apply(classes), np.uint8)

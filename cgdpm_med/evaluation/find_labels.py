@@ -60,6 +60,8 @@ def find_labels(
         of_run = run.names if run else None
         with_references = _labels_with(references) or table_labels(references)
         with_predictions = _labels_of_predictions(predictions)
+        if reference is None and with_references is None and _in_acdc_layout(references):
+            require_usual_numbers(references, prediction or with_predictions or of_run or ACDC)
         told = with_references or of_run
         if reference is None and with_references is None and run is None and _in_acdc_layout(references):
             require_usual_numbers(references, prediction or with_predictions or ACDC)

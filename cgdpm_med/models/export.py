@@ -23,7 +23,7 @@ from cgdpm_med.networks.classes import append_class
 
 SIDES = ("depth", "height", "width")
 EXPORTED_WITH = (2, 2, 3, 4)
-"""Rows and sides of the example that is traced, sides in units of the model's ``multiple``; any others do later."""
+"""Rows and sides of the traced example, sides in units of the model's ``multiple``; any others do afterwards."""
 NEEDED_FOR_ONNX = ("onnx", "onnxscript")
 
 

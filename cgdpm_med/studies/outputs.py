@@ -1,7 +1,8 @@
-"""What is written for an image: maps on its own grid, a JSON beside them, and label tables for viewers."""
+"""What is written for an image: maps on its own grid, a JSON that says what made them, label tables for viewers."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.segmenter import Segmentation
-from cgdpm_med.models.weights import weights_digest
+from cgdpm_med.models.weights import sha256_of, weights_digest
+from cgdpm_med.studies.cases import Case
 from cgdpm_med.studies.map_names import OUTPUTS
 from cgdpm_med.volumes import Grid, Volume, read_labels, read_volume, slice_order, write_on_grid
 
@@ -229,3 +231,13 @@ def provenance(settings: Mapping[str, Any], *weights: str | Path) -> Provenance:
         except PackageNotFoundError:
             continue
     return Provenance(versions, settings, {Path(path).name: weights_digest(path) for path in weights})
+
+
+def input_hashes(cases: Sequence[Case]) -> dict[str, str]:
+    """SHA-256 of each input by its name; of a DICOM stack that of its files' hashes, since file names may be UIDs."""
+    return {case.image.name: _input_hash(case.files) for case in cases}
+
+
+def _input_hash(files: Sequence[Path]) -> str:
+    hashes = [sha256_of(path) for path in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -148,7 +148,10 @@ class TrainingState:
         objects: by name, anything with state_dict and load_state_dict.
         sampler: told the epoch before each pass.
         lr_scheduler: stepped after every iteration, and saved.
-        resume: continue from ``path`` when it exists.
+        resume: continue from ``path`` when it exists. A trainer that runs on, as in the rounds of federated learning,
+            keeps its place and the weights it was given.
+        averages: names of objects that start as copies of others, also where weights came in from outside: a moving
+            average, by the network it is taken of.
 
     Raises:
         InputError: at the start of the run, when the checkpoint is damaged or does not fit, naming the object.
@@ -161,15 +164,17 @@ class TrainingState:
         sampler: EpochSampler | None = None,
         lr_scheduler: Any = None,
         resume: bool = True,
+        averages: Mapping[str, str] | None = None,
     ) -> None:
         self.path, self.objects, self.resume = Path(path), dict(objects), resume
+        self.averages = dict(averages or {})
         self.sampler, self.lr_scheduler = sampler, lr_scheduler
         if lr_scheduler is not None:
             self.objects["lr_scheduler"] = lr_scheduler
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
-        engine.add_event_handler(Events.STARTED, self.restore)
+        engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.EPOCH_STARTED, self._tell_epoch)
         if self.lr_scheduler is not None:
             engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: self.lr_scheduler.step())
@@ -197,10 +202,15 @@ class TrainingState:
         with atomic_write(self.path) as file:
             torch.save(state, file)
 
+    def _begin(self, engine: Engine) -> None:
+        if self.resume and self.path.exists() and engine.state.iteration == 0:
+            self.restore(engine)
+        else:
+            for average, network in self.averages.items():
+                self.objects[average].load_state_dict(self.objects[network].state_dict())
+
     def restore(self, engine: Engine) -> None:
-        """Continue from the checkpoint, if there is one and ``resume`` is set."""
-        if not (self.resume and self.path.exists()):
-            return
+        """Continue from the checkpoint."""
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:

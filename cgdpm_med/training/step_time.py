@@ -1,59 +1,88 @@
-"""How long a training step takes here, so that hours can be told in steps."""
+"""How long a training step takes here, so that hours can be told in steps: the template's own trainer, on noise."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from statistics import median
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from ignite.engine import Engine, Events
 
-from cgdpm_med.diffusion.losses import DiffusionLoss
-from cgdpm_med.diffusion.schedule import NoiseSchedule
-from cgdpm_med.diffusion.targets import MaskTarget
-from cgdpm_med.networks.unet import ConditionalUNet
-from cgdpm_med.runtime.layers import optimise
-from cgdpm_med.runtime.precision import autocast_dtype
+from cgdpm_med.datasets.plan import Plan
+from cgdpm_med.datasets.rehearsal import Rehearsal, rehearsal_parser
+
+FIRST = 2
+"""Steps that are not counted: they prepare what later ones find ready."""
 
 
-def step_seconds(
-    *,
-    classes: int,
-    channels: int,
-    widths: Sequence[int],
-    patch_size: int,
-    crop: Sequence[int],
-    batch_size: int,
-    device: torch.device,
-    steps: int = 6,
-) -> float:
-    """Median seconds of a step on random numbers, as ``train.yaml`` takes it; the first two are not counted."""
-    target = MaskTarget(classes)
-    network = optimise(
-        ConditionalUNet(
-            in_channels=target.channels,
-            cond_channels=channels,
-            out_channels=target.channels,
-            channels=widths,
-            num_res_blocks=1,
-            attention_levels=[*[False] * (len(widths) - 1), True],
-            num_head_channels=32,
-            patch_size=patch_size,
-        ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ).train()
-    loss = DiffusionLoss(NoiseSchedule(schedule="cosine", prediction_type="sample"), target)
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-    dtype = autocast_dtype(device, "auto")
-    y = torch.randn((batch_size, channels, *crop), device=device)
-    x_0 = target.encode(torch.zeros((batch_size, 1, *crop), dtype=torch.long, device=device))
-    times = []
-    for _ in range(2 + steps):
+@dataclass(frozen=True)
+class Pace:
+    """Seconds.
+
+    Attributes:
+        step: of a training step.
+        member: of drawing one member for one slice, as validation does.
+    """
+
+    step: float
+    member: float
+
+
+class Stopwatch:
+    """Times steps until there are enough of them; attach to a trainer.
+
+    Args:
+        seconds: after which it ends, once some steps are counted.
+        least: steps to count.
+    """
+
+    def __init__(self, seconds: float, least: int = 3) -> None:
+        self.seconds, self.least = seconds, least
+        self.begin, self.counted = 0.0, 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        now = time.perf_counter()
+        if engine.state.iteration <= FIRST:
+            self.begin = now
+            return
+        self.counted, self.elapsed = engine.state.iteration - FIRST, now - self.begin
+        if self.counted >= self.least and self.elapsed >= self.seconds:
+            engine.terminate()
+
+    @property
+    def each(self) -> float:
+        """Seconds of a step; their mean, since what else the machine does counts, too."""
+        return self.elapsed / self.counted
+
+
+def rehearse(plan: Plan, channels: Sequence[str], labels: Sequence[str], device: torch.device, seconds: float) -> Pace:
+    """Take steps of a plan's training, and draw members with its network, on random numbers.
+
+    Args:
+        channels, labels: names, as in the data set.
+        seconds: to spend on steps, about; three are taken in any case.
+    """
+    parser = rehearsal_parser(Rehearsal(plan, channels, labels), device)
+    watch = Stopwatch(seconds)
+    parser["train#handlers"] = ["@ema"]
+    parser["epochs"] = 1000
+    trainer = parser.get_parsed_content("train#trainer")
+    watch.attach(trainer)
+    trainer.run()
+    return Pace(watch.each, _member_seconds(parser, plan, device))
+
+
+def _member_seconds(parser: Any, plan: Plan, device: torch.device) -> float:
+    predictor = parser.get_parsed_content("sampler_predictor")
+    image = torch.randn(1, len(parser.get_parsed_content("task").input.channels), *plan.field, device=device)
+    with torch.inference_mode():
+        predictor(image)
         begin = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            value = loss(network, x_0, y)
-        value.backward()
-        optimizer.step()
-        value.item()  # waits for a GPU
-        times.append(time.perf_counter() - begin)
-    return median(times[2:])
+        predictor(image).sum().item()  # waits for a GPU
+    return time.perf_counter() - begin

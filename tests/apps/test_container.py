@@ -6,12 +6,14 @@ import fnmatch
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import REPO
 
 import cgdpm_med
@@ -62,8 +64,8 @@ def test_what_the_build_needs_is_copied(pyproject: dict[str, Any]) -> None:
     needed |= {folder.split("/")[0] for folder in pyproject["tool"]["setuptools"]["package-dir"].values()}
     needed |= {name for _, rest in instructions() for name in re.findall(r"--constraint (\S+)", rest)}
     assert needed <= set(copied())
-    extras = {extra for _, rest in instructions() for extra in re.findall(r"\.\[(\w+)\]", rest)}
-    assert extras == {"dicom"} <= set(pyproject["project"]["optional-dependencies"])
+    (extras,) = [found[1].split(",") for _, rest in instructions() if (found := re.search(r"\.\[([\w,]+)\]", rest))]
+    assert set(extras) == {"dicom", "cluster", "archive"} <= set(pyproject["project"]["optional-dependencies"])
 
 
 def test_the_base_is_pinned_to_a_python_that_fits(pyproject: dict[str, Any]) -> None:
@@ -113,3 +115,43 @@ def test_docs_build_and_run_this_file() -> None:
     docs = Path(REPO / "docs" / "integration.md").read_text(encoding="utf-8")
     assert "docker build -t cgdpm-med ." in docs
     assert re.search(r"docker run --rm --network none .*cgdpm-med segment /in /out", docs)
+
+
+@pytest.mark.slow
+def test_docker_builds_it_and_it_runs() -> None:
+    """Where there is a daemon that may fetch a Python and PyTorch."""
+    docker = shutil.which("docker") or shutil.which("podman")
+    if docker is None or subprocess.run([docker, "info"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("neither docker nor podman works here")
+    if subprocess.run([docker, "pull", "-q", "python:3.11-slim"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no registry to fetch python:3.11-slim from")
+    subprocess.run([docker, "build", "-q", "-t", "cgdpm-med-test", "."], cwd=REPO, check=True)
+    command = [docker, "run", "--rm", "--network", "none", "cgdpm-med-test", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == cgdpm_med.__version__
+
+
+# --- Apptainer --------------------------------------------------------------------------------------------------------
+
+
+def sections() -> dict[str, list[str]]:
+    """Lines of the Apptainer definition by section, the header under an empty name."""
+    found: dict[str, list[str]] = {"": []}
+    for line in (REPO / "scripts" / "slurm" / "cgdpm-med.def").read_text(encoding="utf-8").splitlines():
+        text = line.strip()
+        if text.startswith("%"):
+            found[text[1:]] = []
+        elif text and not text.startswith("#"):
+            found[list(found)[-1]].append(text)
+    return found
+
+
+def test_apptainer_builds_what_docker_builds() -> None:
+    definition = sections()
+    assert dict(line.split(": ") for line in definition[""])["From"] == stages()[-1][0][1]
+    files = dict(line.split() for line in definition["files"])
+    assert set(files) == set(copied())
+    assert all(target == f"/src/{source}" for source, target in files.items())
+    docker = [rest for name, rest in instructions() if name == "RUN" and "pip install" in rest]
+    assert [line for line in definition["post"] if "pip install" in line] == docker
+    assert definition["runscript"] == ['exec cgdpm-med "$@"']

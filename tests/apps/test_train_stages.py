@@ -4,68 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, shared_path
+from monai.bundle import ConfigWorkflow, verify_metadata
+from monai.bundle import run as monai_run
+from small_runs import WISHES, blobs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_use_of_runs import SETTINGS, blobs
 
-from cgdpm_med import load_model
+from cgdpm_med import InputError
 from cgdpm_med.apps.segment_slices import load_segmenter
-from cgdpm_med.apps.train import Wishes, train
-from cgdpm_med.apps.train_stages import finished
+from cgdpm_med.apps.train import train
+from cgdpm_med.apps.train_stages import STAGES, finished
 from cgdpm_med.models.weights import read_content
 
 pytestmark = [pytest.mark.usefixtures("leaves_no_determinism"), pytest.mark.slow]
-WISHES = Wishes(iterations=10, settings=(*SETTINGS, "epoch=5"), patients="^([^_]+)", guidance=True)
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from test_train_stages import WISHES
-from cgdpm_med.apps import calibrate_slices
-from cgdpm_med.apps.train import train
-from cgdpm_med.training.engines import BestWeights, TrainingState
-from cgdpm_med.training.guidance import ReplayLoader
-
-torch.set_num_threads(1)
-place = sys.argv[3]
-
-def kill(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def after(function):
-    def run(*arguments, **named):
-        function(*arguments, **named)
-        kill()
-    return run
-
-if place == "denoiser, weights written and no checkpoint":
-    BestWeights.update = after(BestWeights.update)
-elif place == "denoiser, checkpoint written":
-    TrainingState.save = after(TrainingState.save)
-elif place == "guidance":
-    told = ReplayLoader.set_epoch
-    ReplayLoader.set_epoch = lambda loader, epoch: kill() if epoch == 2 else told(loader, epoch)
-elif place == "calibration":
-    calibrate_slices.observed = kill
-train(sys.argv[1], sys.argv[2], WISHES, device="cpu")
-"""
 
 
-def train_apart(data: Path, run: Path, place: str) -> int:
-    """The exit status of a process that trains, and kills itself at a place."""
-    paths = [str(REPO), str(REPO / "tests"), str(REPO / "tests" / "apps"), str(REPO / "tests" / "unit")]
+def train_and_die(data: Path, run: Path) -> list[int]:
+    """How processes ended that trained one after the other, each killed at one of the places."""
+    paths = [str(REPO), str(REPO / "tests"), str(REPO / "tests" / "helpers")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, str(data), str(run), place]
-    return subprocess.run(command, env=environment, check=False, capture_output=True).returncode
+    command = [sys.executable, str(REPO / "tests" / "helpers" / "small_runs.py"), str(data), str(run)]
+    found = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    return [int(line.split()[1]) for line in found.stdout.splitlines() if line.startswith("status ")]
 
 
 def tensors(path: Path) -> dict[str, Any]:
@@ -86,15 +56,7 @@ def whole(data: Path) -> Path:
 
 def test_killed_in_every_stage_a_run_ends_as_one_that_was_not(data: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
-    for place in (
-        "denoiser, weights written and no checkpoint",
-        "denoiser, checkpoint written",
-        "guidance",
-        "calibration",
-    ):
-        assert train_apart(data, run, place) == -signal.SIGKILL, place
-    assert finished(run) == ["denoiser", "guidance"]
-    assert train_apart(data, run, "nowhere") == 0
+    assert train_and_die(data, run) == [signal.SIGKILL] * 4 + [0]
     for name in ("model.pt", "model_last.pt", "guidance/guidance.pt", "guidance/guidance_last.pt"):
         ends = [tensors(each / "models" / name) for each in (whole, run)]
         assert ends[0].keys() == ends[1].keys()
@@ -104,7 +66,7 @@ def test_killed_in_every_stage_a_run_ends_as_one_that_was_not(data: Path, whole:
 
 
 def test_all_stages_leave_their_files_and_are_done_once(data: Path, whole: Path) -> None:
-    assert finished(whole) == ["denoiser", "guidance", "calibration", "test"]
+    assert finished(whole, [*STAGES]) == [*STAGES]
     before = {path: path.stat().st_mtime_ns for path in (whole / "models").rglob("*") if path.is_file()}
     again = train(data, whole, WISHES, device="cpu")
     assert before == {path: path.stat().st_mtime_ns for path in (whole / "models").rglob("*") if path.is_file()}
@@ -123,8 +85,19 @@ def test_the_guidance_network_guides_the_masks(whole: Path) -> None:
 def test_a_stage_whose_weights_are_gone_is_not_finished(data: Path, whole: Path) -> None:
     weights = whole / "models" / "guidance" / "guidance.pt"
     weights.rename(weights.with_suffix(".away"))
-    assert finished(whole) == ["denoiser"]
+    assert finished(whole, [*STAGES]) == ["denoiser"]
     weights.with_suffix(".away").rename(weights)
+
+
+def test_a_guidance_network_asked_for_later_brings_a_new_calibration(data: Path, tmp_path: Path) -> None:
+    wishes = replace(WISHES, guidance=False)
+    train(data, tmp_path / "run", wishes, device="cpu")
+    calibration = tmp_path / "run" / "models" / "calibration.json"
+    assert len(json.loads(calibration.read_text())["weights"]) == 1
+    train(data, tmp_path / "run", WISHES, device="cpu")
+    assert len(json.loads(calibration.read_text())["weights"]) == 2
+    with pytest.raises(InputError, match="other options"):
+        train(data, tmp_path / "run", replace(WISHES, seed=7), device="cpu")
 
 
 def test_tensorboard_shows_classes_learning_rate_bands_and_cases(whole: Path) -> None:
@@ -139,17 +112,58 @@ def test_tensorboard_shows_classes_learning_rate_bands_and_cases(whole: Path) ->
     assert (whole / "logs" / "tensorboard" / "guidance").is_dir()
 
 
-def test_a_run_is_moved_with_its_data(data: Path, whole: Path, tmp_path: Path) -> None:
-    import shutil
+def test_no_configuration_of_a_run_holds_a_path_of_this_machine(data: Path, whole: Path) -> None:
+    for path in (whole / "configs").iterdir():
+        if path.suffix == ".yaml":
+            assert str(data.parent) not in path.read_text()
 
-    from monai.bundle import ConfigParser
 
+# --- under MONAI ------------------------------------------------------------------------------------------------------
+
+
+def test_monai_finds_every_property_of_a_run(data: Path, whole: Path) -> None:
+    how = {"bundle_root": str(whole), "dataset_dir": str(data), "device": "$torch.device('cpu')"}
+    configs = whole / "configs"
+    meta = str(configs / "metadata.json")
+    training = ConfigWorkflow(str(configs / "train.yaml"), meta_file=meta, workflow_type="train", **how)
+    training.initialize()
+    assert training.check_properties() == []
+    how["dataset_dir"] = str(data / "images")
+    inference = ConfigWorkflow(str(configs / "inference.yaml"), meta_file=meta, workflow_type="inference", **how)
+    inference.initialize()
+    assert inference.check_properties() == []
+
+
+def test_the_metadata_of_a_run_are_of_monais_schema(whole: Path, tmp_path: Path) -> None:
+    schema = shutil.copyfile(shared_path("reference", "meta_schema_20240725.json"), tmp_path / "schema.json")
+    meta = str(whole / "configs" / "metadata.json")
+    verify_metadata(meta_file=meta, filepath=str(schema), hash_val="06954cad2cc5d3784e72077ac76f0fc8")
+
+
+def test_monais_command_and_engine_write_what_segment_writes(data: Path, whole: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {
+        "bundle_root": str(whole),
+        "dataset_dir": str(data / "images"),
+        "device": "$torch.device('cpu')",
+        "members": 2,
+        "steps": 1,
+    }
+    config = str(whole / "configs" / "inference.yaml")
+    monai_run("initialize", "run", config_file=config, output_dir=str(tmp_path / "run"), **how)
+    workflow = ConfigWorkflow(config, workflow_type="inference", output_dir=str(tmp_path / "engine"), **how)
+    workflow.initialize()
+    workflow.evaluator.run()
+    written = {path.name: path.read_bytes() for path in (tmp_path / "engine").iterdir()}
+    assert len(written) == 3 * 12
+    for name, content in written.items():
+        if name.endswith(".png"):
+            assert (tmp_path / "run" / name).read_bytes() == content, name
+
+
+def test_monai_trains_a_run_that_was_moved(data: Path, whole: Path, tmp_path: Path) -> None:
+    """From another folder, with the configuration's own way to the data; it is complete, so nothing changes."""
     shutil.copytree(data.parent, tmp_path / "moved")
-    parser = ConfigParser()
     run = tmp_path / "moved" / whole.name
-    parser.read_config(str(run / "configs" / "train.yaml"))
-    parser["bundle_root"] = str(run)
-    found = parser.get_parsed_content("dataset_dir")
-    assert Path(found).resolve() == (tmp_path / "moved" / data.name).resolve()
-    assert str(data) not in (run / "configs" / "train.yaml").read_text()
-    assert load_model(run / "models" / "model.pt").description.training is not None
+    monai_run("initialize", "run", config_file=str(run / "configs" / "train.yaml"), bundle_root=str(run))
+    ends = [tensors(each / "models" / "model_last.pt") for each in (whole, run)]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])

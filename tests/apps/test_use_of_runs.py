@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_sets import picture, square, volume
 from PIL import Image
-from test_datasets import picture
+from small_runs import SETTINGS, blobs
 from typer.testing import CliRunner, Result
 
 from cgdpm_med import InputError
@@ -23,22 +24,7 @@ from cgdpm_med.datasets.loading import load_image
 from cgdpm_med.evaluation.calibration_file import read_calibration
 
 pytestmark = [pytest.mark.usefixtures("leaves_no_determinism"), pytest.mark.slow]
-SETTINGS = ("batch_size=2", "epoch=1", "widths=32,32", "validate_every=2")
 QUICK = ["--members", "2", "--steps", "1", "--device", "cpu"]
-
-
-def blobs(folder: Path, patients: int = 6, name: str = "spot") -> Path:
-    """Two pictures of every patient, ``a0_0.png``; a bright square is class 1, drawn as 255."""
-    rng = np.random.default_rng(0)
-    for n in range(2 * patients):
-        mask = np.zeros((16, 16))
-        x, y = rng.integers(2, 8, 2)
-        mask[x : x + 6, y : y + 6] = 255
-        key = f"a{n // 2}_{n % 2}.png"
-        picture(folder / "images" / key, (60 + mask / 2 + rng.normal(0, 8, mask.shape)).clip(0, 255))
-        picture(folder / "masks" / key, mask)
-    (folder / "labels.json").write_text(json.dumps({"background": 0, name: 255}))
-    return folder
 
 
 def trained(data: Path, run: Path, **wishes: Any) -> Path:
@@ -186,8 +172,6 @@ def test_colours_and_class_numbers_meet_by_their_names(tmp_path: Path) -> None:
 
 
 def test_a_picture_against_a_volume(tmp_path: Path) -> None:
-    from test_datasets import square, volume
-
     picture(tmp_path / "pred" / "p.png", square(1))
     volume(tmp_path / "ref" / "p.nii.gz", square(1)[..., None])
     found = command("evaluate", tmp_path / "pred", tmp_path / "ref", "--labels", "1=spot")

@@ -1,4 +1,4 @@
-"""The page over a cohort: one file, every study with a picture, right counts of filters, a script the browser admits."""
+"""The page over a cohort: one file, every study with a picture, right counts, a script the browser admits."""
 
 from __future__ import annotations
 

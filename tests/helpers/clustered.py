@@ -44,8 +44,9 @@ class _Deadly(Thresholder):
         self.orders = orders
 
     def __call__(self, volume: Volume, key: str, progress: Callable[[float], None] | None = None) -> Segmentation:
-        self.orders.log.mkdir(parents=True, exist_ok=True)
-        (self.orders.log / f"{key}.{os.getpid()}").touch()
+        attempt = self.orders.log / f"{key}.{os.getpid()}"
+        attempt.parent.mkdir(parents=True, exist_ok=True)
+        attempt.touch()
         if len(attempts(self.orders.log, key)) <= dict(self.orders.at).get(key, 0):
             os.kill(os.getpid(), signal.SIGKILL)
         if key in self.orders.broken:

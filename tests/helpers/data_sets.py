@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cgdpm_med.datasets.folders import read_dataset
+from cgdpm_med.datasets.loading import load_example
+
 
 def picture(path: Path, array: NDArray[Any], palette: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,3 +65,13 @@ def write_nnunet(root: Path) -> Path:
     }
     (root / "dataset.json").write_text(json.dumps(content))
     return root
+
+
+def change(path: Path, **entries: Any) -> None:
+    file = path / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+
+
+def every(root: Path) -> list[Any]:
+    dataset = read_dataset(root)
+    return [load_example(dataset, example) for example in dataset.labelled]

@@ -9,23 +9,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from data_sets import grey, picture, square, volume
+from data_sets import change, every, grey, picture, square, volume
 from PIL import Image
 
 from cgdpm_med import InputError, write_phantom_dataset
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.loading import load_example, load_image
-
-
-def change(path: Path, **entries: Any) -> None:
-    file = path / "dataset.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
-
-
-def every(root: Path) -> list[Any]:
-    dataset = read_dataset(root)
-    return [load_example(dataset, example) for example in dataset.labelled]
-
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
 

@@ -7,34 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from data_sets import volume
+from fingerprints import PICTURES
 
 from cgdpm_med import InputError
+from cgdpm_med.datasets.choices import make_plan
 from cgdpm_med.datasets.dataset import DataSet, Example
-from cgdpm_med.datasets.fingerprint import Fingerprint, centred_reach, fingerprint, piece_diameters
+from cgdpm_med.datasets.fingerprint import centred_reach, fingerprint, piece_diameters
 from cgdpm_med.datasets.folders import read_dataset
-from cgdpm_med.datasets.plan import make_plan, parse_settings, plan_page, read_plan, write_plan
+from cgdpm_med.datasets.memory import network_bytes, training_memory
+from cgdpm_med.datasets.plan import parse_settings, plan_page, read_plan, write_plan
+from cgdpm_med.datasets.rehearsal import Rehearsal, rehearsal_parser
 from cgdpm_med.datasets.split import make_split, of_part
 
-PICTURES = Fingerprint(
-    examples=800,
-    patients=800,
-    unlabelled=0,
-    pictures=True,
-    channels=("grey",),
-    slices=800,
-    sizes=((256, 256, 256), (256, 256, 256), (1, 1, 1)),
-    spacing=((1, 1), (1, 1)),
-    extent=(256, 256),
-    reach=(250, 250),
-    intensities=((-0.9, 0, 0.9),),
-    foreground=((-0.5, 0.9),),
-    labels=("foreground",),
-    fractions=(0.05,),
-    present=(790,),
-    diameter=48,
-    pieces=1.2,
-)
 HEARTS = replace(
     PICTURES,
     pictures=False,
@@ -114,9 +100,49 @@ def test_ct_has_one_window() -> None:
 
 def test_memory_bounds_the_batch() -> None:
     whole = make_plan(PICTURES)
-    half = make_plan(PICTURES, memory=whole.memory() / 2)
-    assert half.batch_size == whole.batch_size // 2
-    assert half.memory() == pytest.approx(whole.memory() / 2)
+    less = make_plan(PICTURES, memory=0.85 * whole.memory)
+    assert less.batch_size == whole.batch_size // 2
+    assert less.memory < 0.85 * whole.memory
+    assert "memory" in less.reasons["batch_size"]
+    fixed = make_plan(PICTURES, memory=0.85 * whole.memory, given={"batch_size": 8})
+    assert fixed.memory == whole.memory
+
+
+def test_memory_grows_with_batch_and_data_as_both_do() -> None:
+    plan = make_plan(PICTURES)
+    needs = training_memory(plan, ["grey"], ["x"], 100)
+    more = training_memory(plan, ["grey"], ["x"], 200)
+    assert needs.peak(6) - needs.peak(4) == pytest.approx(2 * needs.example)
+    assert more.example == needs.example
+    assert more.held - needs.held == 100 * 128 * 128 * (4 + 2 * 2)  # float32 image, two classes in half precision
+
+
+def test_a_forward_pass_keeps_what_is_counted_without_it() -> None:
+    plan = make_plan(PICTURES, given=parse_settings(["crop=32", "field=32", "widths=32,32"]))
+    task = Rehearsal(plan, ["grey"], ["x"])
+    kept, weights = network_bytes(task)
+    parser = rehearsal_parser(task)
+    network, loss = parser.get_parsed_content("network_def"), parser.get_parsed_content("loss")
+    assert weights == sum(4 * parameter.numel() for parameter in network.parameters())
+    seen: dict[int, torch.Tensor] = {}
+    own = {parameter.data_ptr() for parameter in network.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss(network, torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 32, 32))
+    found = sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+    assert found <= kept == pytest.approx(found, rel=0.1)  # a CPU's attention keeps less than its plain sum
+
+
+def test_little_time_makes_a_cheaper_network() -> None:
+    plan = make_plan(PICTURES, quick=True)
+    assert (plan.patch_size, plan.widths, plan.crop) == (4, (32, 64, 96), (128, 128))
+    assert make_plan(replace(PICTURES, diameter=12), quick=True).spacing == 1.5
+    assert make_plan(PICTURES, quick=True, given={"widths": (64, 64)}).widths == (64, 64)
 
 
 def test_few_slices_make_a_small_batch() -> None:

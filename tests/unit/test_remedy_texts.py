@@ -14,7 +14,7 @@ import typer
 
 import cgdpm_med
 from cgdpm_med.apps.cli import app
-from cgdpm_med.inference.bundles import list_bundles
+from cgdpm_med.inference.bundles import list_bundles, list_recipes
 
 PACKAGE = Path(cgdpm_med.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -28,6 +28,7 @@ COMMANDS_OF = {
     "evaluation/calibrate": {"calibrate"},
     "studies/cases": {"segment"},
     "apps/cluster": {"segment"},
+    "apps/dicomweb": {"archive"},
     "evaluation/compare": {"compare"},
     "apps/calibrate_slices": {"calibrate"},
     "apps/dicom_seg": {"segment"},
@@ -47,6 +48,7 @@ COMMANDS_OF = {
     "apps/load_resolver": {"super-resolve"},
     "apps/resolver": {"super-resolve"},
     "apps/train": {"train"},
+    "apps/train_stages": {"train"},
     "datasets/": {"plan", "train"},
     "evaluation/reference_labels": {"calibrate", "evaluate", "compare"},
     "evaluation/training_patients": {"calibrate"},
@@ -183,7 +185,7 @@ def test_every_name_of_the_package_in_a_remedy_exists() -> None:
 def test_every_bundle_in_a_remedy_exists() -> None:
     named = {name for text in REMEDIES for name in re.findall(r"\b(?:acdc|imagenet|face)_\w+", text.text)}
     assert named
-    assert named <= set(list_bundles())
+    assert named <= {*list_bundles(), *list_recipes()}
 
 
 def test_every_keyword_in_a_remedy_is_one_of_a_public_function() -> None:

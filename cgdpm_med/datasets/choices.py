@@ -1,0 +1,189 @@
+"""What to train on a data set: every choice with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cgdpm_med.datasets.fingerprint import Fingerprint
+from cgdpm_med.datasets.memory import training_memory
+from cgdpm_med.datasets.plan import Plan, check_plan
+
+SMALL, LARGE = (32, 64, 96, 128), (64, 96, 160, 192)
+LEAST_DIAMETER, QUICK_DIAMETER = 12, 8
+"""Working pixels that the median piece of a structure shall span at least."""
+USUAL_FIELD, MOST_FIELD = 128, 256
+MARGIN = 4
+"""Working pixels around the structures."""
+TRAINED = 0.7
+"""Of the slices, those that a training holds."""
+ENOUGH = 1500
+"""Steps that repay a network of the usual size; where the hours hold fewer, a smaller one learns more in them."""
+
+
+def make_plan(
+    seen: Fingerprint,
+    *,
+    iterations: int = 5000,
+    given: Mapping[str, Any] | None = None,
+    memory: float = 8e9,
+    large: bool = False,
+    quick: bool = False,
+    suggested: Mapping[str, tuple[Any, str]] | None = None,
+) -> Plan:
+    """Choose; what is ``given`` is taken, and the rest follows it.
+
+    Args:
+        iterations: steps in all, unless given.
+        given: values by name, see :func:`~cgdpm_med.datasets.plan.parse_settings`.
+        memory: bytes that the training may take.
+        large: there is a GPU for a network of full size.
+        quick: the network shall be a cheap one, since there is time for few steps.
+        suggested: values with their reasons, in place of what would be chosen.
+
+    Raises:
+        InputError: for given values that cannot be.
+    """
+    choice = _Choice(given or {}, suggested or {})
+    pick = choice.pick
+    spacing = pick("spacing", *_spacing(seen, quick))
+    patch = pick("patch_size", *_patch(seen, spacing, quick))
+    widths = pick("widths", *_widths(seen, spacing, patch, large, quick))
+    multiple = patch * 2 ** (len(widths) - 1)
+    whole = [min(_up(n / spacing, multiple), MOST_FIELD // multiple * multiple) for n in seen.extent]
+    size = pick("field", tuple(whole), "the median image, or its middle")
+    crop = pick("crop", *_crop(seen, spacing, size, multiple))
+    steps = pick("iterations", iterations, "as asked for")
+    intensity, reason = _intensity(seen)
+    plan = Plan(
+        dimensions="2D",
+        neighbours=pick("neighbours", *_neighbours(seen)),
+        spacing=spacing,
+        field=tuple(max(a, b) for a, b in zip(size, crop, strict=True)),
+        crop=crop,
+        widths=widths,
+        patch_size=patch,
+        intensity=pick("intensity", intensity, reason),
+        window=seen.foreground,
+        scale=pick("scale", 0.1, "a mask is a redundant signal"),
+        batch_size=pick("batch_size", *_batch(seen, large)),
+        iterations=steps,
+        epoch=pick("epoch", max(1, min(100, steps // 10)), "a stopped run loses no more"),
+        learning_rate=pick("learning_rate", *_learning_rate(steps, large)),
+        flip=pick("flip", *_flip(seen)),
+        turn=pick("turn", 0.0, "images of a data set stand one way"),
+        validation_cases=pick("validation_cases", 32, "enough to tell weights apart"),
+        validate_every=pick("validate_every", *_validate_every(steps)),
+        members=pick("members", 8, "enough to show the doubt"),
+        reasons=choice.reasons,
+    )
+    check_plan(plan)
+    return _within(memory, plan, seen, fixed="batch_size" in choice.given)
+
+
+def _within(memory: float, plan: Plan, seen: Fingerprint, fixed: bool) -> Plan:
+    """The plan with its memory, and a batch for which that is enough, unless it is fixed."""
+    needs = training_memory(plan, seen.channels, seen.labels, round(TRAINED * seen.slices))
+    batch = plan.batch_size
+    while batch > 1 and needs.peak(batch) > memory and not fixed:
+        batch //= 2
+    reasons = dict(plan.reasons)
+    if batch < plan.batch_size:
+        reasons["batch_size"] = f"more do not fit into {memory / 2**30:.1f} GiB of memory"
+    return replace(plan, batch_size=batch, memory=needs.peak(batch), reasons=reasons)
+
+
+class _Choice:
+    """Values as given or chosen, with the reasons."""
+
+    def __init__(self, given: Mapping[str, Any], suggested: Mapping[str, tuple[Any, str]]) -> None:
+        self.given, self.suggested = given, suggested
+        self.reasons: dict[str, str] = {}
+
+    def pick(self, name: str, chosen: Any, reason: str) -> Any:
+        chosen, reason = self.suggested.get(name, (chosen, reason))
+        self.reasons[name] = "given" if name in self.given else reason
+        return self.given.get(name, chosen)
+
+
+def _up(pixels: float, multiple: int) -> int:
+    return max(multiple, math.ceil(pixels / multiple - 1e-6) * multiple)
+
+
+def _spacing(seen: Fingerprint, quick: bool) -> tuple[float, str]:
+    longest = max(seen.extent)
+    if not seen.pictures:
+        fine = seen.spacing[0][0]
+        coarse = max(fine, longest / MOST_FIELD if longest / fine > 2 * MOST_FIELD else fine)
+        return round(coarse, 3), "a quarter of the images are finer, none much"
+    wanted = min(longest / USUAL_FIELD, seen.diameter / (QUICK_DIAMETER if quick else LEAST_DIAMETER))
+    if wanted <= 1:
+        return 1.0, "every pixel counts"
+    return round(wanted, 3), f"a typical piece still spans {seen.diameter / wanted:.0f} working pixels"
+
+
+def _patch(seen: Fingerprint, spacing: float, quick: bool) -> tuple[int, str]:
+    longest = max(seen.extent) / spacing
+    if longest <= 48:
+        return 1, "the image is small"
+    if quick and longest >= 96:
+        return 4, "few steps in the time given: a sixteenth of the work at the finest level"
+    return 2, "a quarter of the work at the finest level"
+
+
+def _widths(seen: Fingerprint, spacing: float, patch: int, large: bool, quick: bool) -> tuple[tuple[int, ...], str]:
+    levels = 4 if min(seen.extent) / spacing / patch >= 48 else 3
+    widths = (LARGE if large else SMALL)[:levels]
+    if quick:
+        return widths[:3], "few steps in the time given"
+    return widths, "a GPU carries them" if large else "small, for a CPU"
+
+
+def _crop(seen: Fingerprint, spacing: float, size: Sequence[int], multiple: int) -> tuple[tuple[int, ...], str]:
+    wanted = [_up(n / spacing + 2 * MARGIN, multiple) for n in seen.reach]
+    crop = tuple(min(n, side) for n, side in zip(wanted, size, strict=True))
+    return crop, "the structures of 95 % of the images and a margin"
+
+
+def _batch(seen: Fingerprint, large: bool) -> tuple[int, str]:
+    batch = 8 if seen.pictures and not large else 16  # a CPU learns more from twice the steps
+    while batch > 1 and batch > seen.slices // 2:
+        batch //= 2
+    return batch, "half as many where the slices are few"
+
+
+def _validate_every(steps: int) -> tuple[int, str]:
+    """Epochs between validations: in a run of minutes ten of them would take as long as the training."""
+    epochs = math.ceil(steps / max(1, min(100, steps // 10)))
+    times, word = (10, "ten times") if steps >= 1000 else (3, "three times, since the run is short")
+    return max(1, math.ceil(epochs / times)), word
+
+
+def _learning_rate(steps: int, large: bool) -> tuple[float, str]:
+    if steps < 3000 and not large:
+        return 1e-3, "few steps of a small network"
+    return 5e-4, "as in the bundle for segmentation"
+
+
+def _neighbours(seen: Fingerprint) -> tuple[int, str]:
+    if seen.sizes[2][1] < 3:
+        return 0, "images are single slices"
+    thick = seen.spacing[1][1] >= 3 * seen.spacing[0][1]
+    reason = "slices are thick" if thick else "3D networks are not trained by this command yet: slices with neighbours"
+    return 1, reason
+
+
+def _intensity(seen: Fingerprint) -> tuple[str, str]:
+    if any(name.strip().upper() == "CT" for name in seen.channels):
+        return "fixed", "CT has units: percentiles of the structures, the same for all images"
+    if not seen.pictures:
+        return "percentiles", "MR has no units: each image by its own percentiles 1 and 99"
+    if all(high - low > 0.5 for low, _, high in seen.intensities):
+        return "as it is", "pictures use their range"
+    return "percentiles", "pictures use a small part of their range: each by its own percentiles 1 and 99"
+
+
+def _flip(seen: Fingerprint) -> tuple[float, str]:
+    return (0.5, "pictures") if seen.pictures and len(seen.labels) == 1 else (0.1, "left and right may differ")
