@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the site into runs/site, without the network; a warning is an error. ./scripts/docs.sh serve shows it while you write.
+# Builds the site into build/site, without the network; a warning is an error. ./scripts/docs.sh serve shows it while you write.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/_env.sh

@@ -18,7 +18,7 @@ from cgdpm_med.apps.commands.archive import archive
 from cgdpm_med.apps.commands.basics import demo, info, phantom
 from cgdpm_med.apps.commands.export import export
 from cgdpm_med.apps.commands.scores import compare, evaluate
-from cgdpm_med.apps.commands.segment import cohort, segment
+from cgdpm_med.apps.commands.segment import cohort, segment, view
 from cgdpm_med.apps.commands.super_resolve import super_resolve
 from cgdpm_med.apps.commands.train import calibrate, plan, train
 from cgdpm_med.runtime.allocator import keep_freed_memory
@@ -111,6 +111,7 @@ for command in (
     train,
     calibrate,
     cohort,
+    view,
     archive,
     super_resolve,
     evaluate,

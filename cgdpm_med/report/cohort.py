@@ -24,19 +24,25 @@ def cohort_report(
     Args:
         links: relative address of a study's own page, by its key.
     """
+    return render_page("cohort.html.j2", **cohort_values(results, origin, title, links or {}))
+
+
+def cohort_values(
+    results: Sequence[StudyResult], origin: Provenance, title: str, links: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the template of a cohort's page asks for."""
     task = task_of(results[0].labels if results else DEFAULT_LABELS)
-    return render_page(
-        "cohort.html.j2",
-        title=f"{title}: {task.title}",
-        heading=title,
-        subject=task.subject[0].upper() + task.subject[1:],
-        headlines=[*_counts(results), *task.cohort_headlines(results)],
-        chart=task.cohort_chart(results),
-        columns=task.cohort_columns(),
-        studies=[_row(result, task, (links or {}).get(result.key)) for result in results],
-        origin=origin,
-        task_stylesheet=task.stylesheet(),
-    )
+    return {
+        "title": f"{title}: {task.title}",
+        "heading": title,
+        "subject": task.subject[0].upper() + task.subject[1:],
+        "headlines": [*_counts(results), *task.cohort_headlines(results)],
+        "chart": task.cohort_chart(results),
+        "columns": task.cohort_columns(),
+        "studies": [_row(result, task, links.get(result.key)) for result in results],
+        "origin": origin,
+        "task_stylesheet": task.stylesheet(),
+    }
 
 
 def _counts(results: Sequence[StudyResult]) -> list[tuple[str, str, str]]:

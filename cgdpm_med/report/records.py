@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -136,11 +136,16 @@ def save_cohort(
     results = sorted(results, key=lambda result: result.key)
     settings = {name: value for name, value in origin.settings.items() if name != "device"}  # there may be several
     origin = replace(origin, settings=settings)
-    links = {key: quote(page.relative_to(folder).as_posix()) for key, page in pages.items()}
+    links = links_below(folder, pages)
     table, page = folder / f"{COHORT}.csv", folder / f"{COHORT}.html"
     write_cohort(results, table)
     write_report(cohort_report(results, origin, links=links), page)
     return [table, page]
+
+
+def links_below(folder: Path, pages: Mapping[str, Path]) -> dict[str, str]:
+    """Relative addresses of studies' pages, by key."""
+    return {key: quote(page.relative_to(folder).as_posix()) for key, page in pages.items()}
 
 
 def collect_cohort(folder: str | Path) -> dict[str, Any]:
@@ -152,7 +157,25 @@ def collect_cohort(folder: str | Path) -> dict[str, Any]:
     Raises:
         InputError: when there is no finished study, or not all were made with the same settings.
     """
-    folder = Path(folder)
+    finished = finished_studies(Path(folder))
+    files = save_cohort(finished.results, Path(folder), finished.origin, finished.pages)
+    return {"studies": sorted(result.key for result in finished.results), "files": [str(path) for path in files]}
+
+
+class Finished(NamedTuple):
+    """Studies of one folder, how they were made, and the page of each that has one, by key."""
+
+    results: list[StudyResult]
+    origin: Provenance
+    pages: dict[str, Path]
+
+
+def finished_studies(folder: Path) -> Finished:
+    """All finished studies below a folder.
+
+    Raises:
+        InputError: when there is none, or not all were made with the same settings.
+    """
     if not folder.is_dir():
         raise InputError("there is no such folder", path=folder, remedy="Give the output folder of cgdpm-med segment")
     found = {path: record for path in sorted(folder.rglob("*.json")) if (record := read_record(path)) is not None}
@@ -164,11 +187,9 @@ def collect_cohort(folder: str | Path) -> dict[str, Any]:
             remedy = "Segment all of them alike, or keep them in separate folders"
             raise InputError(f"was made with other settings than {first.name}", path=path, remedy=remedy)
     results = [read_study_record(record["study"]) for record in found.values()]
-    origin = Provenance(**record["made_with"])
     pages = {
         result.key: page
         for path, result in zip(found, results, strict=True)
         if (page := path.with_suffix(".html")).is_file()
     }
-    files = save_cohort(results, folder, origin, pages)
-    return {"studies": sorted(result.key for result in results), "files": [str(path) for path in files]}
+    return Finished(results, Provenance(**record["made_with"]), pages)

@@ -25,7 +25,7 @@ def render(template: str, package: str = _REPORT, **values: Any) -> str:
 
 def render_page(template: str, **values: Any) -> str:
     """A whole document, with its style inside; see ``page.html.j2`` for what every page needs."""
-    return render(template, stylesheet=_stylesheet(), **values) + "\n"
+    return render(template, stylesheet=template_text("report.css"), **values) + "\n"
 
 
 def write_report(html: str, path: str | Path) -> Path:
@@ -48,11 +48,11 @@ def _environment(package: str) -> Environment:
     return environment
 
 
-@cache
-def _stylesheet() -> str:
+def template_text(name: str) -> str:
+    """A file beside the templates as it is: a style or a script."""
     loader = _environment(_REPORT).loader
     assert loader is not None
-    return loader.get_source(_environment(_REPORT), "report.css")[0].strip()
+    return loader.get_source(_environment(_REPORT), name)[0].strip()
 
 
 def _pixels(position: float) -> str:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 from cgdpm_med.studies.outputs import Provenance
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 ORIGIN = Provenance({"cgdpm_med": "0.1.0"}, {"seed": 7, "members": 5}, {"model.pt": "ab" * 32})
 
 

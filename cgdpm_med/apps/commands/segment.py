@@ -237,3 +237,25 @@ def cohort(
         print_json(result)
     else:
         typer.echo(f"{len(result['studies'])} studies in {', '.join(result['files'])}")
+
+
+def view(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that segment wrote.")],
+    opened: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Look through the finished studies of a folder: one page with pictures, filters and a table that sorts.
+
+    The page is OUT/view.html, complete in itself. Pictures come from the studies' own pages.
+    """
+    from cgdpm_med.report.view import write_view
+
+    made = write_view(out)
+    if as_json:
+        print_json(made)
+    else:
+        typer.echo(made["file"])
+        if missing := made["without_picture"]:
+            typer.secho(f"{len(missing)} studies without a picture: they were segmented with --no-report", err=True)
+    if opened and not as_json:
+        typer.launch(Path(made["file"]).resolve().as_uri())

@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""Makes the pictures of the documents anew: those of pages need Chromium, all together an hour on two CPU cores.
+
+python scripts/pictures.py                 # every picture
+python scripts/pictures.py report.png      # one
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+IMAGES = REPO / "docs" / "images"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def main() -> None:
+    """Make the pictures named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
+    names = parser.parse_args().names or list(PICTURES)
+    if unknown := [name for name in names if name not in PICTURES]:
+        parser.error(f"there is no picture {unknown[0]}: choose from {', '.join(PICTURES)}")
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            PICTURES[name](Path(folder), IMAGES / name)
+        print(IMAGES / name)
+
+
+def command(*words: str) -> None:
+    """``cgdpm-med …``, or a script."""
+    subprocess.run([sys.executable, *words], check=True, cwd=REPO)
+
+
+def report(folder: Path, picture: Path) -> None:
+    """The page of a synthetic cine, with the shipped weights and 8 members."""
+    command("-m", "cgdpm_med.apps.cli", "phantom", str(folder / "in"), "--cine")
+    (cine,) = (folder / "in").rglob("*_4d.nii.gz")
+    command("-m", "cgdpm_med.apps.cli", "segment", str(cine), str(folder / "out"))
+    (page,) = (folder / "out").glob("*.html")
+    screenshot(page, picture, width=1200, height=1900)
+
+
+def guidance(folder: Path, picture: Path) -> None:
+    """Samples of the two-mode toy, with their table."""
+    command("scripts/guidance_toy.py", "--output", str(picture.parent))
+
+
+def demo(folder: Path, picture: Path) -> None:
+    """One slice of the demonstration's patient."""
+    command("-m", "cgdpm_med.apps.cli", "demo", str(folder))
+    shutil.copy(sorted(folder.rglob("*.png"))[0], picture)
+
+
+def screenshot(page: Path, picture: Path, *, width: int, height: int) -> None:
+    """A page as a browser shows it, in CSS pixels.
+
+    Raises:
+        SystemExit: where no Chromium is installed.
+    """
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        sys.exit(f"error: a picture of a page needs a browser: install one of {', '.join(BROWSERS)}")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    wanted = [f"--window-size={width},{height}", f"--screenshot={picture}", page.resolve().as_uri()]
+    subprocess.run([browser, *flags, *wanted], check=True, capture_output=True)
+
+
+PICTURES: dict[str, Callable[[Path, Path], None]] = {
+    "report.png": report,
+    "guidance_two_modes.png": guidance,
+    "demo.png": demo,
+}
+
+
+if __name__ == "__main__":
+    main()
