@@ -9,6 +9,7 @@ RUN /opt/cgdpm_med/bin/pip install --no-cache-dir --constraint constraints.txt t
 COPY pyproject.toml README.md LICENSE ./
 COPY cgdpm_med ./cgdpm_med
 COPY bundles ./bundles
+COPY recipes ./recipes
 RUN /opt/cgdpm_med/bin/pip install --no-cache-dir --constraint constraints.txt '.[dicom,cluster,archive]'
 
 FROM python:3.11-slim

@@ -15,6 +15,7 @@ precision    bfloat16 and float32; with --dataset-dir Dice too
 compiled     torch.compile
 allocator    freed memory kept by the process
 distributed  two processes and one
+cardiac_sr   refined MRI against zero-filling, bicubic and a regression; what its segmentation wins back
 
 Run it at the top of the checkout. Each writes NAME.json into --output and tells what it finds; ``show`` prints such
 files in full, ``render`` fills benchmarks/README.md from those in benchmarks/results, a folder for each machine.
@@ -46,6 +47,7 @@ NAMES = (
     "compiled",
     "allocator",
     "distributed",
+    "cardiac_sr",
 )
 
 

@@ -87,7 +87,11 @@ def _is_text(node: ast.AST) -> bool:
 
 def configurations() -> dict[str, Any]:
     """Every YAML of bundles and configs, by its path."""
-    paths = [*REPO.glob("bundles/*/configs/*.yaml"), *REPO.glob("configs/**/*.yaml")]
+    paths = [
+        *REPO.glob("bundles/*/configs/*.yaml"),
+        *REPO.glob("recipes/*/configs/*.yaml"),
+        *REPO.glob("configs/**/*.yaml"),
+    ]
     return {str(p.relative_to(REPO)): yaml.safe_load(p.read_text(encoding="utf-8")) or {} for p in sorted(paths)}
 
 
@@ -127,7 +131,7 @@ def front_door() -> tuple[list[str], list[str]]:
     names = [str(ast.literal_eval(key)) for table in tables if isinstance(table, ast.Dict) for key in table.keys if key]
     places = [
         path
-        for folder in ("bundles", "configs", "docs", "scripts", "benchmarks")
+        for folder in ("bundles", "recipes", "configs", "docs", "scripts", "benchmarks")
         for path in (REPO / folder).rglob("*")
     ]
     read = [path for path in (*places, REPO / "README.md") if path.suffix in (".yaml", ".md", ".py")]
@@ -209,7 +213,7 @@ def main() -> None:
     print(f"definitions of condition encoding: {len(encoders)} ({', '.join(encoders)})")
     print(f"machinery in {' and '.join(PLAIN_ROOMS)}: {machines.total()} lines ({_listed(machines)})")
     print(f"mask_scale, most in one configuration: {max(scales.values(), default=0)} ({_listed(scales)})")
-    for bundle in sorted(REPO.glob("bundles/*/configs/train.yaml")):
+    for bundle in sorted([*REPO.glob("bundles/*/configs/train.yaml"), *REPO.glob("recipes/*/configs/train.yaml")]):
         keys = equal_by_hand(bundle.parents[1])
         print(f"equal by hand in {bundle.parents[1].name}: {len(keys)} ({', '.join(keys)})")
     print("share of the package: " + ", ".join(f"{folder} {share:.0%}" for folder, share in shares().items()))

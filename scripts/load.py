@@ -23,7 +23,7 @@ from pathlib import Path
 
 from stub_studies import StubModel, segment_by, write_studies
 
-from cgdpm_med.apps.cluster import AHEAD, DaskEngine, open_cluster
+from cgdpm_med.apps.cluster import DaskEngine, open_cluster
 from cgdpm_med.apps.engines import InProcess
 
 
@@ -107,7 +107,7 @@ def main() -> int:
             with open_cluster("local:1") as engine:
                 seconds_each(engine, 4)
                 found = bytes_each(engine, wanted.queued)
-                print(f"{wanted.queued} in the queue, {AHEAD} of them with the scheduler: {found:.0f} bytes each")
+                print(f"{wanted.queued} in the queue: {found:.0f} bytes each")
     return 0
 
 

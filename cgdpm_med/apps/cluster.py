@@ -1,8 +1,8 @@
 """The workers of a Dask cluster as an engine: on this machine, behind an address, or as jobs of Slurm.
 
-A study is a task. Each worker process makes what it needs once, does one study at a time, and gets its next when it has
-room; a lost worker's study goes to another. Names of tasks are digests under a secret of the run, what a task holds
-shows as nothing else, and errors travel as answers: neither logs nor the dashboard tell whose study it is.
+A study is a task. Each worker process makes what it needs once and holds one study at a time: a worker that is lost
+thus tells which study it was lost with, and another does that again. Names of tasks are digests under a secret of the
+run, what a task holds is sealed, and errors travel as answers: neither logs nor the dashboard tell whose study it is.
 Needs Dask (``pip install 'cgdpm-med[cluster]'``).
 """
 
@@ -13,12 +13,15 @@ import multiprocessing
 import os
 import re
 import secrets
+import signal
+import threading
+import time
 import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +31,14 @@ from cgdpm_med.files import InputError
 TRIES = 3
 """How many workers a study may cost before it is left."""
 
-AHEAD = 256
-"""Tasks that the scheduler knows of, at least; the rest wait with the client, so that its memory stays small."""
+LOOK = 2.0
+"""Seconds after which a scheduler is asked again for its workers, when no study was finished meanwhile."""
+
+WITHOUT_WORKERS = 600.0
+"""Seconds that a run waits for a worker to come back when all are gone."""
 
 _OWN_SCHEDULER = {
-    "distributed.scheduler.allowed-failures": TRIES - 1,
-    "distributed.scheduler.worker-saturation": 1.0,  # a worker holds the study it does, so that no other is suspected
+    "distributed.scheduler.allowed-failures": 0,  # tries are counted here
     "distributed.worker.memory.target": False,  # nothing of a study is spilled to disk
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
@@ -124,7 +129,8 @@ def _local(workers: int, stack: ExitStack) -> tuple[Any, int]:
 
 
 def _slurm(config: Path | None, stack: ExitStack) -> tuple[Any, int]:
-    from dask_jobqueue.slurm import SLURMCluster
+    with _own_interrupt():
+        from dask_jobqueue.slurm import SLURMCluster
 
     jobs, arguments = read_slurm_config(config)
     try:
@@ -134,6 +140,17 @@ def _slurm(config: Path | None, stack: ExitStack) -> tuple[Any, int]:
         remedy = "Give arguments of dask_jobqueue.SLURMCluster under cluster"
         raise InputError(f"does not fit: {error}", path=config, remedy=remedy) from error
     return cluster, max(1, arguments["cores"] // arguments["processes"])
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Keeps what an interrupt does: dask_jobqueue, once imported, would end the program with exit code 0."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def read_slurm_config(path: Path | None) -> tuple[int, dict[str, Any]]:
@@ -223,8 +240,15 @@ class _Answer:
     notes: tuple[Warning, ...]
 
 
-def _do(task: _Task) -> _Answer:
-    """Runs in a worker. No error leaves it but as an answer: the worker's log would quote it."""
+def _do(parcel: bytes) -> _Answer:
+    """Runs in a worker. No error leaves it but as an answer: the worker's log would quote it.
+
+    Args:
+        parcel: a task, which a scheduler thus need not understand, nor import what it takes to.
+    """
+    from distributed.protocol.pickle import loads
+
+    task: _Task = loads(parcel)
     _settle(task.threads)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -294,7 +318,14 @@ class DaskEngine:
 
     def ask(self, question: Callable[[], Answer]) -> Answer:
         """See :class:`~cgdpm_med.apps.engines.Engine`."""
-        answer = self._answer(self._submit("question", secrets.token_hex(8), _Task(question, (), self.threads)))
+        for _ in range(TRIES):
+            try:
+                answer = self._answer(self._submit("question", secrets.token_hex(8), _Task(question, (), self.threads)))
+                break
+            except _LostWorker:
+                continue
+        else:
+            raise _deadly(TRIES)
         if isinstance(answer, InputError):
             raise answer
         return answer  # type: ignore[no-any-return]
@@ -303,56 +334,115 @@ class DaskEngine:
         self, work: Callable[[Item, Progress], Answer], items: Mapping[str, Item], progress: Progress
     ) -> Iterator[tuple[str, Answer | InputError]]:
         """See :class:`~cgdpm_med.apps.engines.Engine`."""
-        from distributed import as_completed
-
-        waiting = iter(items.items())
-        at_work: dict[str, tuple[str, Any]] = {}
-
-        def next_futures(count: int) -> list[Any]:
-            futures = []
-            for key, item in islice(waiting, count):
-                futures.append(self._submit("study", key, _Task(work, (item, _silent), self.threads)))
-                at_work[futures[-1].key] = (key, futures[-1])
-            return futures
-
+        waiting, tries = deque(items), Counter[str]()
+        at_work: dict[Any, str] = {}
         try:
-            done = as_completed(next_futures(max(AHEAD, 4 * self._workers())), loop=self.client.loop)
-            for future in done:
-                key, _ = at_work.pop(future.key)
-                answer = self._answer(future)
-                done.update(next_futures(1))
-                yield key, answer
+            while waiting or at_work:
+                for _ in range(min(len(waiting), self._room(len(at_work)))):
+                    key = waiting.popleft()
+                    at_work[self._submit("study", f"{key}#{tries[key]}", self._task(work, items[key]))] = key
+                for future in self._finished(list(at_work)):
+                    key = at_work.pop(future)
+                    try:
+                        answer = self._answer(future)
+                    except _LostWorker as lost:
+                        tries[key] += lost.tries
+                        if tries[key] < TRIES:
+                            waiting.appendleft(key)
+                            continue
+                        answer = _deadly(tries[key])
+                    yield key, answer
         finally:
-            for _, future in at_work.values():
+            for future in at_work:
                 future.release()  # whoever stops here wants no more of them
 
-    def _workers(self) -> int:
-        return len(self.client.scheduler_info(n_workers=-1)["workers"])
+    def _task(self, work: Callable[..., Any], item: Any) -> _Task:
+        return _Task(work, (item, _silent), self.threads)
+
+    def _room(self, at_work: int) -> int:
+        """How many more studies the workers can take, one for each thread of theirs.
+
+        Raises:
+            InputError: there has been no worker for long, or the scheduler is gone.
+        """
+        deadline = time.monotonic() + WITHOUT_WORKERS
+        while (threads := self._threads()) == 0:
+            if time.monotonic() > deadline:
+                raise InputError("the cluster has had no worker for long", remedy="Start workers and use --continue")
+            time.sleep(LOOK / 10)
+        return max(0, threads - at_work)
+
+    def _threads(self) -> int:
+        with _while_connected():
+            workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        return sum(worker["nthreads"] for worker in workers.values())
+
+    def _finished(self, futures: list[Any]) -> list[Any]:
+        """Those that are, as soon as one is, or none after a while."""
+        from distributed import wait
+
+        with _while_connected(), self.client.as_current():
+            try:
+                return list(wait(futures, timeout=LOOK, return_when="FIRST_COMPLETED").done) if futures else []
+            except TimeoutError:
+                return []
 
     def _submit(self, kind: str, key: str, task: _Task) -> Any:
         digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), key=self._secret, digest_size=12).hexdigest()
-        return self.client.submit(_do, task, key=f"{kind}-{digest}", pure=False)
+        from distributed.protocol.pickle import dumps
+
+        return self.client.submit(_do, dumps(task), key=f"{kind}-{digest}", pure=False)
 
     def _answer(self, future: Any) -> Any:
         """The value of a task, or the InputError that stands for it.
 
         Raises:
+            _LostWorker: the worker was.
             InputError: the scheduler is gone.
         """
-        from distributed import CancelledError
         from distributed.scheduler import KilledWorker
 
         try:
-            answer = future.result()
+            with _while_connected():
+                answer = future.result()
         except KilledWorker as error:
-            tries = error.allowed_failures + 1
-            remedy = "Run it alone without --dask; the machine's memory may be too small for it"
-            return InputError(f"ended the worker that did it, {tries} times", remedy=remedy)
-        except (CancelledError, OSError) as error:
-            remedy = "Start the cluster again and use --continue"
-            raise InputError("the connection to the scheduler was lost", remedy=remedy) from error
+            raise _LostWorker(error.allowed_failures + 1) from None
+        except (ImportError, AttributeError, RuntimeError) as error:
+            what = f"a worker cannot read its task ({type(error).__name__})"
+            return InputError(what, remedy="Install the same versions on every machine")
         finally:
             future.release()
         for note in answer.notes:
             warnings.warn(note, stacklevel=2)
         return answer.value if answer.error is None else answer.error
+
+
+class _LostWorker(Exception):
+    """A task whose worker was lost, or several one after the other.
+
+    Args:
+        tries: how many.
+    """
+
+    def __init__(self, tries: int) -> None:
+        super().__init__(tries)
+        self.tries = tries
+
+
+def _deadly(tries: int) -> InputError:
+    what = f"ended each worker that tried it, {tries} times"
+    return InputError(what, remedy="Run it alone without --dask; the machine's memory may be too small for it")
+
+
+@contextmanager
+def _while_connected() -> Iterator[None]:
+    """Raises InputError where the scheduler went away."""
+    from distributed import CancelledError
+
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except (CancelledError, OSError) as error:
+        remedy = "Start the cluster again and use --continue"
+        raise InputError("the connection to the scheduler was lost", remedy=remedy) from error

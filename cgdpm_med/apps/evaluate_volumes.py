@@ -24,7 +24,9 @@ from torch import Tensor
 from cgdpm_med.apps.refined_volume import refine_frame
 from cgdpm_med.apps.resolver import SuperResolver
 from cgdpm_med.console import CaseBar, complain
+from cgdpm_med.data.acdc import Section, Split, acdc_datalist
 from cgdpm_med.diffusion.degradation import Degradation
+from cgdpm_med.evaluation.training_patients import check_unseen
 from cgdpm_med.files import InputError, PathLike, atomic_write
 from cgdpm_med.inference.predictor import predictor_settings
 from cgdpm_med.inference.segmenter import Segmenter
@@ -62,6 +64,34 @@ class Pair:
     coarse: Array
     slices: int
     label: NDArray[Any] | None = None
+
+
+def evaluate_acdc_volumes(
+    resolver: SuperResolver,
+    root: str | Path,
+    section: Section = "validation",
+    output: PathLike | None = None,
+    *,
+    split: str | Path | Split | None = None,
+    most: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """:func:`evaluate_volumes` on one section of a folder in ACDC's layout; see :func:`~cgdpm_med.acdc_datalist`.
+
+    Args:
+        most: volumes to score, evenly chosen; None is all.
+        options: of :func:`evaluate_volumes`.
+
+    Raises:
+        InputError: where patients for validation or test trained a network; or no volume could be scored.
+    """
+    items = acdc_datalist(root, section, split=split, labels=options.get("segmenter") is not None)
+    resolvers = [resolver, *(options.get("rivals") or {}).values()]
+    if section in ("validation", "test"):
+        weights = [each.weights for each in resolvers if each.weights is not None]
+        check_unseen({item["patient"] for item in items}, weights, section)
+    chosen = np.linspace(0, len(items) - 1, min(most or len(items), len(items)))
+    return evaluate_volumes(resolver, [items[int(i)] for i in chosen], output, **options)
 
 
 def evaluate_volumes(

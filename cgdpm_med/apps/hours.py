@@ -19,6 +19,8 @@ USED = 0.93
 """Of the hours given; the rest is for what nobody foresees."""
 VALIDATING, DRAWING = 0.06, 0.15
 """Of the time that is left, at most, where a case and a member are not too much already."""
+PICTURED = 16
+"""Members that each validation draws for its pictures."""
 LEAST_CASES, MOST_CASES, MOST_MEMBERS = 4, 32, 8
 LEAST_STEPS = 20
 MEASURING = 0.005
@@ -80,7 +82,7 @@ def divided(left: float, pace: Pace, validations: int, slices: float, tests: int
     case = slices * pace.member
     cases = _within(VALIDATING * left / (validations * case), LEAST_CASES, MOST_CASES)
     members = _within(DRAWING * left / (tests * case), 1, MOST_MEMBERS) if tests else MOST_MEMBERS
-    rest = left - (validations * cases + tests * members) * case
+    rest = left - (validations * cases + tests * members) * case - validations * PICTURED * pace.member
     return Division(int(rest / pace.step), cases, members)
 
 

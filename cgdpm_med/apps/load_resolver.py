@@ -28,6 +28,12 @@ class Resolvers:
     volumes: SuperResolver | None
     pictures: SuperResolver | None
 
+    @property
+    def alike_members(self) -> bool:
+        """Whether several members are drawn in a single step, which hardly differ."""
+        used = (each.predictor.sampling for each in (self.volumes, self.pictures) if each is not None)
+        return any(sampling.members > 1 and sampling.steps == 1 for sampling in used)
+
     def of(self, case: Case) -> SuperResolver:
         """That of a case.
 

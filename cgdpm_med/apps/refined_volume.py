@@ -82,7 +82,7 @@ def super_resolve_volume(
         None if count == 1 else float(np.mean([frame.spread for frame in done])),
         Disagreement.over([frame.disagreement for frame in done]),
         views,
-        _facts(grid, done),
+        _facts(volume, grid, done),
         notes_on_volume(resolver, volume, (first, second)),
     )
 
@@ -92,12 +92,12 @@ def fine_grid(grid: Grid, slices: int, factor: int) -> Grid:
     return refined_grid(grid, [1 if axis == slices else factor for axis in range(3)])
 
 
-def _facts(grid: Grid, done: Sequence[Frame]) -> dict[str, Any]:
+def _facts(volume: Volume, grid: Grid, done: Sequence[Frame]) -> dict[str, Any]:
     of_frames = [{"offset": frame.offset, "scale": frame.scale} for frame in done]
     return {
         "shape": list(grid.shape),
         "spacing_mm": [round(float(size), 6) for size in grid.spacing],
-        "header_note": grid.note,
+        "header_note": volume.grid.note,
         "intensity": of_frames[0] if len(of_frames) == 1 else of_frames,
     }
 

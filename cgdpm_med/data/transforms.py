@@ -46,11 +46,11 @@ class LoadVolumed(MapTransform):
         labels: allowed label values.
         spacing: which part of the header to believe; "auto" unless the user knows better.
 
-    Each path (or ``Volume`` already read) becomes a float32 MetaTensor (1, X, Y, Z), its affine the RAS+ world affine
-    with the true spacing. Its metadata holds ``filename_or_obj``; ``spatial_shape`` and ``original_affine`` of the
-    file's voxels at their true spacing, with which MONAI's applications write results; ``directions_known`` and
-    ``flip_slices``, for :class:`ShortAxisd`; and ``key``, the case key of the keyed noise: the item's ``key`` if it has
-    one, else the file name without extensions.
+    Each path becomes a float32 MetaTensor (1, X, Y, Z), its affine the RAS+ world affine with the true spacing; so does
+    a ``Volume`` already read, or a MetaTensor with an affine, which applications hand over. Its metadata holds
+    ``filename_or_obj``; ``spatial_shape`` and ``original_affine`` of the file's voxels at their true spacing, with
+    which MONAI's applications write results; ``directions_known`` and ``flip_slices``, for :class:`ShortAxisd`; and
+    ``key``, the case key of the keyed noise: the item's ``key`` if it has one, else the file name without extensions.
 
     Raises:
         InputError: for anything wrong with a file, labels off their image's grid, or a file of several time frames.
@@ -74,6 +74,9 @@ class LoadVolumed(MapTransform):
         image_grid = None
         for key in sorted(self.key_iterator(out), key=lambda key: key in self.label_keys):  # images first
             source = out[key]
+            if isinstance(source, torch.Tensor | np.ndarray):
+                out[key] = _in_memory(source, data.get("key"))
+                continue
             if isinstance(source, Volume):
                 volume = source
             elif key in self.label_keys:
@@ -99,6 +102,19 @@ class LoadVolumed(MapTransform):
                 },
             )
         return out
+
+
+def _in_memory(image: Any, key: Any) -> MetaTensor:
+    """A volume that an application read itself, (X, Y, Z) or (1, X, Y, Z), as :class:`LoadVolumed` leaves one."""
+    shape = tuple(image.shape[1:] if image.ndim == 4 and image.shape[0] == 1 else image.shape)
+    if not isinstance(image, MetaTensor) or len(shape) != 3:
+        what = f"an image of shape {tuple(image.shape)} is no volume that states its place"
+        raise InputError(what, remedy="Give a file, or a MetaTensor (X, Y, Z) with an affine")
+    key = key or image.meta.get("key") or case_name(str(image.meta.get("filename_or_obj", "image")))
+    about = {"filename_or_obj": str(image.meta.get("filename_or_obj", key)), "key": str(key), "flip_slices": False}
+    about |= {"spatial_shape": np.array(shape), "original_affine": image.affine.numpy(), "directions_known": True}
+    voxels = image.as_tensor().to(torch.float32).reshape(1, *shape)
+    return MetaTensor(voxels, affine=image.affine.to(torch.float64), meta=about)
 
 
 class ShortAxisd(MapTransform, InvertibleTransform):

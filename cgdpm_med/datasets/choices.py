@@ -15,7 +15,7 @@ SMALL, LARGE = (32, 64, 96, 128), (64, 96, 160, 192)
 LEAST_DIAMETER, QUICK_DIAMETER = 12, 8
 """Working pixels that the median piece of a structure shall span at least."""
 USUAL_FIELD, MOST_FIELD = 128, 256
-MARGIN = 16
+MARGIN = 4
 """Working pixels around the structures."""
 TRAINED = 0.7
 """Of the slices, those that a training holds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from cgdpm_med.data.slices import SliceDataset
 from cgdpm_med.datasets.dataset import DataSet, patient_in
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.json_files import read_json
-from cgdpm_med.datasets.loading import load_example
+from cgdpm_med.datasets.loading import Loaded, load_example
 from cgdpm_med.datasets.plan import Plan, read_plan
 from cgdpm_med.datasets.prepare import hard_labels, prepare
 from cgdpm_med.datasets.split import of_part
@@ -110,21 +110,30 @@ class Run:
 
     def training_slices(self) -> RepeatedSlices:
         """Of the training part, enough of them for an epoch."""
-        items = self._items("train", field=self.plan.field)
+        items = [prepare(each, self.input, self.classes, field=self.plan.field) for each in self._loaded("train")]
         return RepeatedSlices(
             SliceDataset(items, neighbours=self.plan.neighbours), self.plan.epoch * self.plan.batch_size
         )
 
     def validation_items(self) -> list[dict[str, Tensor]]:
-        """The first cases of the validation part, with hard labels."""
-        items = self._items("validation", most=self.plan.validation_cases, multiple=self.plan.multiple)
-        return [hard_labels(item) for item in items]
+        """The first cases of the validation part that show a structure, filled up with others, with hard labels.
 
-    def _items(self, part: str, most: int | None = None, **how: Any) -> list[dict[str, Tensor]]:
-        examples = of_part(self.dataset, self.parts, part)[:most]
+        Cases without any structure say nothing of Dice, and in some data sets most are such.
+        """
+        most, marked, empty = self.plan.validation_cases, list[Loaded](), list[Loaded]()
+        for loaded in self._loaded("validation"):
+            if loaded.label is not None and loaded.label.any():
+                marked.append(loaded)
+            elif len(empty) < most:
+                empty.append(loaded)
+            if len(marked) == most:
+                break
+        chosen = [*marked, *empty][:most]
+        return [hard_labels(prepare(each, self.input, self.classes, multiple=self.plan.multiple)) for each in chosen]
+
+    def _loaded(self, part: str) -> Iterator[Loaded]:
         channels = len(self.task["channels"])
-        loaded = (load_example(self.dataset, example, channels) for example in examples)
-        return [prepare(each, self.input, self.classes, **how) for each in loaded]
+        return (load_example(self.dataset, each, channels) for each in of_part(self.dataset, self.parts, part))
 
 
 def slice_input(plan: Plan, channels: Sequence[str]) -> SliceInput:

@@ -43,10 +43,13 @@ def test_one_version(pyproject: dict[str, Any]) -> None:
 
 def test_every_folder_of_modules_is_packaged(pyproject: dict[str, Any]) -> None:
     folders = {".".join(path.parent.relative_to(REPO).parts) for path in (REPO / "cgdpm_med").rglob("*.py")}
-    assert set(pyproject["tool"]["setuptools"]["packages"]) == folders | {"cgdpm_med.bundles"}
+    assert set(pyproject["tool"]["setuptools"]["packages"]) == folders | {"cgdpm_med.bundles", "cgdpm_med.recipes"}
 
 
-@pytest.mark.parametrize(("package", "folder"), [("cgdpm_med", "cgdpm_med"), ("cgdpm_med.bundles", "bundles")])
+DATA = [("cgdpm_med", "cgdpm_med"), ("cgdpm_med.bundles", "bundles"), ("cgdpm_med.recipes", "recipes")]
+
+
+@pytest.mark.parametrize(("package", "folder"), DATA)
 def test_every_data_file_is_packaged(pyproject: dict[str, Any], package: str, folder: str) -> None:
     patterns = pyproject["tool"]["setuptools"]["package-data"][package]
     packaged = {path for pattern in patterns for path in (REPO / folder).glob(pattern)}
@@ -90,9 +93,10 @@ def test_constraints_lie_in_the_declared_ranges(pyproject: dict[str, Any]) -> No
 def test_bundles_are_found_in_a_checkout_and_when_installed(tmp_path: Path) -> None:
     package = tmp_path / "cgdpm_med"
     package.mkdir()
-    assert bundles.bundles_folder(package) == tmp_path / "bundles"
-    (package / "bundles").mkdir()
-    assert bundles.bundles_folder(package) == package / "bundles"
+    for name, folder in (("bundles", bundles.bundles_folder), ("recipes", bundles.recipes_folder)):
+        assert folder(package) == tmp_path / name
+        (package / name).mkdir()
+        assert folder(package) == package / name
 
 
 def test_bundle_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +107,7 @@ def test_bundle_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bundles.list_bundles() == ["first_task", "second_task"]
     assert bundles.bundle_path("first_task") == first
     assert bundles.bundle_path("second_task") == second
+    assert bundles.bundle_path("imagenet_sr_64_256") == REPO / "recipes" / "imagenet_sr_64_256"
 
 
 @pytest.mark.parametrize("name", ["third_task", "not_a_bundle", "../first_task", ""])

@@ -129,6 +129,7 @@ def test_weights_of_ones_own_replace_those_of_the_bundle_for_volumes(tmp_path: P
 def test_several_samples_in_one_step_are_remarked_upon(tmp_path: Path) -> None:
     scan = volume(tmp_path / "scan.nii")
     assert "one step" in run(scan, tmp_path / "1", "--members", 2, "--steps", 1).stderr
+    assert "one step" in run(scan, tmp_path / "1", "--members", 2).stderr  # the bundle's default
     assert "one step" not in run(scan, tmp_path / "2", "--members", 2, "--steps", 2).stderr
 
 

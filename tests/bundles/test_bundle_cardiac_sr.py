@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 import torch
 from conftest import REPO, shared_path
 from monai.bundle import ConfigWorkflow, verify_metadata
+from resolvers import small_bundle
 
-from cgdpm_med import SuperResolver
+from cgdpm_med import ResidualTarget, SuperResolver
+from cgdpm_med.diffusion.degradation import KSpaceDegradation
 from cgdpm_med.models import load_model
+from cgdpm_med.models.description import CoarseSliceInput
 from cgdpm_med.phantom import write_phantom_dataset
 
 BUNDLE = REPO / "bundles" / "cardiac_sr"
@@ -57,6 +61,7 @@ def test_the_metadata_follow_the_schema(tmp_path: Path) -> None:
 def test_a_model_file_says_how_slices_are_brought_in(weights: Path) -> None:
     model = load_model(weights)
     assert model.input.percentiles == (0.5, 99.5)
+    assert isinstance(model.target, ResidualTarget)
     assert model.target.operator.factor == 4
     assert not model.target.clip
 
@@ -73,8 +78,32 @@ def test_what_is_refined_agrees_with_what_was_measured(weights: Path) -> None:
     y = torch.randn(2, 1, 12, 16, generator=torch.Generator().manual_seed(0))
     fine = resolver(y, keys=["a", "b"])
     assert fine.shape == (2, 2, 1, 48, 64)
-    operator = load_model(weights).target.operator
+    operator = KSpaceDegradation(4)
     torch.testing.assert_close(operator.degrade(fine.flatten(0, 1)), y.repeat(2, 1, 1, 1), atol=1e-5, rtol=0)
+
+
+def test_several_members_are_drawn_in_steps_enough_to_differ(tmp_path: Path) -> None:
+    small = str(small_bundle(tmp_path / "small", CoarseSliceInput(16), KSpaceDegradation(4), 4) / "models" / "model.pt")
+
+    def steps(**given: Any) -> int:
+        return SuperResolver.from_bundle(BUNDLE, weights=small, device="cpu", **given).predictor.sampling.steps
+
+    assert [steps(), steps(members=8), steps(members=8, steps=2), steps(steps=3)] == [1, 4, 2, 3]
+
+
+def test_it_is_evaluated_on_volumes_made_coarse(tmp_path: Path) -> None:
+    small = small_bundle(tmp_path / "small", CoarseSliceInput(16), KSpaceDegradation(4), 4)
+    size: dict[str, Any] = {"shape": (48, 40, 3), "spacing": (2.8, 2.8, 24.0), "num_frames": 6}
+    write_phantom_dataset(tmp_path / "in", patients=3, seed=0, **size)
+    files = [str(CONFIGS / name) for name in ("inference.yaml", "evaluate.yaml")]
+    given = {"bundle_root": str(BUNDLE), "dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path), "most": 1}
+    given |= {"weights": str(small / "models" / "model.pt"), "device": CPU}
+    flow = ConfigWorkflow(files, workflow_type="infer", logging_file=False, **given)
+    flow.initialize()
+    flow.run()
+    methods = json.loads((tmp_path / "summary.json").read_text())["methods"]
+    assert set(methods) == {"zero-filled", "bicubic", "refined"}
+    assert methods["refined"]["off_largest"] < 1e-3 < methods["bicubic"]["off_largest"]
 
 
 @pytest.mark.slow

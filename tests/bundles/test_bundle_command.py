@@ -13,8 +13,9 @@ from conftest import REPO
 
 from cgdpm_med import InputError
 from cgdpm_med.inference.bundle_command import check_command, given_arguments, refuse_unknown
+from cgdpm_med.inference.bundles import bundle_path, list_bundles, list_recipes
 
-BUNDLES = sorted(path.parents[1] for path in (REPO / "bundles").glob("*/configs/metadata.json"))
+BUNDLES = [bundle_path(name) for name in (*list_bundles(), *list_recipes())]
 ACDC = REPO / "bundles" / "acdc_segmentation" / "configs"
 
 

@@ -33,6 +33,7 @@ from cgdpm_med import (
 )
 from cgdpm_med.apps.load_resolver import load_resolver
 from cgdpm_med.images import read_picture
+from cgdpm_med.inference.bundles import bundle_path, list_bundles, list_recipes
 from cgdpm_med.models import load_model, save_model, save_weights
 from cgdpm_med.models.files import OldModelWarning
 from cgdpm_med.models.rebuild import rebuilt
@@ -75,7 +76,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configs(bundle: str) -> Path:
-    return REPO / "bundles" / bundle / "configs"
+    return bundle_path(bundle) / "configs"
 
 
 def settings(bundle: str, data: Path) -> dict[str, Any]:
@@ -173,10 +174,10 @@ def test_two_sizes_differ_in_values_alone(pair: tuple[str, str]) -> None:
         assert differing <= (VALUES if file in ("train.yaml", "inference.yaml") else set()), file
 
 
-@pytest.mark.parametrize("bundle", sorted(path.name for path in (REPO / "bundles").iterdir() if path.is_dir()))
+@pytest.mark.parametrize("bundle", [*list_bundles(), *list_recipes()])
 def test_no_key_is_equal_by_hand_in_training_and_use(bundle: str) -> None:
     """What both state can come to differ without a word; the model file says it instead."""
-    assert load_script("house").equal_by_hand(REPO / "bundles" / bundle) == []
+    assert load_script("house").equal_by_hand(bundle_path(bundle)) == []
 
 
 def test_weights_of_the_small_bundle_fit_in_one_file_of_the_model_zoo() -> None:

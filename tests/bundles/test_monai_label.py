@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,18 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import REPO
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, run
 from monai.transforms import Spacingd
 from nifti_files import ACDC_SFORM, LABELS, OBLIQUE, RAMP, nifti
 from small_networks import small_mask_denoiser, small_network
 
 from cgdpm_med import DiffusionPredictor, LoadVolumed, LoneSpacingd, Segmenter, guidance_beside, read_volume
+from cgdpm_med.models import load_model, save_model
+from cgdpm_med.models.description import TrainingData
 from cgdpm_med.phantom import PhantomSpec, make_phantom
 
 BUNDLE = REPO / "bundles" / "acdc_segmentation"
+SMOKE = REPO / "configs" / "smoke.yaml"
 
 
 @pytest.fixture
@@ -67,6 +72,50 @@ def test_the_app_gets_the_masks_of_the_command(scan: Path, tmp_path: Path) -> No
     # from these the app takes size and place of the file it writes
     np.testing.assert_array_equal(item["image"].meta["spatial_shape"], nib.load(scan).shape)
     np.testing.assert_array_equal(item["image"].meta["original_affine"], nib.load(scan).affine)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("leaves_no_determinism")
+def test_the_app_learns_from_corrected_masks_and_uses_what_it_learned(tmp_path: Path) -> None:
+    """Its training task step by step: a merged configuration, the weights in use loaded, data and epochs overridden."""
+    copy = tmp_path / "acdc_segmentation"
+    shutil.copytree(BUNDLE / "configs", copy / "configs")
+    (copy / "models").mkdir()
+    merged = ConfigParser()
+    merged.read_config([str(path) for path in (*(copy / "configs" / f"{n}.yaml" for n in ("train", "label")), SMOKE)])
+    ConfigParser.export_config_file(merged.get(), str(copy / "configs" / "train.json"))
+    base = ConfigParser()
+    base.read_config([str(copy / "configs" / "train.yaml"), str(SMOKE)])
+    base["train#dataset#data"] = []
+    network, said = (base.get_parsed_content(name) for name in ("network_def", "description"))
+    save_model(copy / "models" / "model.pt", network, replace(said, training=TrainingData(("before",), "0" * 64)))
+
+    items = []
+    for seed in (1, 2, 3):  # what its datastore holds
+        drawn = make_phantom(PhantomSpec.small(seed=seed))
+        item = {name: str(tmp_path / f"{name}{seed}.nii.gz") for name in ("image", "label")}
+        for name, voxels in (("image", drawn.images[1]), ("label", drawn.labels[1])):
+            nib.Nifti1Image(voxels, np.diag([-2.8, -2.8, 22.0, 1])).to_filename(item[name])
+        items.append(item)
+    task = ConfigParser()
+    task.read_config(str(copy / "configs" / "train.json"))
+    handlers = task.get("train#handlers", [])
+    assert not [handler for handler in handlers if handler.get("_target_") == "CheckpointLoader"]
+    load = {"_target_": "CheckpointLoader", "load_path": str(copy / "models" / "model.pt"), "strict": False}
+    handlers.insert(0, {**load, "load_dict": {"model": "$@network"}})
+    before = torch.load(copy / "models" / "model.pt", weights_only=True)["model"]
+    overrides = {"bundle_root": str(copy), "train#trainer#max_epochs": 1, "train#dataset#data": items[:2]}
+    overrides |= {"device": torch.device("cpu"), "train#handlers": handlers, "validate#dataset#data": items[2:]}
+    files = {"meta_file": str(copy / "configs" / "metadata.json"), "config_file": str(copy / "configs" / "train.json")}
+    run(run_id="run", init_id=None, final_id=None, logging_file=False, **files, **overrides, learning_rate=1e-9)
+
+    model = load_model(copy / "models" / "model.pt")
+    after = model.network.state_dict()
+    assert not all(torch.equal(before[name], after[name]) for name in after)
+    # so small a rate: the training began with the weights in use, and so did their average
+    assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in after)
+    assert model.description.training is not None
+    assert model.description.training.patients == ("before", "image1", "image2")
 
 
 def written_by_the_app(mask: np.ndarray, affine: np.ndarray, path: Path) -> sitk.Image:

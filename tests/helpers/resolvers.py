@@ -39,7 +39,7 @@ def noisy_resolver(
     **sampling: Any,
 ) -> SuperResolver:
     """The interpolation of a grey image and noise, made to agree with the image."""
-    target = ResidualTarget(1, factor, scale=1.0, degradation=degradation)
+    target = ResidualTarget(1, factor, scale=1.0, degradation=degradation, clip=degradation is None)
     predictor = DiffusionPredictor(
         NoiseItself(strength),
         schedule=NoiseSchedule(prediction_type="sample"),

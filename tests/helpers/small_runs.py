@@ -18,12 +18,12 @@ from cgdpm_med.apps.train import Wishes, train
 SETTINGS = ("batch_size=2", "epoch=1", "widths=32,32", "validate_every=2")
 """Of a plan whose training takes seconds."""
 WISHES = Wishes(
-    iterations=10,
-    settings=("batch_size=2", "epoch=5", "widths=32,32", "validate_every=2"),
+    iterations=20,
+    settings=("batch_size=2", "epoch=2", "widths=32,32", "validate_every=5"),
     patients="^([^_]+)",
     guidance=True,
 )
-"""Two epochs in each stage."""
+"""Two epochs of the guidance network, more of the denoiser."""
 PLACES = (
     "denoiser, weights written and no checkpoint",
     "denoiser, checkpoint written",

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cgdpm_med import InputError
-from cgdpm_med.apps.train import Wishes, plan_dataset
+from cgdpm_med.apps.train import Wishes, plan_dataset, write_run
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.label_values import stored_labels
 from cgdpm_med.datasets.loading import input_files
+from cgdpm_med.datasets.run import Run
 
 
 def rgba(path: Path, colour: NDArray[Any], alpha: NDArray[Any]) -> None:
@@ -201,3 +202,19 @@ def test_nnunets_ending_of_the_only_channel_is_no_part_of_a_name(tmp_path: Path)
     for n in (1, 2):
         picture(tmp_path / f"case_{n}_0000.png", grey(n))
     assert sorted(input_files(tmp_path, 1)[0]) == ["case_1", "case_2"]
+
+
+def test_cases_that_show_a_structure_choose_the_weights(pictures: Path, tmp_path: Path) -> None:
+    """Two validation cases are looked at; the first two by name are empty."""
+    for n in range(4, 8):
+        picture(pictures / "images" / f"p{n}.png", grey(n))
+        picture(pictures / "masks" / f"p{n}.png", square())
+    for n in (0, 1, 2):
+        picture(pictures / "masks" / f"p{n}.png", square(0))
+    items = [{"image": f"images/p{n}.png", "label": f"masks/p{n}.png"} for n in range(8)]
+    (pictures / "list.json").write_text(json.dumps({"training": items[5:], "validation": items[:5]}))
+    wishes = Wishes(iterations=2, settings=("validation_cases=2", "batch_size=1"))
+    planned = plan_dataset(pictures / "list.json", wishes, device="cpu")
+    write_run(planned, tmp_path / "run", pictures / "list.json", wishes)
+    chosen = Run(tmp_path / "run", pictures / "list.json").validation_items()
+    assert [bool(item["label"].any()) for item in chosen] == [True, True]

@@ -269,7 +269,7 @@ def test_bundles_name_what_there_is() -> None:
     """The front door's names, or public ones of the module that defines them."""
     unknown = {
         f"{config.relative_to(REPO)}: cgdpm_med.{name}"
-        for folder in ("bundles", "configs")
+        for folder in ("bundles", "recipes", "configs")
         for config in (REPO / folder).rglob("*")
         if config.suffix in {".json", ".yaml", ".yml"}
         for name in re.findall(r"\bcgdpm_med\.([A-Za-z_][\w.]*)", config.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ import typer
 
 import cgdpm_med
 from cgdpm_med.apps.cli import app
-from cgdpm_med.inference.bundles import list_bundles
+from cgdpm_med.inference.bundles import list_bundles, list_recipes
 
 PACKAGE = Path(cgdpm_med.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -185,7 +185,7 @@ def test_every_name_of_the_package_in_a_remedy_exists() -> None:
 def test_every_bundle_in_a_remedy_exists() -> None:
     named = {name for text in REMEDIES for name in re.findall(r"\b(?:acdc|imagenet|face)_\w+", text.text)}
     assert named
-    assert named <= set(list_bundles())
+    assert named <= {*list_bundles(), *list_recipes()}
 
 
 def test_every_keyword_in_a_remedy_is_one_of_a_public_function() -> None:

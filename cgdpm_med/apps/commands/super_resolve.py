@@ -106,8 +106,8 @@ def super_resolve(
         project=project,
         precision=precision and precision.value,
     )
-    if steps == 1 and (members or 1) > 1:
-        note = "note: one step makes almost the same image each time; more --steps show what the samples differ in"
+    if resolvers.alike_members:
+        note = "note: one step makes almost the same image each time, and their spread says nothing: give more --steps"
         typer.secho(note, fg=typer.colors.YELLOW, err=True)
     result = run(resolvers, source, out, spacing=voxels)
     if as_json:

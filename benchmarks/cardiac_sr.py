@@ -1,0 +1,128 @@
+"""The bundle cardiac_sr against zero-filling, bicubic interpolation and a regression, on patients of ACDC.
+
+True volumes are made coarse in k-space and refined. PSNR, SSIM and LPIPS are measured; the shipped segmentation tells
+how much of the Dice that coarse scans lose is won back. Settings are chosen on the validation patients; the test
+patients are scored once. A stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from cgdpm_med import Segmenter, SuperResolver, write_phantom_dataset
+from cgdpm_med.apps.evaluate_volumes import (
+    BICUBIC,
+    MEASURES,
+    REFINED,
+    TRUE,
+    ZERO_FILLED,
+    evaluate_acdc_volumes,
+    format_volume_summary,
+)
+from cgdpm_med.models.weights import weights_digest
+
+from .harness import Claim, Journal, Result, Table, console
+
+BUNDLE = "cardiac_sr"
+REGRESSION = "regression"
+COLUMNS = (*MEASURES, "dice")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset-dir", type=Path, help="ACDC's training folder; with --quick phantoms are drawn")
+    parser.add_argument("--section", choices=("validation", "test"), default="validation")
+    parser.add_argument("--volumes", type=int, help="of the section, evenly chosen; all by default")
+    parser.add_argument("--weights", type=Path, help="instead of the bundle's")
+    parser.add_argument("--regression", type=Path, help="model file of a regression of equal budget")
+    parser.add_argument("--lpips", type=Path, help="TorchScript file")
+    parser.add_argument("--members", type=int, default=1, help="samples of each slice")
+    parser.add_argument("--steps", type=int, default=1, help="of each sample")
+    parser.add_argument("--no-dice", action="store_true", help="leave the segmentation out")
+    parser.add_argument("--segment-members", type=int, default=2)
+    parser.add_argument("--segment-steps", type=int, default=3)
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    if arguments.quick:
+        with TemporaryDirectory() as folder:
+            size = {"shape": (64, 56, 3), "spacing": (2.8, 2.8, 24.0), "num_frames": 6}
+            write_phantom_dataset(folder, patients=3, seed=0, **size)
+            return compare(arguments, Path(folder))
+    if arguments.dataset_dir is None:
+        raise SystemExit("give --dataset-dir, or --quick")
+    return compare(arguments, arguments.dataset_dir)
+
+
+def compare(arguments: argparse.Namespace, root: Path) -> Result:
+    """All methods on one section."""
+    resolver = resolver_of(arguments.weights, arguments, steps=arguments.steps, members=arguments.members)
+    rivals = {} if arguments.regression is None else {REGRESSION: resolver_of(arguments.regression, arguments)}
+    settings = settings_of(arguments, [resolver, *rivals.values()])
+    journal = Journal(arguments.output / f".{BUNDLE}.journal.json", settings)
+    summary = evaluate_acdc_volumes(
+        resolver,
+        root,
+        arguments.section,
+        most=arguments.volumes,
+        rivals=rivals,
+        segmenter=None if arguments.no_dice else segmenter_of(arguments),
+        lpips=arguments.lpips,
+        remember=None if arguments.quick else journal.get,
+    )
+    console.print(format_volume_summary(summary), markup=False)
+    if summary["failed"]:
+        raise SystemExit(f"{len(summary['failed'])} volumes failed")
+    rows = [[name, *(found[column] for column in COLUMNS)] for name, found in summary["methods"].items()]
+    table = Table(f"{summary['volumes']} volumes, {arguments.section}", ["method", *COLUMNS], rows)
+    return Result(settings, claims_of(summary["methods"]), [table], {"summary": summary})
+
+
+def resolver_of(weights: Path | None, arguments: argparse.Namespace, **settings: Any) -> SuperResolver:
+    """The bundle with these weights, in one step where nothing else is said."""
+    own = {} if weights is None else {"weights": str(weights)}
+    dials = {"steps": 1, "members": 1, "device": arguments.device, **settings}
+    return SuperResolver.from_bundle(BUNDLE, **own, **dials)
+
+
+def segmenter_of(arguments: argparse.Namespace) -> Segmenter:
+    """The shipped segmentation."""
+    dials = {"members": arguments.segment_members, "steps": arguments.segment_steps, "device": arguments.device}
+    return Segmenter.from_bundle("acdc_segmentation", **dials)
+
+
+def settings_of(arguments: argparse.Namespace, resolvers: list[SuperResolver]) -> dict[str, Any]:
+    """What the numbers depend on."""
+    names = ("section", "volumes", "members", "steps", "no_dice", "segment_members", "segment_steps")
+    digests = [None if each.weights is None else weights_digest(each.weights) for each in resolvers]
+    lpips = None if arguments.lpips is None else arguments.lpips.name
+    return {**{name: getattr(arguments, name) for name in names}, "weights": digests, "lpips": lpips}
+
+
+def claims_of(methods: dict[str, dict[str, float | None]]) -> list[Claim]:
+    """Held against the targets of a trained network in one step."""
+    refined, zero = methods[REFINED], methods[ZERO_FILLED]
+    claims = [
+        Claim("PSNR above zero-filling", _less(refined["psnr"], zero["psnr"]), 2.2, unit=" dB"),
+        Claim("PSNR above bicubic", _less(refined["psnr"], methods[BICUBIC]["psnr"]), unit=" dB"),
+        Claim("largest disagreement with the coarse scan", _number(refined["off_largest"]), 1e-3, at_most=True),
+    ]
+    if REGRESSION in methods:
+        claims.append(
+            Claim("PSNR above the regression", _less(refined["psnr"], methods[REGRESSION]["psnr"]), -0.3, unit=" dB")
+        )
+    if methods.get(TRUE, {}).get("dice") is not None:
+        lost = _less(methods[TRUE]["dice"], zero["dice"])
+        won = _less(refined["dice"], zero["dice"])
+        claims.append(Claim("Dice won back of what zero-filling loses", won / lost if lost else float("nan"), 0.5))
+    return claims
+
+
+def _less(a: float | None, b: float | None) -> float:
+    return _number(a) - _number(b)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
