@@ -60,7 +60,7 @@ _EXPORTS: dict[str, str] = {
     "SliceDataset": "data.slices",
     "EpochSampler": "data.slices",
     "SliceAugment": "data.augment",
-    "Autocast": "runtime.precision",
+    "Autocast": "runtime.autocast",
     "DiffusionPredictor": "inference.predictor",
     "autocast_dtype": "runtime.precision",
     "RegionInferer": "inference.inferers",

@@ -90,8 +90,9 @@ from cgdpm_med.networks.unet import ConditionalUNet as ConditionalUNet
 from cgdpm_med.phantom import write_phantom_dataset as write_phantom_dataset
 from cgdpm_med.report.overlay import draw_overlay as draw_overlay
 from cgdpm_med.runtime.allocator import keep_freed_memory as keep_freed_memory
+from cgdpm_med.runtime.autocast import Autocast as Autocast
 from cgdpm_med.runtime.batching import sample_ensemble as sample_ensemble
-from cgdpm_med.runtime.precision import Autocast as Autocast, autocast_dtype as autocast_dtype
+from cgdpm_med.runtime.precision import autocast_dtype as autocast_dtype
 from cgdpm_med.runtime.processes import leave_process_group as leave_process_group
 from cgdpm_med.studies.cases import find_cases as find_cases
 from cgdpm_med.studies.keep import KeepingSegmenter as KeepingSegmenter

@@ -14,8 +14,9 @@ from cgdpm_med.diffusion.sampling import Sampling, check_prediction
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskDenoiser, MaskTarget, Target
 from cgdpm_med.files import InputError
+from cgdpm_med.runtime.autocast import Autocast
 from cgdpm_med.runtime.batching import BatchLimit, sample_ensemble
-from cgdpm_med.runtime.precision import Autocast, autocast_dtype, check_precision
+from cgdpm_med.runtime.precision import autocast_dtype, check_precision
 
 
 class DiffusionPredictor(nn.Module):

@@ -11,7 +11,8 @@ from small_networks import field, small_mask_denoiser
 from torch import Tensor, nn
 
 from cgdpm_med.diffusion.targets import MaskDenoiser
-from cgdpm_med.runtime.precision import Autocast, CastCopy
+from cgdpm_med.runtime.autocast import Autocast
+from cgdpm_med.runtime.precision import CastCopy
 
 CPU = torch.device("cpu")
 T = torch.tensor([300]).expand(6)

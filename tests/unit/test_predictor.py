@@ -18,8 +18,9 @@ from cgdpm_med.inference.inferers import WindowedDenoiser
 from cgdpm_med.inference.predictor import DiffusionPredictor
 from cgdpm_med.networks.blocks import Attention
 from cgdpm_med.networks.unet import ConditionalUNet
+from cgdpm_med.runtime.autocast import COMPILER_OPTIONS, Autocast
 from cgdpm_med.runtime.batching import sample_ensemble
-from cgdpm_med.runtime.precision import COMPILER_OPTIONS, Autocast, autocast_dtype
+from cgdpm_med.runtime.precision import autocast_dtype
 
 SAMPLE = NoiseSchedule(1000, "cosine", "sample")
 TARGET = MaskTarget(4, scale=0.5)
