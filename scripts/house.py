@@ -109,7 +109,8 @@ def equal_by_hand(bundle: Path) -> list[str]:
 
 
 def _stated(bundle: Path, name: str) -> dict[str, Any]:
-    content = yaml.safe_load((bundle / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+    path = bundle / "configs" / f"{name}.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {key: value for key, value in content.items() if key not in COMMON_KEYS}
 
 
