@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Result:
     if arguments.quick:
         with TemporaryDirectory() as folder:
-            size = {"shape": (64, 56, 3), "spacing": (2.8, 2.8, 24.0), "num_frames": 6}
+            size: dict[str, Any] = {"shape": (64, 56, 3), "spacing": (2.8, 2.8, 24.0), "num_frames": 6}
             write_phantom_dataset(folder, patients=3, seed=0, **size)
             return compare(arguments, Path(folder))
     if arguments.dataset_dir is None:

@@ -11,6 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,7 +88,7 @@ class ArchiveRun:
         for study, series in studies.items():
             name = digest(study)
             if self.attempts[name] < ATTEMPTS and (self._has_settled(series) or not settled):
-                self._told(name, lambda study=study, series=series, name=name: self._study(name, study, series))
+                self._told(name, partial(self._study, name, study, series))
 
     def watch(
         self, questions: Sequence[Wanted], polls: int, seconds: float, sleep: Callable[[float], None] = time.sleep
@@ -102,7 +103,7 @@ class ArchiveRun:
         """Series by their study; a question that fails is reported, one without an answer too if it names a study."""
         found: dict[str, dict[str, Series]] = defaultdict(dict)
         for question in questions:
-            for series in self._told(question.name, lambda question=question: self._search(question)) or ():
+            for series in self._told(question.name, partial(self._search, question)) or ():
                 found[series.study][series.uid] = series
         return {study: list(by_uid.values()) for study, by_uid in found.items()}
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -181,7 +182,7 @@ class Archive:
         headers = []
         for entry in map(_series, entries):
             if entry.modality == "SR" and entry.description == description:
-                headers += self._ask(lambda uid=entry.uid: self.client.retrieve_series_metadata(study, uid))
+                headers += self._ask(partial(self.client.retrieve_series_metadata, study, entry.uid))
         return [_dataset(header) for header in headers]
 
     def fetch(self, series: Series, folder: Path, first: int = 0) -> int:
@@ -259,8 +260,8 @@ def _dataset(entry: Mapping[str, Any]) -> Any:
 
 def _series(entry: Mapping[str, Any]) -> Series:
     told = _dataset(entry)
-    values = [str(told.get(keyword) or "") for keyword in _FIELDS[:5]]
-    return Series(*values, images=int(told.get("NumberOfSeriesRelatedInstances") or 0))
+    values: list[Any] = [str(told.get(keyword) or "") for keyword in _FIELDS[:5]]
+    return Series(*values, int(told.get("NumberOfSeriesRelatedInstances") or 0))
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

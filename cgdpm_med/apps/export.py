@@ -90,8 +90,9 @@ def other_arguments(model: Model, graph: Graph) -> tuple[Tensor, ...]:
     y, x_t, t = arguments_of(model, rows, sides, seed=1)
     if graph.name == "condition":
         return (y,)
+    denoiser: Any = model.target.denoiser(model.network)
     with torch.no_grad():
-        return (x_t, t, *tensors_of(model.target.denoiser(model.network).encode(y)).values())
+        return (x_t, t, *tensors_of(denoiser.encode(y)).values())
 
 
 def make(graph: Graph, arguments: Sequence[Tensor], formats: Sequence[str]) -> list[Made]:

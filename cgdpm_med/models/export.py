@@ -187,7 +187,7 @@ def as_onnx(program: Any, graph: Graph) -> bytes:
         InputError: where the packages are missing, or an operation that ONNX does not have.
     """
     if missing := [name for name in NEEDED_FOR_ONNX if find_spec(name) is None]:
-        remedy = "pip install 'cgdpm-med[export]', or choose --format torch"
+        remedy = "Choose --format torch, or pip install 'cgdpm-med[export]'"
         raise InputError(f"writing ONNX needs {' and '.join(missing)}", remedy=remedy)
     inputs, outputs = list(graph.inputs), list(graph.outputs)
     try:

@@ -370,7 +370,8 @@ def test_bad_configurations(case: str, bundle: Path, command: Command) -> None:
 
 def test_options_the_bundle_cannot_follow(bundle: Path, command: Command) -> None:
     refused(bundle, "the configuration has no key 'guidance_scale'", command, "--guidance-scale", "1")
-    refused(bundle, "there is no bundle named 'absent'", command, "--bundle", "absent")
+    image = save(bundle.parent / "v.nii.gz", nifti())
+    command.fails("there is no bundle named 'absent'", image, bundle.parent / "out", "--bundle", "absent")
     (bundle / "configs" / "inference.yaml").unlink()
     refused(bundle, "cannot be used", command)
 

@@ -123,8 +123,8 @@ def test_training_reads_training_patients_and_selects_by_validation(cohort: Path
     assert train == set(SPLIT["train"])
     assert validation == set(SPLIT["validation"])
     # the loaders take these lists and no others
-    assert parser["train"]["slices"]["volumes"] == "@train#dataset"
-    assert parser["validate"]["dataloader"]["dataset"] == "@validate#dataset"
+    assert parser["train"]["slices"]["volumes"] == "@train::dataset"
+    assert parser["validate"]["dataloader"]["dataset"] == "@validate::dataset"
 
 
 def test_the_processes_of_several_gpus_share_the_validation_patients(

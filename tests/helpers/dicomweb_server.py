@@ -44,7 +44,7 @@ class FakeArchive:
     def add(self, image: Dataset) -> None:
         self.objects[image.SOPInstanceUID] = image
 
-    def of(self, **values: str) -> list[Dataset]:
+    def of(self, **values: Any) -> list[Dataset]:
         """Objects with these values."""
         return [ds for ds in self.objects.values() if all(ds.get(name) == value for name, value in values.items())]
 

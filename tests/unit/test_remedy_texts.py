@@ -34,6 +34,7 @@ COMMANDS_OF = {
     "apps/dicom_seg": {"segment"},
     "evaluation/case": {"evaluate"},
     "apps/export": {"export"},
+    "apps/hours": {"train", "plan"},
     "heart/checks": {"segment"},
     "evaluation/label_hint": {"evaluate", "compare"},
     "evaluation/label_names": {"evaluate", "compare"},
