@@ -2,7 +2,7 @@
 
 python scripts/eval_metrics.py bundles/acdc_segmentation OUT/summary.json
 
-``summary.json`` is what ``configs/evaluate.yaml`` writes. Scores have four digits; everything else of the file stays.
+``summary.json`` is what ``configs/evaluate.yaml`` writes, or the JSON of ``python -m benchmarks cardiac_sr``. Scores have four digits; everything else of the file stays.
 """
 
 from __future__ import annotations
@@ -43,16 +43,20 @@ def fill(bundle: Path, summary: Path) -> dict[str, float]:
 
 
 def metrics_of(summary: Mapping[str, Any], path: Path) -> dict[str, float]:
-    """Mean Dice of masks, over all and by structure, or PSNR and SSIM of pictures.
+    """Mean Dice of masks, over all and by structure, or PSNR and SSIM of pictures or refined volumes.
 
     Raises:
         InputError: the file is not a summary of either kind.
     """
+    summary = summary.get("raw", {}).get("summary", summary)  # a benchmark keeps it there
     if "structures" in summary:
         found = {"mean_dice": summary["average"]["dice"]}
         found |= {f"mean_dice_{name.lower()}": scores["dice"] for name, scores in summary["structures"].items()}
     elif "means" in summary:
         found = {name: summary["means"]["output"][name] for name in ("psnr", "ssim")}
+    elif "refined" in summary.get("methods", {}):
+        scores = summary["methods"]["refined"]
+        found = {name: scores[name] for name in ("psnr", "ssim", "lpips", "dice") if scores.get(name) is not None}
     else:
         raise InputError("is no summary of an evaluation", path=path, remedy="Give the one of configs/evaluate.yaml")
     return {name: round(value, 4) for name, value in found.items()}

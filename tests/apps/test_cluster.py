@@ -122,7 +122,7 @@ def test_a_scheduler_that_is_lost_is_one_error(studies: Path, tmp_path: Path) ->
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with running("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(where), **quiet) as it:
         deadline = time.monotonic() + 240
-        while not where.exists() and time.monotonic() < deadline:
+        while not (where.exists() and where.read_text()) and time.monotonic() < deadline:
             time.sleep(0.2)
         address = json.loads(where.read_text())["address"]
         with (

@@ -88,6 +88,7 @@ def test_the_readme_has_the_sections_that_readers_of_the_zoo_look_for(bundle: Pa
 
 MASKS = {"average": {"dice": 0.91683}, "structures": {"RV": {"dice": 0.90661}, "Myo": {"dice": 0.9}}}
 PICTURES = {"means": {"output": {"psnr": 27.12347, "ssim": 0.8, "mse": 1.0}, "bicubic": {"psnr": 20.0, "ssim": 0.1}}}
+REFINED = {"methods": {"refined": {"psnr": 25.12347, "ssim": 0.8, "lpips": None, "dice": 88.5}, "bicubic": {}}}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,7 @@ PICTURES = {"means": {"output": {"psnr": 27.12347, "ssim": 0.8, "mse": 1.0}, "bi
     [
         (MASKS, {"mean_dice": 0.9168, "mean_dice_rv": 0.9066, "mean_dice_myo": 0.9}),
         (PICTURES, {"psnr": 27.1235, "ssim": 0.8}),
+        ({"raw": {"summary": REFINED}}, {"psnr": 25.1235, "ssim": 0.8, "dice": 88.5}),
     ],
 )
 def test_scores_come_from_a_measured_file(summary: dict[str, Any], expected: dict[str, float], tmp_path: Path) -> None:
