@@ -2,8 +2,8 @@
 
 python scripts/eval_metrics.py bundles/acdc_segmentation OUT/summary.json
 
-``summary.json`` is what ``configs/evaluate.yaml`` writes, or the JSON of ``python -m benchmarks cardiac_sr``. Scores have
-four digits; everything else of the file stays.
+``summary.json`` is what ``configs/evaluate.yaml`` writes, or the JSON of ``python -m benchmarks cardiac_sr``. Scores
+have four digits; everything else of the file stays.
 """
 
 from __future__ import annotations

@@ -234,6 +234,7 @@ def do_studies(engine: Engine, work: StudyWork, cases: Sequence[Case], report: R
     """Every study done by an engine, whose order does not show in the outcome."""
     studies = group_studies(_without_overwriting(cases, work))
     done: dict[str, StudyOutcome] = {}
+    progress = _each_end_once(progress)  # workers elsewhere tell of none, this process of all
     for key, answer in engine.do(work, studies, progress):
         done[key] = answer if isinstance(answer, StudyOutcome) else _given_up(studies[key], answer)
         for case in studies[key]:
@@ -244,6 +245,18 @@ def do_studies(engine: Engine, work: StudyWork, cases: Sequence[Case], report: R
     for key in studies:
         outcome.add(done[key])
     return outcome
+
+
+def _each_end_once(progress: Progress) -> Progress:
+    ended: set[str] = set()
+
+    def told(key: str, fraction: float) -> None:
+        if key not in ended:
+            progress(key, fraction)
+        if fraction >= 1:
+            ended.add(key)
+
+    return told
 
 
 def _without_overwriting(cases: Sequence[Case], work: StudyWork) -> list[Case]:
