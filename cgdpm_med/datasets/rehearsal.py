@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from cgdpm_med.datasets.plan import Plan
 from cgdpm_med.datasets.run import slice_input
-from cgdpm_med.models.description import SliceInput
+from cgdpm_med.models.description import SliceInput, TrainingData
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,18 @@ class Rehearsal:
         """What the network sees."""
         return slice_input(self.plan, self.channels)
 
+    @property
+    def training(self) -> TrainingData:
+        """Nobody."""
+        return TrainingData()
+
     def training_slices(self) -> RandomSlices:
         """Noise in place of the data set."""
         return RandomSlices(len(self.input.channels), self.classes, self.plan.field, 100 * self.plan.batch_size)
+
+    def validation_items(self) -> list[dict[str, Tensor]]:
+        """None: nothing is validated."""
+        return []
 
 
 class RandomSlices(Dataset):

@@ -70,7 +70,7 @@ def rehearse(plan: Plan, channels: Sequence[str], labels: Sequence[str], device:
     """
     parser = rehearsal_parser(Rehearsal(plan, channels, labels), device)
     watch = Stopwatch(seconds)
-    parser["train#handlers"] = ["@ema"]
+    parser["train#trainer#train_handlers"] = ["@ema"]  # nothing is saved, validated or shown
     parser["epochs"] = 1000
     trainer = parser.get_parsed_content("train#trainer")
     watch.attach(trainer)

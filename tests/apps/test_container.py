@@ -60,7 +60,8 @@ def test_what_is_copied_exists_and_is_sent_to_the_build() -> None:
 
 
 def test_what_the_build_needs_is_copied(pyproject: dict[str, Any]) -> None:
-    needed = {"pyproject.toml", pyproject["project"]["readme"], *pyproject["project"]["license-files"]}
+    needed = {"pyproject.toml", pyproject["project"]["readme"]}
+    needed |= {name.split("/")[0] for name in pyproject["project"]["license-files"]}
     needed |= {folder.split("/")[0] for folder in pyproject["tool"]["setuptools"]["package-dir"].values()}
     needed |= {name for _, rest in instructions() for name in re.findall(r"--constraint (\S+)", rest)}
     assert needed <= set(copied())

@@ -18,7 +18,7 @@ BUNDLE = REPO / "bundles" / "acdc_segmentation"
 class Directed(torch.nn.Module):
     """Stands where the networks do: two members, classes by brightness and by where brightness rises."""
 
-    sampling, precision, guide = Sampling(members=2, steps=1), "float32", None
+    sampling, precision, guide, out_channels = Sampling(members=2, steps=1), "float32", None, 4
 
     def infer(self, image: MetaTensor, _: object, progress: Callable[[int], None] | None = None) -> MetaTensor:
         x = torch.as_tensor(image).as_subclass(torch.Tensor)[0, 0]
