@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.util import find_spec
@@ -261,7 +261,7 @@ def _dataset(entry: Mapping[str, Any]) -> Any:
 def _series(entry: Mapping[str, Any]) -> Series:
     told = _dataset(entry)
     values: list[Any] = [str(told.get(keyword) or "") for keyword in _FIELDS[:5]]
-    return Series(*values, int(told.get("NumberOfSeriesRelatedInstances") or 0))
+    return replace(Series(*values), images=int(told.get("NumberOfSeriesRelatedInstances") or 0))
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

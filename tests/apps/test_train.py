@@ -132,7 +132,7 @@ def test_two_channels_two_classes_in_volumes(nnunet: Path, tmp_path: Path) -> No
 
 
 def test_plan_measures_hours_and_refuses_too_few(blobs: Path) -> None:
-    planned = plan_dataset(blobs, Wishes(hours=0.05, settings=QUICK.settings))
+    planned = plan_dataset(blobs, Wishes(hours=0.05, settings=("batch_size=2", "widths=32,32")))
     assert planned.plan.iterations > 20
     with pytest.raises(InputError, match="steps"):
         plan_dataset(blobs, Wishes(hours=1e-6, settings=QUICK.settings))
