@@ -50,7 +50,7 @@ def has_holoscan() -> bool:
     try:
         import holoscan.core  # noqa: F401
         import monai.deploy.core  # noqa: F401
-    except ImportError:
+    except Exception:  # an SDK that is half installed raises whatever its parts do
         return False
     return True
 
