@@ -192,7 +192,7 @@ def _client(make: Callable[..., Any], place: Any, address: str) -> Iterator[Any]
 
 def _wait_for_worker(client: Any, address: str, say: Callable[[str], None]) -> None:
     """Jobs may stand in a queue for hours; a scheduler of one's own should have workers."""
-    if not client.scheduler_info()["workers"]:
+    if not client.scheduler_info().get("workers", {}):
         say("waiting for the first worker")
     try:
         client.wait_for_workers(1, timeout=None if address == "slurm" else 120)
@@ -374,8 +374,10 @@ class DaskEngine:
 
     def _threads(self) -> int:
         with _while_connected():
-            workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        return sum(worker["nthreads"] for worker in workers.values())
+            told = self.client.scheduler_info(n_workers=-1)
+            if "workers" not in told:  # what a client remembers of a scheduler that is gone
+                raise OSError("no answer")
+        return sum(worker["nthreads"] for worker in told["workers"].values())
 
     def _finished(self, futures: list[Any]) -> list[Any]:
         """Those that are, as soon as one is, or none after a while."""
