@@ -73,7 +73,7 @@ LONG = (pytest.mark.slow, pytest.mark.long)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "size"),
-    [("channels", 32), *(pytest.param(kind, 32, marks=LONG) for kind in ("pictures", "blobs", "volumes"))],
+    [pytest.param(kind, 32, marks=LONG) for kind in ("pictures", "blobs", "volumes", "channels")],
 )
 def test_a_short_training_finds_what_is_there(kind: str, size: int, tmp_path: Path) -> None:
     """The full budgets are scripts/own_data.py's; here a fraction, so that a plan that cannot learn is found."""
@@ -84,7 +84,7 @@ def test_a_short_training_finds_what_is_there(kind: str, size: int, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no peak of a process")
-@pytest.mark.parametrize("settings", [(), ("spacing=1", "batch_size=4")])
+@pytest.mark.parametrize("settings", [(), pytest.param(("spacing=1", "batch_size=4"), marks=pytest.mark.long)])
 def test_a_training_takes_the_memory_that_was_planned(settings: tuple[str, ...], tmp_path: Path) -> None:
     """Peak of a process of its own, as the command runs."""
     data = own_data.write_set("pictures", tmp_path / "data", cases=10, size=192)
