@@ -11,14 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgdpm_med.console import input_error_behind
 from cgdpm_med.diffusion.degradation import AreaDegradation, Degradation, project
 from cgdpm_med.diffusion.targets import ImageTarget, ResidualTarget
 from cgdpm_med.files import InputError
-from cgdpm_med.inference.bundles import bundle_path
+from cgdpm_med.inference.bundles import built_from_bundle
 from cgdpm_med.inference.inferers import WindowedDenoiser
 from cgdpm_med.inference.predictor import DiffusionPredictor
-from cgdpm_med.inference.segmenter import unusable
 from cgdpm_med.models.adm import load_upsampler
 from cgdpm_med.models.description import CoarseSliceInput, PictureInput
 from cgdpm_med.networks.classes import ClassConditioned, append_class
@@ -103,28 +101,14 @@ class SuperResolver:
         Raises:
             InputError: for an unknown bundle or key, or weights that do not fit.
         """
-        from monai.bundle import ConfigParser
-
-        root = Path(bundle) if Path(bundle).is_dir() else bundle_path(str(bundle))
-        config = root / "configs" / "inference.yaml"
-        parser = ConfigParser()
-        try:
-            parser.read_config(str(config))
-        except Exception as error:  # a missing file, or whatever a YAML parser finds
-            raise unusable(config, error) from error
-        parser["bundle_root"] = str(root)
-        if "resolver" not in parser:
-            remedy = "Give a super-resolution bundle, such as imagenet_sr_64_256"
-            raise InputError("has no resolver", path=config, remedy=remedy)
-        if missing := [name for name in overrides if name not in parser]:
-            remedy = f"Leave out {_OPTIONS.get(missing[0], missing[0])}, or give a bundle that has it"
-            raise InputError(f"the configuration has no key {missing[0]!r}", path=config, remedy=remedy)
-        for name, value in overrides.items():
-            parser[name] = value
-        try:
-            return parser.get_parsed_content("resolver")
-        except Exception as error:  # MONAI wraps whatever a configuration raises
-            raise input_error_behind(error) or unusable(config, error) from error
+        resolver: SuperResolver = built_from_bundle(
+            bundle,
+            "resolver",
+            overrides,
+            example="cardiac_sr",
+            unknown=lambda name, _: f"Leave out {_OPTIONS.get(name, name)}, or give a bundle that has it",
+        )
+        return resolver
 
     @classmethod
     def from_adm(

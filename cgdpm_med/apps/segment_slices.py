@@ -14,7 +14,6 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cgdpm_med.console import input_error_behind
 from cgdpm_med.data.transforms import CombineMembersd
 from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.loading import Loaded, load_image
@@ -23,10 +22,10 @@ from cgdpm_med.datasets.run import TASK
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
 from cgdpm_med.files import InputError
+from cgdpm_med.inference.bundles import built_from_bundle
 from cgdpm_med.inference.inferers import SliceEnsembleInferer
 from cgdpm_med.inference.labels import Labels
 from cgdpm_med.inference.predictor import DiffusionPredictor, predictor_settings
-from cgdpm_med.inference.segmenter import unusable
 from cgdpm_med.metrics.calibration import temper
 from cgdpm_med.models.description import SliceInput
 from cgdpm_med.models.files import Model
@@ -206,23 +205,13 @@ def load_segmenter(run: str | Path, **overrides: Any) -> SliceSegmenter:
     Raises:
         InputError: for an unknown key, or weights that are missing or do not fit.
     """
-    from monai.bundle import ConfigParser
-
-    config = Path(run) / "configs" / "inference.yaml"
-    parser = ConfigParser()
-    try:
-        parser.read_config(str(config))
-        parser["bundle_root"] = str(run)
-        for name, value in overrides.items():
-            if name not in parser:
-                remedy = "Leave it out; it is for other bundles"
-                raise InputError(f"the configuration has no key {name!r}", path=config, remedy=remedy)
-            parser[name] = value
-        segmenter: SliceSegmenter = parser.get_parsed_content("segmenter")
-    except InputError:
-        raise
-    except Exception as error:  # MONAI wraps whatever a configuration raises
-        raise input_error_behind(error) or unusable(config, error) from error
+    segmenter: SliceSegmenter = built_from_bundle(
+        run,
+        "segmenter",
+        overrides,
+        example="one that train wrote",
+        unknown=lambda name, _: "Leave it out; it is for other bundles",
+    )
     segmenter.pictures = read_json(Path(run) / TASK).get("fingerprint", {}).get("pictures")
     return segmenter
 

@@ -20,7 +20,7 @@ from cgdpm_med.console import input_error_behind
 from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.run import SPLIT, Run
 from cgdpm_med.files import InputError
-from cgdpm_med.inference.segmenter import unusable
+from cgdpm_med.inference.bundles import unusable
 from cgdpm_med.models.files import guidance_beside
 from cgdpm_med.studies.outputs import write_json
 

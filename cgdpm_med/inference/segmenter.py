@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cgdpm_med.console import input_error_behind
 from cgdpm_med.data.transforms import case_name
 from cgdpm_med.files import InputError
-from cgdpm_med.inference.bundles import bundle_path
+from cgdpm_med.inference.bundles import built_from_bundle, bundle_folder
 from cgdpm_med.inference.labels import Labels, channel_names, labels_of
 from cgdpm_med.inference.predictor import DiffusionPredictor, predictor_settings
 from cgdpm_med.volumes import Grid, Volume, reoriented_grid, view_of
@@ -137,33 +136,15 @@ class Segmenter:
         Raises:
             InputError: for an unknown bundle or key, or weights that do not fit.
         """
-        from monai.bundle import ConfigParser
-
-        root = Path(bundle) if Path(bundle).is_dir() else bundle_path(str(bundle))
-        config = root / "configs" / "inference.yaml"
-        parser = ConfigParser()
-        try:
-            parser.read_config(str(config))
-        except Exception as error:  # a missing file, or whatever a YAML parser finds
-            raise unusable(config, error) from error
-        parser["bundle_root"] = str(root)
-        if "segmenter" not in parser:
-            remedy = "Give a segmentation bundle, such as acdc_segmentation"
-            raise InputError("has no segmenter", path=config, remedy=remedy)
-        for name, value in overrides.items():
-            if name not in parser:
-                raise InputError(
-                    f"the configuration has no key {name!r}",
-                    path=config,
-                    remedy=f"Choose among {', '.join(key for key in parser.get() if not key.startswith('_'))}",
-                )
-            parser[name] = value
-        try:
-            segmenter: Segmenter = parser.get_parsed_content("segmenter")
-        except Exception as error:  # MONAI wraps whatever a configuration raises
-            raise input_error_behind(error) or unusable(config, error) from error
+        segmenter: Segmenter = built_from_bundle(
+            bundle,
+            "segmenter",
+            overrides,
+            example="acdc_segmentation",
+            unknown=lambda name, known: f"Choose among {', '.join(known)}",
+        )
         if segmenter.channel_names is None:
-            segmenter.channel_names = channel_names(root)
+            segmenter.channel_names = channel_names(bundle_folder(bundle))
         return segmenter
 
     @torch.inference_mode()
@@ -223,14 +204,6 @@ def ensemble_settings(segmenter: Segmenter) -> dict[str, Any]:
 def _with_background(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of two classes where a network gives the foreground alone."""
     return probabilities if len(probabilities) > 1 else np.concatenate([1 - probabilities, probabilities])
-
-
-def unusable(config: Path, error: BaseException) -> InputError:
-    """The innermost complaint about a configuration; MONAI's own run over many lines."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    what = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"cannot be used: {what[:300]}", path=config, remedy="Correct the configuration or the option")
 
 
 def _as_fraction(progress: Callable[[float], None], of: int) -> Callable[[int], None]:
