@@ -38,8 +38,8 @@ class Degradation(Protocol):
 
 
 @dataclass(frozen=True)
-class AreaDegradation:
-    """Area averaging: a coarse pixel is the mean of the fine ones it covers.
+class ByFactor:
+    """What every degradation by a whole factor refuses.
 
     Raises:
         ValueError: for a factor below one.
@@ -51,14 +51,27 @@ class AreaDegradation:
         if self.factor < 1:
             raise ValueError(f"the down-sampling factor must be at least 1, not {self.factor}")
 
+    def require_whole_blocks(self, x: Tensor) -> None:
+        """Raise ValueError for (B, C, *S) of a size that the factor does not divide."""
+        if any(n % self.factor for n in x.shape[2:]):
+            raise ValueError(f"spatial size {tuple(x.shape[2:])} must be divisible by the factor {self.factor}")
+
+
+@dataclass(frozen=True)
+class AreaDegradation(ByFactor):
+    """Area averaging: a coarse pixel is the mean of the fine ones it covers.
+
+    Raises:
+        ValueError: for a factor below one.
+    """
+
     def degrade(self, x: Tensor) -> Tensor:
         """Mean over factor x factor (x factor) blocks; (B, C, *S) -> (B, C, *S / factor).
 
         Raises:
             ValueError: for a size that the factor does not divide.
         """
-        if any(n % self.factor for n in x.shape[2:]):
-            raise ValueError(f"spatial size {tuple(x.shape[2:])} must be divisible by the factor {self.factor}")
+        self.require_whole_blocks(x)
         return (F.avg_pool2d if x.ndim == 4 else F.avg_pool3d)(x, self.factor)
 
     def fill(self, y: Tensor) -> Tensor:
@@ -72,7 +85,7 @@ class AreaDegradation:
 
 
 @dataclass(frozen=True)
-class KSpaceDegradation:
+class KSpaceDegradation(ByFactor):
     """A scanner's low resolution: along every axis the n lowest of the factor n spatial frequencies are kept.
 
     A coarse pixel lies in the centre of the fine ones it covers, and ``fill`` is the scanner's own zero-filling: the
@@ -85,20 +98,13 @@ class KSpaceDegradation:
         ValueError: for a factor below one.
     """
 
-    factor: int
-
-    def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"the down-sampling factor must be at least 1, not {self.factor}")
-
     def degrade(self, x: Tensor) -> Tensor:
         """The low frequencies on the coarse grid; (B, C, *S) -> (B, C, *S / factor).
 
         Raises:
             ValueError: for a size that the factor does not divide.
         """
-        if any(n % self.factor for n in x.shape[2:]):
-            raise ValueError(f"spatial size {tuple(x.shape[2:])} must be divisible by the factor {self.factor}")
+        self.require_whole_blocks(x)
         for axis in range(2, x.ndim):
             n = x.shape[axis] // self.factor
             kernel = dirichlet(n, self.factor, 2.0).t() / (n * self.factor)
