@@ -91,7 +91,7 @@ def anisotropic_levels(spacing: Sequence[float], sizes: Sequence[int], stem_step
     now, left = list(spacing), list(sizes)
     steps, kernels = [], [_reach(now)]
     for _ in range(stem_steps + count - 1):
-        step = _halved(now, left)
+        step = halved(now, left)
         now = [s * f for s, f in zip(now, step, strict=True)]
         left = [n // f for n, f in zip(left, step, strict=True)]
         steps.append(step)
@@ -104,7 +104,7 @@ LEAST = 4
 """Voxels along an axis that is not halved any more."""
 
 
-def _halved(spacing: Sequence[float], sizes: Sequence[int]) -> Axes:
+def halved(spacing: Sequence[float], sizes: Sequence[int]) -> Axes:
     """Of the axes that can be halved, those whose voxels are shorter than twice the shortest."""
     able = [n % 2 == 0 and n >= 2 * LEAST for n in sizes]
     shortest = min((s for s, can in zip(spacing, able, strict=True) if can), default=0.0)
