@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from cgdpm_med.datasets.fingerprint import Fingerprint
@@ -65,7 +64,7 @@ def make_plan(
         geometry = _in_2d(seen, pick, large, quick)
     else:
         check_no_field(choice.given)
-        widths = partial(_widths, seen, large=large, quick=quick)
+        widths = LARGE if large else SMALL
         geometry = in_3d(seen, pick, widths, large=large, quick=quick, voxels=voxels or VOXELS[large])
     steps = pick("iterations", iterations, "as asked for")
     intensity, reason = _intensity(seen)

@@ -146,7 +146,8 @@ def _faults_in_3d(plan: Plan) -> dict[str, bool]:
         "the spacing between slices is positive": plan.between <= 0,
         "a 3D network sees no neighbours as channels": plan.neighbours != 0,
         "patch_size is 1, 2, 4 or 8": not stem,
-        f"a crop of {_shown(plan.crop)} cannot be halved {often} times": sound and not halved,
+        f"a crop of {_shown(plan.crop)} cannot be halved {often} times, as patch_size and widths want": sound
+        and not halved,
     }
 
 

@@ -22,7 +22,6 @@ LEAST_VOXELS = 2**12
 MARGIN = 4
 
 Pick = Callable[[str, Any, str], Any]
-Chosen = tuple[Any, str]
 
 
 def dimensions(seen: Fingerprint, given: Mapping[str, Any]) -> tuple[str, str]:
@@ -54,7 +53,7 @@ def check_no_field(given: Mapping[str, Any]) -> None:
 def in_3d(
     seen: Fingerprint,
     pick: Pick,
-    widths: Callable[[float, int], Chosen],
+    widths: Sequence[int],
     *,
     large: bool,
     quick: bool,
@@ -64,7 +63,7 @@ def in_3d(
 
     Args:
         pick: ``pick(name, value, reason)``: the value, or what was given in its place.
-        widths: of the levels, by working spacing and side of the stem.
+        widths: of as many levels as there may be.
         voxels: of a patch at most.
 
     Raises:
@@ -74,11 +73,13 @@ def in_3d(
     spacing = pick("spacing", *_spacing(seen, large, quick))
     between = pick("between", round(max(seen.spacing[1][1], spacing), 3), "half of the volumes are finer")
     patch = pick("patch_size", *_patch(seen, spacing, quick))
-    features = pick("widths", *widths(spacing, patch))
+    sides = (spacing, spacing, between)
     field = (*(_at_least_one(n / spacing) for n in seen.extent), _at_least_one(_depth(seen) / between))
     near = [min(n, _at_least_one(r / spacing) + 2 * MARGIN) for n, r in zip(field, seen.reach, strict=False)]
-    steps = max(0, int(patch).bit_length() - 1) + len(features) - 1
-    crop = patch_sides((*near, field[2]), (spacing, spacing, between), steps, voxels)
+    whole, stem = (*near, field[2]), max(0, int(patch).bit_length() - 1)
+    possible = steps_of(patch_sides(whole, sides, stem + len(widths) - 1, voxels), sides) - stem
+    features = pick("widths", tuple(widths[: max(1, possible + 1)]), "as often as the patch can be halved")
+    crop = patch_sides(whole, sides, stem + len(features) - 1, voxels)
     return {
         "neighbours": 0,
         "spacing": spacing,
@@ -141,6 +142,16 @@ def patch_sides(wanted: Sequence[int], spacing: Sequence[float], steps: int, vox
         less = [side - 2**h if n == axis else side for n, (side, h) in enumerate(zip(sides, halvings, strict=True))]
         sides, halvings = divisible(less, spacing, steps)
     return sides
+
+
+def steps_of(sides: Sequence[int], spacing: Sequence[float]) -> int:
+    """How often a patch can be halved along one axis at least."""
+    left, now, count = list(sides), list(spacing), 0
+    while max(step := halved(now, left)) == 2:
+        left = [n // f for n, f in zip(left, step, strict=True)]
+        now = [s * f for s, f in zip(now, step, strict=True)]
+        count += 1
+    return count
 
 
 def divisible(wanted: Sequence[int], spacing: Sequence[float], steps: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
