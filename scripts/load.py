@@ -24,7 +24,7 @@ from pathlib import Path
 from stub_studies import StubModel, segment_by, write_studies
 
 from cgdpm_med.apps.cluster import DaskEngine, open_cluster
-from cgdpm_med.apps.engines import InProcess
+from cgdpm_med.runtime.engines import InProcess
 
 
 def give_back(item: str, progress: object) -> str:
