@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,12 @@ from clustered import Deadly, Unlucky, attempts, run_with
 from command import run
 from conftest import REPO, load_script
 from numpy.typing import NDArray
-from overconfident import overconfident_bundle
 from PIL import Image
 from resolvers import small_bundle
 from runs import contents
-from scans import scan
+from scans import scan, write_image
 from slow_work import slowly
+from stub_bundles import stub_bundle
 from stubs import Thresholder
 
 from cgdpm_med import evaluate_folders
@@ -34,7 +36,7 @@ from cgdpm_med.apps.cluster import open_cluster
 from cgdpm_med.files import InputError
 from cgdpm_med.models.description import PictureInput
 from cgdpm_med.phantom import write_phantom_dataset
-from cgdpm_med.runtime.engines import InProcess
+from cgdpm_med.runtime.engines import Engine, InProcess
 
 pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
 NAMES = ("Doe^Jane", "Roe^Richard", "Poe^Edgar", "Moe^Mary", "Loe^Liam")
@@ -88,12 +90,12 @@ def _write_mask(path: Path, mask: NDArray[np.uint8]) -> None:
 def by_two(two: cluster.DaskEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """``--dask local:2`` of a command is the cluster that runs already, whose worker dies of the second case."""
 
-    @contextmanager
-    def opened(*_: object, **__: object) -> Iterator[Unlucky]:
-        yield Unlucky(two, tmp_path / "log", {1: 1})
-
-    monkeypatch.setattr(cluster, "open_cluster", opened)
+    monkeypatch.setattr(cluster, "open_cluster", _opening(Unlucky(two, tmp_path / "log", {1: 1})))
     return tmp_path / "log"
+
+
+def _opening(engine: Engine) -> Callable[..., AbstractContextManager[Engine]]:
+    return lambda *_, **__: nullcontext(engine)
 
 
 @pytest.mark.slow
@@ -135,7 +137,8 @@ def test_a_calibration_is_fitted_alike(
     )
     names = [f"patient{n}" for n in numbers]
     (tmp_path / "split.json").write_text(json.dumps({"train": [], "validation": names, "test": []}))
-    bundle = overconfident_bundle(tmp_path / "bundle")
+    folder = str(tmp_path / "models")
+    bundle = stub_bundle(tmp_path / "bundle", "overconfident.Overconfident", folder=folder)
     how = ("--split", tmp_path / "split.json", "--bundle", bundle, "--device", "cpu")
     for name, where in (("alone", ()), ("together", ("--dask", "local:2"))):
         assert run(monkeypatch, "calibrate", tmp_path / "in", *how, "--output", tmp_path / name, *where) == 0
@@ -199,6 +202,89 @@ def test_studies_of_lost_workers_are_done_again_and_poison_is_left(
     for text in (str(logs), shown, "\n".join(told)):
         assert not any(part in text for name in NAMES for part in name.split("^"))
     assert "study-" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on file sizes here")
+def test_a_disk_that_is_full(
+    two: cluster.DaskEngine,
+    studies: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """To workers the kernel refuses what lies beyond 8 KiB of a file: the mask of a large image."""
+    write_image(studies / "large.nii.gz", np.random.default_rng(0).uniform(0, 1, (64, 64, 64)))
+    bundle = stub_bundle(tmp_path / "bundle", "stubs.Thresholder")
+    run_with(InProcess(), studies, tmp_path / "alone", Thresholder)
+    command = ("segment", studies, tmp_path / "out", "--bundle", bundle, "--device", "cpu", "--no-report")
+    monkeypatch.setattr(cluster, "open_cluster", _opening(two))
+    two.client.wait_for_workers(2)
+    two.client.run(_limit_files, 8192)
+    try:
+        assert run(monkeypatch, *command, "--dask", "local:2") == 1
+    finally:
+        two.client.run(_limit_files, None)
+    (error,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert f"{tmp_path}/out/large.nii.gz: cannot be written: file too large" in error
+    assert not [path for path in (tmp_path / "out").rglob("*") if "large" in path.name or path.name.startswith(".")]
+    done = contents(tmp_path / "out")
+    assert {f"{name}/{name}.json" for name in NAMES} < set(done)
+    assert {item for item in done.items() if "cohort" not in item[0]} <= set(contents(tmp_path / "alone").items())
+
+
+def _limit_files(size: int | None) -> None:
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most if size is None else size, most))
+
+
+@pytest.mark.slow
+def test_no_patient_is_named_anywhere(
+    two: cluster.DaskEngine,
+    by_two: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A patient in headers, a worker lost, an image damaged: outputs, what is printed, logs and names of tasks."""
+    dicom_scans = pytest.importorskip("dicom_scans", reason="the extra 'dicom' is not installed")
+    scans = [dicom_scans.Scan(phases=2, seed=n) for n in range(3)]
+    for n, one in enumerate(scans):
+        one.write(tmp_path / "in" / f"scan{n}")
+    damaged = sorted((tmp_path / "in" / "scan2").rglob("*.dcm"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    two.client.wait_for_workers(2)
+    two.client.run(_print_into, str(tmp_path))
+    out = tmp_path / "out"
+    how = ("--bundle", stub_bundle(tmp_path / "bundle", "stubs.Thresholder"), "--device", "cpu", "--label-table")
+    code = run(
+        monkeypatch, "segment", tmp_path / "in", out, *how, "--dicom-seg", "deidentified", "--dask", "local:2", "--json"
+    )
+    assert code == 1
+    told = {f"printed {n}": text for n, text in enumerate(capfd.readouterr())}
+    told |= {path.name: path.read_text() for path in tmp_path.glob("printed.*")}
+    told |= {"workers": str(two.client.get_worker_logs()), "scheduler": str(two.client.get_scheduler_logs())}
+    told["dashboard"] = two.client.run_on_scheduler(_what_the_dashboard_shows)
+    written = {str(path): _plain(path) for path in out.rglob("*") if path.is_file()}
+    assert sum(name.endswith("_seg.dcm") for name in written) == 4
+    values = dicom_scans.PATIENT.values()
+    assert all(value in _plain(sorted((tmp_path / "in" / "scan0").rglob("*.dcm"))[0]) for value in values)
+    assert [(name, value) for name, text in (told | written).items() for value in values if value in text] == []
+    uids = [uid for one in scans for uid in (one.study, one.uid)]  # a SEG must refer to its images
+    assert [(name, uid) for name, text in told.items() for uid in uids if uid in text] == []
+    assert len(told) >= 7
+
+
+def _print_into(folder: str) -> None:
+    """What this worker prints from now on goes into a file of its own."""
+    with open(f"{folder}/printed.{os.getpid()}", "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def _plain(path: Path) -> str:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("latin-1")
 
 
 @pytest.mark.slow

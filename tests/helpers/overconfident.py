@@ -1,4 +1,4 @@
-"""A segmenter that needs a calibration, and a bundle that builds it in whatever process."""
+"""A segmenter that needs a calibration."""
 
 from __future__ import annotations
 
@@ -11,23 +11,8 @@ from segmentations import segmentation_of, wobbly
 from stubs import Stub
 
 from cgdpm_med import read_labels
-from cgdpm_med.inference.labels import DEFAULT_LABELS
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.volumes import Volume
-
-BUNDLE = """
-bundle_root: .
-device: cpu
-segmenter:
-  _target_: overconfident.Overconfident
-  folder: $@bundle_root + '/models'
-"""
-
-
-def overconfident_bundle(folder: Path) -> Path:
-    (folder / "configs").mkdir(parents=True)
-    (folder / "configs" / "inference.yaml").write_text(BUNDLE)
-    return folder
 
 
 class Overconfident(Stub):
@@ -38,8 +23,6 @@ class Overconfident(Stub):
     Args:
         folder: gets a file of weights.
     """
-
-    channel_names = DEFAULT_LABELS.names
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(members=5, steps=4)
