@@ -75,7 +75,7 @@ HERE = [page for page in PAGES if any(block.page == page and block.runs_here for
 
 def test_the_pages_are_read() -> None:
     assert len(ALL) > 30
-    assert {"README", "index", "integration", "super_resolution"} <= {page.stem for page in HERE}
+    assert {"README", "index", "integration", "scoring"} <= {page.stem for page in HERE}
 
 
 @pytest.mark.parametrize("block", ALL, ids=str)
