@@ -19,6 +19,7 @@ from cgdpm_med.datasets.volume_choices import (
     in_3d,
     volume_batch,
 )
+from cgdpm_med.files import InputError
 
 SMALL, LARGE = (32, 64, 96, 128), (64, 96, 160, 192)
 LEAST_DIAMETER, QUICK_DIAMETER = 12, 8
@@ -59,6 +60,8 @@ def make_plan(
     """
     choice = _Choice(given or {}, suggested or {})
     pick = choice.pick
+    if min(choice.given.get(name, 1) for name in ("spacing", "between", "patch_size")) <= 0:
+        raise InputError("this plan cannot be: values must be positive", remedy="Correct --set")
     kind = pick("dimensions", *dimensions(seen, choice.given))
     if kind == "2D":
         geometry = _in_2d(seen, pick, large, quick)
