@@ -15,6 +15,8 @@ precision    bfloat16 and float32; with --dataset-dir Dice too
 compiled     torch.compile
 allocator    freed memory kept by the process
 distributed  two processes and one
+nnunet       nnU-Net's own 2D network with mirror images, one fold and five
+sampling     timesteps, shared first step and guidance: quality on validation patients and CPU seconds
 cardiac_sr   refined MRI against zero-filling, bicubic and a regression; what its segmentation wins back
 
 Run it at the top of the checkout. Each writes NAME.json into --output and tells what it finds; ``show`` prints such
@@ -48,6 +50,8 @@ NAMES = (
     "allocator",
     "distributed",
     "cardiac_sr",
+    "sampling",
+    "nnunet",
 )
 
 

@@ -19,7 +19,7 @@ from cgdpm_med.datasets.dataset import DataSet, Example
 from cgdpm_med.datasets.loading import load_example
 from cgdpm_med.datasets.run import SPLIT, Run
 from cgdpm_med.datasets.split import of_part
-from cgdpm_med.evaluation.calibrate import LEVEL, voxel_scores
+from cgdpm_med.evaluation.calibrate import LEVEL, fit_voxels, voxel_scores
 from cgdpm_med.evaluation.calibration_file import (
     CALIBRATION,
     Calibration,
@@ -30,7 +30,6 @@ from cgdpm_med.evaluation.calibration_file import (
 from cgdpm_med.evaluation.training_patients import check_unseen
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.segmenter import choose_device
-from cgdpm_med.metrics.calibration import fit_temperature
 from cgdpm_med.metrics.masks import foreground_region
 
 
@@ -56,7 +55,7 @@ def calibrate_runs(
     output: str | Path | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Fit the temperature to a part of the run's split, and write it beside the weights.
+    """Fit temperature and doubt to a part of the run's split, and write it beside the weights.
 
     Args:
         source: the data set, in any layout that ``train`` reads.
@@ -85,6 +84,7 @@ def calibrate_runs(
     return {
         "file": str(path),
         "temperature": calibration.temperature,
+        "doubt": calibration.doubt,
         "data": dict(calibration.data),
         **calibration.numbers,
     }
@@ -128,7 +128,7 @@ def calibration_examples(task: Run, section: str, split: str | Path | None) -> t
 def fit(
     segmenter: SliceSegmenter, dataset: DataSet, examples: Sequence[Example], section: str, notes: Sequence[str] = ()
 ) -> Calibration:
-    """Segment the examples, and fit one temperature to all pixels around their structures."""
+    """Segment the examples, and fit temperature and doubt to all pixels around their structures."""
     frames = []
     with CaseBar("calibrating", [example.key for example in examples]) as bar:
         for line in notes:
@@ -137,14 +137,12 @@ def fit(
             bar.update(example.key, 0)
             frames.append(observed(segmenter, dataset, example))
             bar.note(f"segmented {example.key}")
-    temperature = fit_temperature(
-        np.concatenate([frame.probabilities for frame in frames], axis=1),
-        np.concatenate([frame.labels for frame in frames]),
-    )
+    temperature, doubt = fit_voxels(frames)
     scores = partial(voxel_scores, frames)
     patients = len({example.patient for example in examples})
     return Calibration(
         temperature=temperature,
+        doubt=doubt,
         level=LEVEL,
         widening={},
         margin={},
@@ -157,7 +155,7 @@ def fit(
             "patients": patients,
             "volumes": len(examples),
         },
-        numbers={"before": {**scores(), "function": None}, "after": {**scores(temperature), "function": None}},
+        numbers={"before": {**scores(), "function": None}, "after": {**scores(temperature, doubt), "function": None}},
     )
 
 
