@@ -18,6 +18,7 @@ distributed  two processes and one
 nnunet       nnU-Net's own 2D network with mirror images, one fold and five
 sampling     timesteps, shared first step and guidance: quality on validation patients and CPU seconds
 cardiac_sr   refined MRI against zero-filling, bicubic and a regression; what its segmentation wins back
+face_sr      refined faces: distortion against perception by steps and guidance; whether doubt tells the error
 
 Run it at the top of the checkout. Each writes NAME.json into --output and tells what it finds; ``show`` prints such
 files in full, ``render`` fills benchmarks/README.md from those in benchmarks/results, a folder for each machine.
@@ -52,6 +53,7 @@ NAMES = (
     "cardiac_sr",
     "sampling",
     "nnunet",
+    "face_sr",
 )
 
 

@@ -25,7 +25,8 @@ from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.loading import load_example
 from cgdpm_med.datasets.plan import Plan, parse_settings, plan_page, read_plan, write_plan
-from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, slice_input
+from cgdpm_med.datasets.rehearsal import templates_of
+from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, planned_input
 from cgdpm_med.datasets.split import make_split, of_part
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.inference.segmenter import choose_device
@@ -98,7 +99,7 @@ def plan_dataset(
     parts = make_split(dataset, seed=wishes.seed or 0, folds=wishes.folds, fold=wishes.fold or 0)
     begin = time.perf_counter()
     seen = fingerprint(dataset)
-    _check_marked(dataset, parts)
+    _check_marked(dataset, parts, seen.present)
     reading = time.perf_counter() - begin
     how: dict[str, Any] = {"given": given, "memory": 0.8 * free_memory(place), "large": place.type == "cuda"}
     make = partial(make_plan, seen, **how)
@@ -110,19 +111,25 @@ def plan_dataset(
     return Planned(dataset, seen, plan, parts, plan_page(seen, plan, parts, dataset.name))
 
 
-def _check_marked(dataset: DataSet, parts: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise InputError where no structure is marked in a part that is needed, or one is never trained on."""
+def _check_marked(dataset: DataSet, parts: Mapping[str, tuple[str, ...]], present: Sequence[int]) -> None:
+    """Raise InputError where no structure is marked in a part that is needed, or one is never trained on.
+
+    Args:
+        present: examples in which each class is.
+    """
+    other = "give another split" if all(each.part for each in dataset.labelled) else "give another --seed"
     there: dict[str, set[int]] = {}
     for part in ("train", "validation"):
         loaded = (load_example(dataset, example).label for example in of_part(dataset, parts, part))
         there[part] = {int(n) for label in loaded if label is not None for n in np.unique(label)} - {0}
         if not there[part]:
-            remedy = "Give more patients with marked structures, or another --seed"
+            remedy = f"Add patients with marked structures, or {other}"
             raise InputError(f"has only empty label maps in its {part} part", path=dataset.root, remedy=remedy)
-    if never := [name for n, name in enumerate(dataset.labels, start=1) if n not in there["train"]]:
-        what = f"has no {never[0]} in any label map of its train part"
-        remedy = "Take the name out of the labels, add patients who have it, or give another --seed"
-        raise InputError(what, path=dataset.root, remedy=remedy)
+    for number, name in enumerate(dataset.labels, start=1):
+        if number not in there["train"]:
+            what = f"has no {name} in any label map of its train part"
+            way = other if present[number - 1] else "take the name out of the labels"
+            raise InputError(what, path=dataset.root, remedy=f"Add patients who have it, or {way}")
 
 
 # --- the bundle -------------------------------------------------------------------------------------------------------
@@ -133,7 +140,7 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
     (run / "logs").mkdir(parents=True, exist_ok=True)
     templates = resources.files("cgdpm_med") / "datasets" / "templates"
     for name in CONFIGS:
-        text = (templates / name).read_text(encoding="utf-8")
+        text = "".join((templates / part).read_text(encoding="utf-8") for part in templates_of(planned.plan, name))
         if name == "train.yaml":
             text = text.replace("dataset_dir: ./data\n", f"dataset_dir: {_place_of(source, run)}\n")
             text = text.replace("\nseed: 0\n", f"\nseed: {wishes.seed or 0}\n")
@@ -172,10 +179,10 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def metadata(planned: Planned) -> dict[str, Any]:
     """As MONAI's schema wants it."""
     seen, plan = planned.seen, planned.plan
-    inputs = slice_input(plan, seen.channels).channels
+    inputs = planned_input(plan, seen.channels).channels
     classes = ["background", *seen.labels]
     outputs = classes if len(classes) > 2 else classes[1:]
-    shape = [f"{plan.multiple}*n"] * 2
+    shape = [f"{multiple}*n" for multiple in plan.multiples]
     common: dict[str, Any] = {"type": "image", "spatial_shape": shape, "dtype": "float32", "is_patch_data": False}
     return {
         "schema": SCHEMA,

@@ -34,13 +34,13 @@ Stage = Callable[[Path, Path, torch.device], None]
 
 def train_denoiser(source: Path, run: Path, device: torch.device) -> None:
     """By ``configs/train.yaml``, from its checkpoint where there is one."""
-    _run_configuration(source, run, device, ["train.yaml"], run / WEIGHTS)
+    run_configuration(source, run, device, ["train.yaml"], run / WEIGHTS)
 
 
 def train_guidance(source: Path, run: Path, device: torch.device) -> None:
     """By ``configs/train_guidance.yaml``, on the denoiser."""
     written = run / "models" / "guidance" / "guidance.pt"
-    _run_configuration(source, run, device, ["train.yaml", "train_guidance.yaml"], written)
+    run_configuration(source, run, device, ["train.yaml", "train_guidance.yaml"], written)
 
 
 def calibrate(source: Path, run: Path, device: torch.device) -> None:
@@ -90,7 +90,12 @@ def finished(run: Path, wanted: Sequence[str]) -> list[str]:
     return list(wanted[: there.index(False)] if False in there else wanted)
 
 
-def _run_configuration(source: Path, run: Path, device: torch.device, names: Sequence[str], written: Path) -> None:
+def run_configuration(source: Path, run: Path, device: torch.device, names: Sequence[str], written: Path) -> None:
+    """A training: these files of ``configs/`` together, as MONAI runs them.
+
+    Raises:
+        InputError: known errors from within, or where ``written`` is not there at the end.
+    """
     from monai.bundle import ConfigParser
 
     configs = [run / "configs" / name for name in names]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from cgdpm_med.datasets.dataset import DataSet
-from cgdpm_med.datasets.loading import Loaded, load_example
+from cgdpm_med.datasets.loading import Loaded, check_channels, load_example
 from cgdpm_med.files import InputError
 
 SAMPLES = 4096
@@ -65,12 +67,15 @@ def fingerprint(dataset: DataSet, progress: Callable[[int], None] = lambda done:
         InputError: for the first file that is bad, or label maps that are all empty.
     """
     seen: list[_Seen] = []
-    channels = len(dataset.channels) or None
+    channels: dict[Path, int] = {}
     for done, example in enumerate(dataset.labelled, start=1):
-        loaded = load_example(dataset, example, channels)
-        channels = len(loaded.image)
+        loaded = load_example(dataset, example, len(dataset.channels) or None)
+        channels[example.images[0]] = len(loaded.image)
         seen.append(_look(loaded, len(dataset.labels)))
         progress(done)
+    usual = Counter(channels.values()).most_common(1)[0][0]
+    for path, count in channels.items():
+        check_channels(path, count, usual)
     if not sum(sum(item.counts) for item in seen):
         what = "has label maps that are all empty"
         raise InputError(what, path=dataset.root, remedy="Give label maps in which the structures are marked")

@@ -118,7 +118,8 @@ def _nnunet_part(root: Path, folder: str, part: str, ending: str, channels: int)
             remedy = f"Call it NAME_0000{ending}: the number is that of its channel"
             raise InputError("does not end in the number of a channel", path=path, remedy=remedy)
         groups.setdefault(key, {})[int(number)] = path
-    if alone := sorted(set(maps) - set(groups)):
+    known = {key.lower() for key in groups}  # a name that differs in case alone is spoken of below
+    if alone := sorted(name for name in set(maps) - set(groups) if name.lower() not in known):
         remedy = f"Add {images.name}/{alone[0]}_0000{ending}, or remove the label map"
         raise InputError("is the label map of no image", path=maps[alone[0]], remedy=remedy)
     for key, files in sorted(groups.items()):

@@ -85,11 +85,17 @@ def load_image(files: Sequence[Path], channels: int | None = None) -> Loaded:
         InputError: for a file that cannot be read, channels on different grids, or another number of them.
     """
     loaded = _volumes(files) if volume_suffix(files[0]) else _pictures(files)
-    if channels is not None and len(loaded.image) != channels:
-        what = f"has {_counted(len(loaded.image))}, the others of the data set {_counted(channels)}"
-        remedy = "Convert all images to one kind: all grey, or all colour; as many channel files for each"
-        raise InputError(what, path=files[0], remedy=remedy)
+    if channels is not None:
+        check_channels(files[0], len(loaded.image), channels)
     return loaded
+
+
+def check_channels(path: Path, count: int, usual: int) -> None:
+    """Raise InputError where an image has another number of channels than is usual in its data set."""
+    if count != usual:
+        what = f"has {_counted(count)}, the others of the data set {_counted(usual)}"
+        remedy = "Convert all images to one kind: all grey, or all colour; as many channel files for each"
+        raise InputError(what, path=path, remedy=remedy)
 
 
 def _counted(channels: int) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from cgdpm_med.datasets.plan import Plan
 from cgdpm_med.datasets.rehearsal import Rehearsal, rehearsal_parser
@@ -51,6 +54,17 @@ def training_memory(plan: Plan, channels: Sequence[str], labels: Sequence[str], 
     return Memory(PROGRAM + pixels * (FLOAT * views + HALF * classes) + COPIES * weights, WORKSPACE * kept)
 
 
+class FusedAttention(TorchFunctionMode):
+    """Attention as devices compute it, without a matrix of all pairs; the meta device alone would keep that."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **(kwargs or {}))[0]
+        return func(*args, **(kwargs or {}))
+
+
 def network_bytes(task: Rehearsal) -> tuple[int, int]:
     """What the forward pass of one example keeps for the gradient, and the weights; nothing is computed for it."""
     parser = rehearsal_parser(task)
@@ -68,6 +82,6 @@ def network_bytes(task: Rehearsal) -> tuple[int, int]:
 
     y = torch.empty(1, len(task.input.channels), *task.plan.crop, device="meta")
     x_0 = torch.empty(1, parser.get_parsed_content("target").channels, *task.plan.crop, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss(network, x_0, y)
     return sum(storage.nbytes() for storage in kept.values()), sum(weights.values())

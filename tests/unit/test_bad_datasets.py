@@ -82,6 +82,36 @@ def a_class_that_nobody_has(root: Path) -> None:
     (root / "labels.json").write_text(json.dumps({"background": 0, "spot": 255, "ghost": 7}))
 
 
+def the_first_in_colour(root: Path) -> None:
+    picture(root / "images" / "p0.png", np.dstack([grey()] * 3))
+
+
+def the_first_in_grey(root: Path) -> None:
+    picture(root / "images" / "p0.png", grey())
+
+
+def a_class_of_one_patient(root: Path) -> None:
+    """Who validates: nobody is left to train on it."""
+    root.joinpath("labels.json").write_text(json.dumps({"background": 0, "spot": 255, "rare": 100}))
+    for part, n in (("training", 0), ("training", 1), ("validation", 2), ("test", 3)):
+        for folder in ("images", "masks"):
+            place = root / PLACES[part] / folder / f"p{n}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (root / folder / f"p{n}.png").rename(place)
+    for folder in ("images", "masks"):
+        (root / folder).rmdir()
+    picture(root / "val" / "masks" / "p2.png", square() + square(100, at=8))
+
+
+PLACES = {"training": "train", "validation": "val", "test": "test"}
+
+
+def another_split(root: Path) -> None:
+    for folder in ("images", "masks"):
+        (root / "val" / folder / "p2.png").rename(root / "train" / folder / "p2.png")
+        (root / "train" / folder / "p1.png").rename(root / "val" / folder / "p1.png")
+
+
 def folders_of_patients(root: Path) -> None:
     for path in list((root / "images").iterdir()):
         (path.parent / path.stem).mkdir()
@@ -102,6 +132,8 @@ FAULTS: list[tuple[Change, str, Change]] = [
     (pages, r"p1\.tif.*2 pages", one_page),
     (no_number, r"labels\.json.*value of its own", a_number),
     (a_class_that_nobody_has, r"no ghost", a_number),
+    (the_first_in_colour, r"p0\.png.*3 channels.*others.*1 channel", the_first_in_grey),
+    (a_class_of_one_patient, r"no rare.*another split", another_split),
     (folders_of_patients, r"images.*only folders", no_folders),
 ]
 
@@ -180,6 +212,15 @@ def test_a_label_map_without_image(nnunet: Path) -> None:
     volume(nnunet / "labelsTr" / "case_7.nii.gz", np.zeros((8, 7, 3), np.uint8))
     with pytest.raises(InputError, match=r"case_7\.nii\.gz.*no image"):
         read_dataset(nnunet)
+
+
+def test_a_label_map_whose_name_differs_in_case(nnunet: Path) -> None:
+    file = nnunet / "labelsTr" / "case_1.nii.gz"
+    file.rename(file.with_name("Case_1.nii.gz"))
+    with pytest.raises(InputError, match=r"case_1_0000\.nii\.gz.*Case_1\.nii\.gz.*called case_1"):
+        read_dataset(nnunet)
+    file.with_name("Case_1.nii.gz").rename(file)
+    assert len(read_dataset(nnunet).labelled) == 3
 
 
 def test_a_number_of_cases_that_does_not_fit(nnunet: Path) -> None:
