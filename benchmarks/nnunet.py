@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,11 @@ def network() -> nn.Module:
         InputError: its package is not installed.
     """
     try:
-        from dynamic_network_architectures.architectures.unet import PlainConvUNet
+        architectures = import_module("dynamic_network_architectures.architectures.unet")
     except ImportError as error:
         raise InputError("nnU-Net's networks are not installed", remedy=f"pip install --no-deps {PINNED}") from error
     torch.manual_seed(0)
-    made: nn.Module = PlainConvUNet(
+    made: nn.Module = architectures.PlainConvUNet(
         input_channels=1,
         n_stages=STAGES,
         features_per_stage=FEATURES,
@@ -130,8 +131,11 @@ def phantom(slices: int) -> Volume:
 def mirrored(fold: nn.Module, slices: Tensor, *, low: bool) -> Tensor:
     """Mean logits over the mirror images, slice by slice, (slices, 4, *PATCH)."""
     with torch.autocast(slices.device.type, torch.bfloat16) if low else nullcontext():
-        images = [sum(torch.flip(fold(torch.flip(y, axes)), axes) for axes in MIRRORS) for y in slices.split(1)]
-    return torch.cat(images) / len(MIRRORS)
+        images = [
+            torch.stack([torch.flip(fold(torch.flip(y, axes)), axes) for axes in MIRRORS]).mean(0)
+            for y in slices.split(1)
+        ]
+    return torch.cat(images)
 
 
 def claims(times: Mapping[str, Sequence[float]]) -> list[Claim]:
