@@ -3,8 +3,9 @@
 python scripts/eval_metrics.py bundles/acdc_segmentation OUT/summary.json   # one bundle, from a new evaluation
 python scripts/eval_metrics.py                                              # every bundle, from the file that it keeps
 
-``summary.json`` is what ``configs/evaluate.yaml`` writes, or the JSON of ``python -m benchmarks cardiac_sr``. Scores
-and settings are kept in the bundle, as ``docs/evaluation.json``. Metrics have four digits; other metadata stay.
+``summary.json`` is what ``configs/evaluate.yaml`` writes, or the JSON of ``python -m benchmarks cardiac_sr``. Its
+scores and settings are kept in the bundle, as ``docs/evaluation.json``. Metrics have four digits; the rest of the
+metadata stays.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 python scripts/pictures.py                 # every picture, but for the sweeps
 python scripts/pictures.py report.png      # one
 
-The curves of docs/sweeps are drawn by scripts/sweep.py, which measures, and so needs ACDC.
+The curves of docs/sweeps are drawn by scripts/sweep.py, which needs ACDC, as it measures: they fit the tables beside
+them.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ It wants an environment of its own, see docs/integration.md. CGDPM_LABEL_SERVER 
 
     CGDPM_LABEL_SERVER=/opt/label/bin/python python -m pytest tests/bundles/test_monai_label_server.py
 
-As the page says: ``start_server --app APPS/monaibundle --studies IN``, ``--conf models``, … The network is tiny,
-so that a training takes seconds.
+As the page says: ``start_server --app APPS/monaibundle --studies IN``, ``--conf models`` and so on. The network is
+tiny, so that a training takes seconds.
 """
 
 from __future__ import annotations
