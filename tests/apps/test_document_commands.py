@@ -131,13 +131,14 @@ def pictures(folder: Path) -> None:
     shutil.copytree(folder / "DATA" / "images", folder / "IMAGES")
 
 
+LONG = {"README": pytest.mark.long}  # a minute and more: it trains, exports and super-resolves
 THINGS: dict[str, Callable[[Path], None]] = {"IN": images, "PRED": masks, "DATA": pictures}
 """What stands on pages, and who writes it."""
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("leaves_no_determinism")
-@pytest.mark.parametrize("page", HERE, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=LONG.get(page.stem, ()), id=page.stem) for page in HERE])
 def test_the_commands_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the page's order, in one folder."""
     monkeypatch.chdir(tmp_path)
