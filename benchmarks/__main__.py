@@ -16,6 +16,7 @@ compiled     torch.compile
 allocator    freed memory kept by the process
 distributed  two processes and one
 cardiac_sr   refined MRI against zero-filling, bicubic and a regression; what its segmentation wins back
+face_sr      refined faces: distortion against perception by steps and guidance; whether doubt tells the error
 
 Run it at the top of the checkout. Each writes NAME.json into --output and tells what it finds; ``show`` prints such
 files in full, ``render`` fills benchmarks/README.md from those in benchmarks/results, a folder for each machine.
@@ -48,6 +49,7 @@ NAMES = (
     "allocator",
     "distributed",
     "cardiac_sr",
+    "face_sr",
 )
 
 

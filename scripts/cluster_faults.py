@@ -24,7 +24,7 @@ from typing import Any
 from stub_studies import StubModel, segment_by, write_studies
 
 from cgdpm_med.apps.cluster import open_cluster
-from cgdpm_med.apps.engines import InProcess
+from cgdpm_med.runtime.engines import InProcess
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ KIND is one of
 pictures   grey pictures with one or two bright ellipses on a cloudy background
 blobs      colour pictures whose blobs differ from the background by hue, not by brightness
 volumes    thick slices of noise with ellipsoids of two classes
+ellipsoids volumes of many slices, 2.5 times as thick as pixels, with an ellipsoid of each of two classes in noise
 channels   pictures of two channels: the structure is where both are bright; each has decoys of its own
 readers    pictures that one of two readers drew, by chance: the second draws a rim more
 
@@ -143,6 +144,29 @@ def volumes(folder: Path, rng: np.random.Generator, cases: int, size: int) -> No
     write_description(folder, ["MR"], ["wall", "core"], cases)
 
 
+def ellipsoids(folder: Path, rng: np.random.Generator, cases: int, size: int) -> None:
+    """One is brighter than what surrounds it, one darker, by twice the noise; they stand askew and may touch."""
+    shape = np.array([size, size, size // 2])
+    for n in range(cases):
+        image, label = np.zeros(shape), np.zeros(shape, np.uint8)
+        for value, level in ((1, 40.0), (2, -40.0)):
+            inside = ellipsoid(rng, shape) < 1
+            image[inside], label[inside] = level, value
+        image += 100 + 10 * gaussian_filter(rng.standard_normal(shape), 3) * 30 + rng.normal(0, 20, shape)
+        write_case(folder, f"case_{n:03d}", [image], label, (1.0, 1.0, 2.5))
+    write_description(folder, ["MR"], ["bright", "dark"], cases)
+
+
+def ellipsoid(rng: np.random.Generator, shape: Array) -> Array:
+    """Relative distance from a centre of chance in mm, 1 on the surface; slices are 2.5 mm thick, pixels 1 mm wide."""
+    steps = np.array([1.0, 1.0, 2.5])
+    extent = shape * steps
+    turn, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    places = np.moveaxis(np.mgrid[tuple(slice(0, n) for n in shape)], 0, -1) * steps
+    away = (places - rng.uniform(0.25, 0.75, 3) * extent) @ turn
+    return np.asarray(np.linalg.norm(away / (rng.uniform(0.14, 0.25, 3) * extent[0]), axis=-1))
+
+
 def channels(folder: Path, rng: np.random.Generator, cases: int, size: int) -> None:
     """Three discs: the first is bright in both channels, the others in one each."""
     for n in range(cases):
@@ -165,7 +189,7 @@ def readers(folder: Path, rng: np.random.Generator, cases: int, size: int) -> No
 
 
 KINDS: Mapping[str, Callable[[Path, np.random.Generator, int, int], None]] = {
-    kind.__name__: kind for kind in (pictures, blobs, volumes, channels, readers)
+    kind.__name__: kind for kind in (pictures, blobs, volumes, ellipsoids, channels, readers)
 }
 
 

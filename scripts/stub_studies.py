@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from cgdpm_med import Options, Sampling, Volume, find_cases
-from cgdpm_med.apps.engines import Engine
 from cgdpm_med.apps.pipeline import segment_with
 from cgdpm_med.apps.study_run import StudyWork, build_model
 from cgdpm_med.inference.labels import DEFAULT_LABELS
 from cgdpm_med.inference.segmenter import Segmentation
+from cgdpm_med.runtime.engines import Engine
 
 PLAIN = Options(pages=False)
 

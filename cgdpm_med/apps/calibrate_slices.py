@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from cgdpm_med.datasets.dataset import DataSet, Example
 from cgdpm_med.datasets.loading import load_example
 from cgdpm_med.datasets.run import SPLIT, Run
 from cgdpm_med.datasets.split import of_part
-from cgdpm_med.evaluation.calibrate import LEVEL, voxel_scores
+from cgdpm_med.evaluation.calibrate import LEVEL, SegmenterFacts, calibration_path, observe_all, voxel_scores
 from cgdpm_med.evaluation.calibration_file import (
-    CALIBRATION,
     Calibration,
     digests_by_name,
     plain,
@@ -32,6 +31,7 @@ from cgdpm_med.files import InputError
 from cgdpm_med.inference.segmenter import choose_device
 from cgdpm_med.metrics.calibration import fit_temperature
 from cgdpm_med.metrics.masks import foreground_region
+from cgdpm_med.runtime.engines import Engine, InProcess, Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,7 @@ def calibrate_runs(
     split: str | Path | None = None,
     device: str = "auto",
     output: str | Path | None = None,
+    engine: Engine | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Fit the temperature to a part of the run's split, and write it beside the weights.
@@ -65,6 +66,7 @@ def calibrate_runs(
         section: "validation", or "train" of a ``split`` of patients that were not trained on.
         split: JSON with lists train, validation, test of patients; None is the run's own.
         output: file to write; ``calibration.json`` beside the weights by default.
+        engine: who segments, by default this process; see :func:`~cgdpm_med.apps.cluster.open_cluster`.
         changes: keys of the run's inference configuration; None keeps its own value.
 
     Returns:
@@ -77,10 +79,15 @@ def calibrate_runs(
     task = Run(Path(runs[0]), Path(source))
     examples = calibration_examples(task, section, split)
     given = {name: value for name, value in changes.items() if value is not None}
-    segmenter = load_segmenters(runs, device=f"$torch.device('{choose_device(device)}')", **given)
-    note = check_unseen((example.patient for example in examples), segmenter.weights, section)
-    path = _file(output, segmenter, len(runs))
-    calibration = fit(segmenter, task.dataset, examples, section, [] if note is None else [note])
+    engine = engine or InProcess()
+    segmenter = engine.once(partial(_load, runs, device, given))
+    facts = engine.ask(partial(_facts_of, segmenter))
+    note = check_unseen((example.patient for example in examples), facts.weights, section)
+    if output is None and len(runs) > 1:
+        raise InputError("a calibration of several runs has no place of its own", remedy="Give a file as --output")
+    path = calibration_path(output, facts.weights)
+    pixels = _observe(engine, _Observing(segmenter, replace(task.dataset, examples=())), examples, note)
+    calibration = fit(pixels, facts, section, len({example.patient for example in examples}))
     write_calibration(calibration, path)
     return {
         "file": str(path),
@@ -90,13 +97,14 @@ def calibrate_runs(
     }
 
 
-def _file(output: str | Path | None, segmenter: SliceSegmenter, runs: int) -> Path:
-    if output is None and runs > 1:
-        raise InputError("a calibration of several runs has no place of its own", remedy="Give a file as --output")
-    path = Path(output) if output is not None else segmenter.weights[0].with_name(CALIBRATION)
-    if path.is_dir() or (path.parent.is_dir() and not os.access(path.parent, os.W_OK)):
-        raise InputError("cannot be written", path=path, remedy="Give a file in a folder of yours as --output")
-    return path
+def _load(runs: Sequence[str | Path], device: str, changes: Mapping[str, Any]) -> SliceSegmenter:
+    return load_segmenters(runs, device=f"$torch.device('{choose_device(device)}')", **changes)
+
+
+def _facts_of(segmenter: Callable[[], SliceSegmenter]) -> SegmenterFacts:
+    held = segmenter()
+    seed = held.predictor.sampling.seed
+    return SegmenterFacts(held.weights, held.labels, held.settings, seed, str(held.device))
 
 
 def calibration_examples(task: Run, section: str, split: str | Path | None) -> tuple[Example, ...]:
@@ -125,40 +133,52 @@ def calibration_examples(task: Run, section: str, split: str | Path | None) -> t
 # --- the fit ----------------------------------------------------------------------------------------------------------
 
 
-def fit(
-    segmenter: SliceSegmenter, dataset: DataSet, examples: Sequence[Example], section: str, notes: Sequence[str] = ()
-) -> Calibration:
-    """Segment the examples, and fit one temperature to all pixels around their structures."""
-    frames = []
+def _observe(engine: Engine, work: _Observing, examples: Sequence[Example], note: str | None) -> list[KnownPixels]:
     with CaseBar("calibrating", [example.key for example in examples]) as bar:
-        for line in notes:
-            bar.line(line)
-        for example in examples:
-            bar.update(example.key, 0)
-            frames.append(observed(segmenter, dataset, example))
-            bar.note(f"segmented {example.key}")
+        if note is not None:
+            bar.line(note)
+        return observe_all(engine, work, examples, attrgetter("key"), bar)
+
+
+def fit(frames: Sequence[KnownPixels], facts: SegmenterFacts, section: str, patients: int) -> Calibration:
+    """One temperature for all pixels around the structures of all images."""
     temperature = fit_temperature(
         np.concatenate([frame.probabilities for frame in frames], axis=1),
         np.concatenate([frame.labels for frame in frames]),
     )
     scores = partial(voxel_scores, frames)
-    patients = len({example.patient for example in examples})
     return Calibration(
         temperature=temperature,
         level=LEVEL,
         widening={},
         margin={},
-        weights=digests_by_name(segmenter.weights),
-        settings=plain(segmenter.settings),
+        weights=digests_by_name(facts.weights),
+        settings=plain(facts.settings),
         data={
             "section": section,
-            "seed": segmenter.predictor.sampling.seed,
-            "device": str(segmenter.device),
+            "seed": facts.seed,
+            "device": facts.device,
             "patients": patients,
-            "volumes": len(examples),
+            "volumes": len(frames),
         },
         numbers={"before": {**scores(), "function": None}, "after": {**scores(temperature), "function": None}},
     )
+
+
+@dataclass(frozen=True)
+class _Observing:
+    """:func:`observed` with a segmenter that the process makes once.
+
+    Attributes:
+        dataset: its classes and values, without the examples, which would travel with each of them.
+    """
+
+    segmenter: Callable[[], SliceSegmenter]
+    dataset: DataSet
+
+    def __call__(self, example: Example, progress: Progress) -> KnownPixels:
+        progress(example.key, 0)
+        return observed(self.segmenter(), self.dataset, example)
 
 
 def observed(segmenter: SliceSegmenter, dataset: DataSet, example: Example) -> KnownPixels:

@@ -1,8 +1,8 @@
 """The workers of a Dask cluster as an engine: on this machine, behind an address, or as jobs of Slurm.
 
-A study is a task. Each worker process makes what it needs once and holds one study at a time: a worker that is lost
-thus tells which study it was lost with, and another does that again. Names of tasks are digests under a secret of the
-run, what a task holds is sealed, and errors travel as answers: neither logs nor the dashboard tell whose study it is.
+A study, or a case, is a task. Each worker process makes what it needs once and holds one study at a time: a worker that
+is lost thus tells which study it was lost with, and another does that again. Names of tasks are digests under a secret
+of the run, what a task holds is sealed, and errors travel as answers: neither logs nor the dashboard tell whose it is.
 Needs Dask (``pip install 'cgdpm-med[cluster]'``).
 """
 
@@ -25,8 +25,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med.apps.engines import Answer, Item, Made, Progress
 from cgdpm_med.files import InputError
+from cgdpm_med.runtime.engines import Answer, Item, Made, Progress
 
 TRIES = 3
 """How many workers a study may cost before it is left."""
@@ -37,12 +37,17 @@ LOOK = 2.0
 WITHOUT_WORKERS = 600.0
 """Seconds that a run waits for a worker to come back when all are gone."""
 
+_AGAIN = "and run this again: cgdpm-med segment with --continue does the rest, other commands the whole"
+
 _OWN_SCHEDULER = {
     "distributed.scheduler.allowed-failures": 0,  # tries are counted here
     "distributed.worker.memory.target": False,  # nothing of a study is spilled to disk
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
+    "distributed.worker.profile.enabled": False,  # what follows takes CPU time all the while, from the studies
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.admin.tick.interval": "500ms",
 }
 
 
@@ -301,7 +306,7 @@ def _silent(key: str, fraction: float) -> None:
 
 
 class DaskEngine:
-    """Work done by the workers of a cluster; see :class:`~cgdpm_med.apps.engines.Engine`.
+    """Work done by the workers of a cluster; see :class:`~cgdpm_med.runtime.engines.Engine`.
 
     Args:
         client: connected to the scheduler.
@@ -313,11 +318,11 @@ class DaskEngine:
         self._secret = secrets.token_bytes(32)
 
     def once(self, make: Callable[[], Made]) -> Callable[[], Made]:
-        """See :class:`~cgdpm_med.apps.engines.Engine`."""
+        """See :class:`~cgdpm_med.runtime.engines.Engine`."""
         return _Once(make)
 
     def ask(self, question: Callable[[], Answer]) -> Answer:
-        """See :class:`~cgdpm_med.apps.engines.Engine`."""
+        """See :class:`~cgdpm_med.runtime.engines.Engine`."""
         for _ in range(TRIES):
             try:
                 answer = self._answer(self._submit("question", secrets.token_hex(8), _Task(question, (), self.threads)))
@@ -333,7 +338,7 @@ class DaskEngine:
     def do(
         self, work: Callable[[Item, Progress], Answer], items: Mapping[str, Item], progress: Progress
     ) -> Iterator[tuple[str, Answer | InputError]]:
-        """See :class:`~cgdpm_med.apps.engines.Engine`."""
+        """See :class:`~cgdpm_med.runtime.engines.Engine`."""
         waiting, tries = deque(items), Counter[str]()
         at_work: dict[Any, str] = {}
         try:
@@ -368,7 +373,7 @@ class DaskEngine:
         deadline = time.monotonic() + WITHOUT_WORKERS
         while (threads := self._threads()) == 0:
             if time.monotonic() > deadline:
-                raise InputError("the cluster has had no worker for long", remedy="Start workers and use --continue")
+                raise InputError("the cluster has had no worker for long", remedy=f"Start workers, {_AGAIN}")
             time.sleep(LOOK / 10)
         return max(0, threads - at_work)
 
@@ -446,5 +451,5 @@ def _while_connected() -> Iterator[None]:
     except TimeoutError:
         raise
     except (CancelledError, OSError) as error:
-        remedy = "Start the cluster again and use --continue"
+        remedy = f"Start the cluster, {_AGAIN}"
         raise InputError("the connection to the scheduler was lost", remedy=remedy) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -76,7 +77,7 @@ def divided(left: float, pace: Pace, validations: int, slices: float, tests: int
     Args:
         left: seconds.
         validations: how many.
-        slices: of a case, on average.
+        slices: of a case, on average; 1 where volumes are drawn as a whole.
         tests: cases of which ensembles are drawn.
     """
     case = slices * pace.member
@@ -110,13 +111,14 @@ def plan_for_hours(
     Raises:
         InputError: for hours in which next to nothing could be learned.
     """
-    each = seen.slices / max(1, seen.examples - seen.unlabelled)
+    slices = seen.slices / max(1, seen.examples - seen.unlabelled)
     drawn = len(parts["test"]) + len(parts["validation"])  # the calibration draws for the latter
     tests = round(drawn * (seen.examples - seen.unlabelled) / max(1, seen.patients))
 
     def division(plan: Plan) -> tuple[Division, Pace]:
         pace = rehearse(plan, seen.channels, seen.labels, device, MEASURING * hours.seconds)
         pace = replace(pace, step=step_cost * pace.step)
+        each = 1 if plan.volumes else slices
         return divided(hours.left, pace, validations(plan), each, tests), pace
 
     plan = make()
@@ -146,4 +148,5 @@ def validations(plan: Plan) -> int:
 
 def _cost(plan: Plan) -> Any:
     """Of the finest level, which most of a step's time goes to."""
-    return plan.crop[0] * plan.crop[1] / plan.patch_size**2 * plan.widths[0] + sum(plan.widths)
+    stem = math.prod(plan.levels.stem) if plan.volumes else plan.patch_size**2
+    return math.prod(plan.crop) / stem * plan.widths[0] + sum(plan.widths)

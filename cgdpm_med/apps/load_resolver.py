@@ -47,6 +47,11 @@ class Resolvers:
         return self.pictures
 
 
+def kinds_of(cases: Sequence[Case]) -> list[Case]:
+    """One case in place of many, for :func:`load_resolvers`: a volume where there is one."""
+    return [next((case for case in cases if is_volume(case.image)), cases[0])]
+
+
 def load_resolvers(
     cases: Sequence[Case], weights: str | Path | None = None, bundle: str | Path | None = None, **settings: Any
 ) -> Resolvers:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cgdpm_med.apps.engines import Engine, InProcess, Progress
 from cgdpm_med.apps.resume import Shard
 from cgdpm_med.apps.segment_options import Options, check_options
 from cgdpm_med.apps.study_run import (
@@ -30,8 +29,9 @@ from cgdpm_med.apps.study_run import (
 from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.evaluation.calibration_file import Calibration
 from cgdpm_med.files import InputError, listed
-from cgdpm_med.inference.segmenter import Segmenter, choose_device
+from cgdpm_med.inference.segmenter import Segmenter, choose_device, load_segmenter
 from cgdpm_med.report.records import save_cohort, study_record
+from cgdpm_med.runtime.engines import Engine, InProcess, Progress, about
 from cgdpm_med.studies.cases import Case, group_studies, search
 from cgdpm_med.studies.folders import FolderWarning, left_out_lines, real_path
 from cgdpm_med.studies.outputs import Provenance, check_outputs, write_label_tables
@@ -123,11 +123,6 @@ def segment(
     if label_table:
         result["label_tables"] = [str(path) for path in write_label_tables(Path(output), labels)]
     return result
-
-
-def load_segmenter(bundle: str | Path, device: str, changes: Mapping[str, Any]) -> Segmenter:
-    """That of a bundle, on a device of this machine."""
-    return Segmenter.from_bundle(bundle, device=choose_device(device), **changes)
 
 
 def check_folder(folder: Path) -> None:
@@ -274,7 +269,7 @@ def _without_overwriting(cases: Sequence[Case], work: StudyWork) -> list[Case]:
 
 def _given_up(cases: Sequence[Case], error: InputError) -> StudyOutcome:
     """A study that no process could do."""
-    failed = {case.key: InputError(error.what, path=case.image, remedy=error.remedy) for case in cases}
+    failed = {case.key: about(error, case.image) for case in cases}
     return StudyOutcome(failed=failed)
 
 

@@ -18,6 +18,7 @@ from cgdpm_med.data.transforms import CombineMembersd
 from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.loading import Loaded, load_image
 from cgdpm_med.datasets.prepare import back, prepare
+from cgdpm_med.datasets.prepare_volumes import prepare_volume, volume_back
 from cgdpm_med.datasets.run import TASK
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
@@ -25,9 +26,10 @@ from cgdpm_med.files import InputError
 from cgdpm_med.inference.bundles import built_from_bundle
 from cgdpm_med.inference.inferers import SliceEnsembleInferer
 from cgdpm_med.inference.labels import Labels
+from cgdpm_med.inference.patches import PatchEnsembleInferer
 from cgdpm_med.inference.predictor import DiffusionPredictor, predictor_settings
 from cgdpm_med.metrics.calibration import temper
-from cgdpm_med.models.description import SliceInput
+from cgdpm_med.models.description import PatchInput, SliceInput
 from cgdpm_med.models.files import Model
 
 
@@ -62,7 +64,8 @@ class SliceSegmenter:
     """Prepares, samples, brings back and combines.
 
     Args:
-        model: with a :class:`~cgdpm_med.models.description.SliceInput`.
+        model: with a :class:`~cgdpm_med.models.description.SliceInput`, or a
+            :class:`~cgdpm_med.models.description.PatchInput` where its network is a 3D one.
         predictor: its network and how members are drawn.
         weights: files the networks were read from.
     """
@@ -103,11 +106,18 @@ class SliceSegmenter:
         return Labels(tuple(label.name for label in said), tuple(label.colour for label in said))
 
     @property
-    def input(self) -> SliceInput:
+    def input(self) -> SliceInput | PatchInput:
         """What the network sees."""
         seen = self.model.input
-        assert isinstance(seen, SliceInput)
+        assert isinstance(seen, (SliceInput, PatchInput))
         return seen
+
+    @property
+    def inferer(self) -> SliceEnsembleInferer | PatchEnsembleInferer:
+        """Slice by slice, or in windows of a 3D network's patch."""
+        if isinstance(self.input, PatchInput):
+            return PatchEnsembleInferer(self.input.patch)
+        return SliceEnsembleInferer(neighbours=self.input.neighbours)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -124,15 +134,21 @@ class SliceSegmenter:
     def drawn(self, loaded: Loaded, key: str, member_ids: Sequence[int]) -> Tensor:
         """These members on the image's own pixels, (K * channels, X, Y, Z)."""
         image = MetaTensor(self.prepared(loaded)[None].to(self.device), meta={"key": key})
-        infer = SliceEnsembleInferer(neighbours=self.input.neighbours)
-        members = infer(image, _Some(self.predictor, member_ids))  # type: ignore[arg-type]
-        plain = torch.as_tensor(members)[0].cpu().as_subclass(Tensor)
-        return back(plain, loaded, self.input, self.predictor.out_channels)
+        members = self.inferer(image, _Some(self.predictor, member_ids))  # type: ignore[arg-type]
+        return self.returned(torch.as_tensor(members)[0].cpu().as_subclass(Tensor), loaded)
 
     def prepared(self, loaded: Loaded) -> Tensor:
         """The image as the network sees it, (C, X', Y', Z)."""
         bare = replace(loaded, label=None)
+        if isinstance(self.input, PatchInput):
+            return prepare_volume(bare, self.input, self.predictor.out_channels, padded=True)["image"]
         return prepare(bare, self.input, self.predictor.out_channels, multiple=self.model.multiple)["image"]
+
+    def returned(self, members: Tensor, loaded: Loaded) -> Tensor:
+        """What the network made of :meth:`prepared`, on the image's own pixels."""
+        if isinstance(self.input, PatchInput):
+            return volume_back(members, loaded, self.input)
+        return back(members, loaded, self.input, self.predictor.out_channels)
 
 
 class FoldSegmenter(SliceSegmenter):

@@ -15,7 +15,6 @@ from cgdpm_med.apps.segment_images import save_mask
 from cgdpm_med.apps.segment_slices import SliceSegmenter, combined
 from cgdpm_med.console import require_success
 from cgdpm_med.datasets.loading import input_files
-from cgdpm_med.datasets.prepare import back
 
 
 def image_items(source: str | Path, channels: int) -> list[dict[str, Any]]:
@@ -60,8 +59,7 @@ class SaveSlicesd(MapTransform):
             meta, channels = out["image"].meta, self.segmenter.predictor.out_channels
             loaded = self.segmenter.loaded([Path(file) for file in json.loads(meta["files"])])
             plain = torch.as_tensor(out[key]).cpu().as_subclass(torch.Tensor)
-            members = back(plain, loaded, self.segmenter.input, channels)
-            mask = combined(members, loaded, channels, self.segmenter.calibration)
+            mask = combined(self.segmenter.returned(plain, loaded), loaded, channels, self.segmenter.calibration)
             save_mask(mask, loaded, self.output_dir, str(meta["key"]), self.segmenter.labels)
             out[key] = torch.as_tensor(mask.mask)[None]
         return out

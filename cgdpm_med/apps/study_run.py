@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from cgdpm_med.apps.dicom_seg import check_codes, seg_files, write_dicom_seg
-from cgdpm_med.apps.engines import Progress
 from cgdpm_med.apps.resume import finished
 from cgdpm_med.apps.segment_options import Options
 from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
@@ -23,6 +22,7 @@ from cgdpm_med.inference.components import keep_largest
 from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter, ensemble_settings
 from cgdpm_med.report.records import COHORT, read_study_record, study_record
+from cgdpm_med.runtime.engines import Progress
 from cgdpm_med.runtime.precision import autocast_dtype
 from cgdpm_med.studies.cases import Case, Subject
 from cgdpm_med.studies.outputs import (

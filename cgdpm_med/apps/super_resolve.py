@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from cgdpm_med.apps.refined_volume import super_resolve_volume
 from cgdpm_med.apps.resolver import SuperResolver
 from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.data.transforms import case_name
-from cgdpm_med.files import InputError
+from cgdpm_med.files import InputError, sweep_temporaries
 from cgdpm_med.images import PICTURE_SUFFIXES, image_datalist
+from cgdpm_med.runtime.engines import Engine, InProcess, Progress, about, do_in_order
 from cgdpm_med.studies.cases import Case
 from cgdpm_med.studies.folders import (
     LABEL_MAPS,
@@ -57,35 +59,65 @@ def super_resolve(
     Warns:
         FolderWarning: of label maps and earlier results, which are left out.
     """
+    resolvers = Resolvers(resolver, resolver) if isinstance(resolver, SuperResolver) else resolver
+    return super_resolve_with(InProcess(), lambda: resolvers, source, output, spacing=spacing)
+
+
+def super_resolve_with(
+    engine: Engine,
+    resolvers: Callable[[], Resolvers],
+    source: str | Path,
+    output: str | Path,
+    *,
+    spacing: Spacing = "auto",
+) -> dict[str, Any]:
+    """:func:`super_resolve` by an engine, whose ``once`` made the resolvers.
+
+    Raises:
+        InputError: when there is nothing to refine, or the engine cannot go on.
+    """
     check_spacing(spacing)
     cases = find_images(source, exclude=output)
     for line in left_out_lines(Path(source), _left_out(Path(source), Path(output))):
         warnings.warn(line, FolderWarning, stacklevel=2)
-    resolvers = Resolvers(resolver, resolver) if isinstance(resolver, SuperResolver) else resolver
-    done: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
+    work = _Refining(resolvers, Path(output), spacing)
     with CaseBar("super-resolving", [case.key for case in cases]) as bar:
-        for case in cases:
-            bar.update(case.key, 0.0)
-            try:
-                done.append(_refine(resolvers, case, Path(output) / case.folder, bar, spacing))
-            except InputError as error:
-                failed[case.key] = str(error)
-                complain(error, bar)
-            else:
-                bar.note(f"super-resolved {case.key}")
-            bar.update(case.key, 1.0)
-    return {"cases": done, "failed": failed}
+        answers = do_in_order(engine, work, cases, bar.update, partial(_show, bar))
+    failed = {c.key: str(about(a, c.image)) for c, a in zip(cases, answers, strict=True) if isinstance(a, InputError)}
+    return {"cases": [answer for answer in answers if not isinstance(answer, InputError)], "failed": failed}
 
 
-def _refine(resolvers: Resolvers, case: Case, folder: Path, bar: CaseBar, spacing: Spacing) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Refining:
+    """Refines one input after the other, in this process or another, by resolvers that it makes once."""
+
+    resolvers: Callable[[], Resolvers]
+    output: Path
+    spacing: Spacing
+
+    def __call__(self, case: Case, progress: Progress) -> dict[str, Any]:
+        progress(case.key, 0.0)
+        return _refine(self.resolvers(), case, self.output / case.folder, progress, self.spacing)
+
+
+def _show(bar: CaseBar, case: Case, answer: dict[str, Any] | InputError) -> None:
+    if isinstance(answer, InputError):
+        complain(about(answer, case.image), bar)
+    else:
+        for note in answer["notes"]:
+            bar.line(f"note: {case.key}: {note}")
+        bar.note(f"super-resolved {case.key}")
+    bar.update(case.key, 1.0)
+
+
+def _refine(resolvers: Resolvers, case: Case, folder: Path, progress: Progress, spacing: Spacing) -> dict[str, Any]:
     if case.error is not None:
         raise case.error
     resolver = resolvers.of(case)
-    refined = _refined(resolver, case, folder, partial(bar.update, case.key), spacing)
-    for note in refined.notes:
-        bar.line(f"note: {case.key}: {note}")
+    refined = _refined(resolver, case, folder, partial(progress, case.key), spacing)
     record = write_record(resolver, refined, case.key)
+    for path in (*refined.files, *record):
+        sweep_temporaries(path)  # of a process that was killed at this case
     return {
         "input": str(case.image),
         "files": [str(file) for file in refined.files],

@@ -25,7 +25,8 @@ from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.loading import load_example
 from cgdpm_med.datasets.plan import Plan, parse_settings, plan_page, read_plan, write_plan
-from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, slice_input
+from cgdpm_med.datasets.rehearsal import templates_of
+from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, planned_input
 from cgdpm_med.datasets.split import make_split, of_part
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.inference.segmenter import choose_device
@@ -139,7 +140,7 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
     (run / "logs").mkdir(parents=True, exist_ok=True)
     templates = resources.files("cgdpm_med") / "datasets" / "templates"
     for name in CONFIGS:
-        text = (templates / name).read_text(encoding="utf-8")
+        text = "".join((templates / part).read_text(encoding="utf-8") for part in templates_of(planned.plan, name))
         if name == "train.yaml":
             text = text.replace("dataset_dir: ./data\n", f"dataset_dir: {_place_of(source, run)}\n")
             text = text.replace("\nseed: 0\n", f"\nseed: {wishes.seed or 0}\n")
@@ -178,10 +179,10 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def metadata(planned: Planned) -> dict[str, Any]:
     """As MONAI's schema wants it."""
     seen, plan = planned.seen, planned.plan
-    inputs = slice_input(plan, seen.channels).channels
+    inputs = planned_input(plan, seen.channels).channels
     classes = ["background", *seen.labels]
     outputs = classes if len(classes) > 2 else classes[1:]
-    shape = [f"{plan.multiple}*n"] * 2
+    shape = [f"{multiple}*n" for multiple in plan.multiples]
     common: dict[str, Any] = {"type": "image", "spatial_shape": shape, "dtype": "float32", "is_patch_data": False}
     return {
         "schema": SCHEMA,

@@ -10,6 +10,15 @@ from typing import Any
 from cgdpm_med.datasets.fingerprint import Fingerprint
 from cgdpm_med.datasets.memory import training_memory
 from cgdpm_med.datasets.plan import Plan, check_plan
+from cgdpm_med.datasets.volume_choices import (
+    LEAST_VOXELS,
+    VOXELS,
+    Pick,
+    check_no_field,
+    dimensions,
+    in_3d,
+    volume_batch,
+)
 
 SMALL, LARGE = (32, 64, 96, 128), (64, 96, 160, 192)
 LEAST_DIAMETER, QUICK_DIAMETER = 12, 8
@@ -32,6 +41,7 @@ def make_plan(
     large: bool = False,
     quick: bool = False,
     suggested: Mapping[str, tuple[Any, str]] | None = None,
+    voxels: int | None = None,
 ) -> Plan:
     """Choose; what is ``given`` is taken, and the rest follows it.
 
@@ -42,12 +52,53 @@ def make_plan(
         large: there is a GPU for a network of full size.
         quick: the network shall be a cheap one, since there is time for few steps.
         suggested: values with their reasons, in place of what would be chosen.
+        voxels: of a 3D training example at most; as many as the memory holds by default.
 
     Raises:
         InputError: for given values that cannot be.
     """
     choice = _Choice(given or {}, suggested or {})
     pick = choice.pick
+    kind = pick("dimensions", *dimensions(seen, choice.given))
+    if kind == "2D":
+        geometry = _in_2d(seen, pick, large, quick)
+    else:
+        check_no_field(choice.given)
+        widths = LARGE if large else SMALL
+        geometry = in_3d(seen, pick, widths, large=large, quick=quick, voxels=voxels or VOXELS[large])
+    steps = pick("iterations", iterations, "as asked for")
+    intensity, reason = _intensity(seen)
+    batch = _batch(seen, large) if kind == "2D" else volume_batch(geometry["crop"], large)
+    plan = Plan(
+        dimensions=kind,
+        **geometry,
+        intensity=pick("intensity", intensity, reason),
+        window=seen.foreground,
+        scale=pick("scale", 0.1, "a mask is a redundant signal"),
+        batch_size=pick("batch_size", *batch),
+        iterations=steps,
+        epoch=pick("epoch", max(1, min(100, steps // 10)), "a stopped run loses no more"),
+        learning_rate=pick("learning_rate", *_learning_rate(steps, large)),
+        flip=pick("flip", *_flip(seen)),
+        turn=pick("turn", 0.0, "images of a data set stand one way"),
+        validation_cases=pick("validation_cases", 32 if kind == "2D" else 8, "enough to tell weights apart"),
+        validate_every=pick("validate_every", *_validate_every(steps)),
+        members=pick("members", 8, "enough to show the doubt"),
+        reasons=choice.reasons,
+    )
+    check_plan(plan)
+    planned = _within(memory, plan, seen, fixed="batch_size" in choice.given)
+    if planned.memory <= memory or not plan.volumes or "crop" in choice.given:
+        return planned
+    smaller = math.prod(plan.crop) // 2
+    if smaller < LEAST_VOXELS:
+        return planned
+    again: dict[str, Any] = {"iterations": iterations, "given": given, "memory": memory, "large": large}
+    return make_plan(seen, **again, quick=quick, suggested=suggested, voxels=smaller)
+
+
+def _in_2d(seen: Fingerprint, pick: Pick, large: bool, quick: bool) -> dict[str, Any]:
+    """Fields of a plan that say what the network sees and how large it is."""
     spacing = pick("spacing", *_spacing(seen, quick))
     patch = pick("patch_size", *_patch(seen, spacing, quick))
     widths = pick("widths", *_widths(seen, spacing, patch, large, quick))
@@ -55,37 +106,20 @@ def make_plan(
     whole = [min(_up(n / spacing, multiple), MOST_FIELD // multiple * multiple) for n in seen.extent]
     size = pick("field", tuple(whole), "the median image, or its middle")
     crop = pick("crop", *_crop(seen, spacing, size, multiple))
-    steps = pick("iterations", iterations, "as asked for")
-    intensity, reason = _intensity(seen)
-    plan = Plan(
-        dimensions="2D",
-        neighbours=pick("neighbours", *_neighbours(seen)),
-        spacing=spacing,
-        field=tuple(max(a, b) for a, b in zip(size, crop, strict=True)),
-        crop=crop,
-        widths=widths,
-        patch_size=patch,
-        intensity=pick("intensity", intensity, reason),
-        window=seen.foreground,
-        scale=pick("scale", 0.1, "a mask is a redundant signal"),
-        batch_size=pick("batch_size", *_batch(seen, large)),
-        iterations=steps,
-        epoch=pick("epoch", max(1, min(100, steps // 10)), "a stopped run loses no more"),
-        learning_rate=pick("learning_rate", *_learning_rate(steps, large)),
-        flip=pick("flip", *_flip(seen)),
-        turn=pick("turn", 0.0, "images of a data set stand one way"),
-        validation_cases=pick("validation_cases", 32, "enough to tell weights apart"),
-        validate_every=pick("validate_every", *_validate_every(steps)),
-        members=pick("members", 8, "enough to show the doubt"),
-        reasons=choice.reasons,
-    )
-    check_plan(plan)
-    return _within(memory, plan, seen, fixed="batch_size" in choice.given)
+    return {
+        "neighbours": pick("neighbours", *_neighbours(seen)),
+        "spacing": spacing,
+        "field": tuple(max(a, b) for a, b in zip(size, crop, strict=True)),
+        "crop": crop,
+        "widths": widths,
+        "patch_size": patch,
+    }
 
 
 def _within(memory: float, plan: Plan, seen: Fingerprint, fixed: bool) -> Plan:
     """The plan with its memory, and a batch for which that is enough, unless it is fixed."""
-    needs = training_memory(plan, seen.channels, seen.labels, round(TRAINED * seen.slices))
+    held = seen.examples - seen.unlabelled if plan.volumes else seen.slices
+    needs = training_memory(plan, seen.channels, seen.labels, round(TRAINED * held))
     batch = plan.batch_size
     while batch > 1 and needs.peak(batch) > memory and not fixed:
         batch //= 2
@@ -170,9 +204,7 @@ def _learning_rate(steps: int, large: bool) -> tuple[float, str]:
 def _neighbours(seen: Fingerprint) -> tuple[int, str]:
     if seen.sizes[2][1] < 3:
         return 0, "images are single slices"
-    thick = seen.spacing[1][1] >= 3 * seen.spacing[0][1]
-    reason = "slices are thick" if thick else "3D networks are not trained by this command yet: slices with neighbours"
-    return 1, reason
+    return 1, "what a slice shows goes on in the next"
 
 
 def _intensity(seen: Fingerprint) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from cgdpm_med.datasets.fingerprint import Fingerprint
 from cgdpm_med.files import InputError, atomic_write
+from cgdpm_med.networks.levels import Levels, anisotropic_levels
 
 INTENSITIES = ("percentiles", "fixed", "as it is")
 
@@ -22,13 +23,13 @@ class Plan:
     """Everything that the training is told.
 
     Attributes:
-        dimensions: "2D"; slices, or pictures.
-        neighbours: slices on each side that the network sees, too.
+        dimensions: "2D", slices or pictures; or "3D", volumes.
+        neighbours: slices on each side that a 2D network sees, too.
         spacing: mm in plane, or pixels of a picture, of one working pixel.
-        field: working pixels of an image in memory (X, Y).
-        crop: of a training example (X, Y).
+        field: working pixels of an image in memory (X, Y); in 3D of the median volume (X, Y, Z).
+        crop: of a training example (X, Y) or (X, Y, Z).
         widths: features of the levels.
-        patch_size: of the stem; 2 works at half the resolution.
+        patch_size: of the stem; 2 works at half the resolution, in 3D along the axes that are halved first.
         intensity: "percentiles" (1 and 99 of each image), "fixed" (``window`` for all), "as it is" (pictures).
         window: of each channel, intensities brought to -1 and 1 where ``intensity`` is "fixed".
         scale: of the mask as diffusion target.
@@ -42,6 +43,7 @@ class Plan:
         members: of the ensembles that are drawn after the training.
         memory: bytes that the training takes at its peak, about.
         reasons: of the choices, by name.
+        between: mm between working slices; 0 in 2D, where slices stay as they are.
     """
 
     dimensions: str
@@ -65,6 +67,18 @@ class Plan:
     members: int = 8
     memory: float = 0.0
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    between: float = 0.0
+
+    @property
+    def volumes(self) -> bool:
+        """Whether the network is a 3D one."""
+        return self.dimensions == "3D"
+
+    @property
+    def levels(self) -> Levels:
+        """Of a 3D network: strides and kernels as the spacing has them."""
+        stem_steps = self.patch_size.bit_length() - 1
+        return anisotropic_levels((self.spacing, self.spacing, self.between), self.crop, stem_steps, len(self.widths))
 
     @property
     def epochs(self) -> int:
@@ -73,11 +87,16 @@ class Plan:
 
     @property
     def multiple(self) -> int:
-        """Sides of what the network sees are multiples of this."""
+        """Sides of what a 2D network sees are multiples of this."""
         return int(self.patch_size * 2 ** (len(self.widths) - 1))
 
+    @property
+    def multiples(self) -> tuple[int, ...]:
+        """Sides of what the network sees are multiples of these, axis by axis."""
+        return self.levels.divisors if self.volumes else (self.multiple, self.multiple)
 
-SETTABLE = tuple(item.name for item in fields(Plan) if item.name not in ("dimensions", "window", "memory", "reasons"))
+
+SETTABLE = tuple(item.name for item in fields(Plan) if item.name not in ("window", "memory", "reasons"))
 
 
 def check_plan(plan: Plan) -> Plan:
@@ -98,8 +117,7 @@ def check_plan(plan: Plan) -> Plan:
     )
     faults = {
         "values must be positive": min(*positive, *counts) <= 0 or plan.neighbours < 0,
-        "field and crop have two sides": len(plan.field) != 2 or len(plan.crop) != 2,
-        f"sides of the crop are multiples of {plan.multiple}": any(n % plan.multiple for n in plan.crop),
+        **(_faults_in_3d(plan) if plan.volumes else _faults_in_2d(plan)),
         f"intensity is one of {', '.join(INTENSITIES)}": plan.intensity not in INTENSITIES,
         "patch_size is 1, 2, 4 or 8": plan.patch_size not in (1, 2, 4, 8),
         "widths are multiples of 32": any(width % 32 for width in plan.widths),
@@ -108,6 +126,29 @@ def check_plan(plan: Plan) -> Plan:
     if wrong := [text for text, fault in faults.items() if fault]:
         raise InputError(f"this plan cannot be: {wrong[0]}", remedy="Correct --set")
     return plan
+
+
+def _faults_in_2d(plan: Plan) -> dict[str, bool]:
+    return {
+        "field and crop have two sides": len(plan.field) != 2 or len(plan.crop) != 2,
+        f"sides of the crop are multiples of {plan.multiple}": any(n % plan.multiple for n in plan.crop),
+        "slices of a 2D plan stay where they are, so it has no spacing between them": plan.between != 0,
+    }
+
+
+def _faults_in_3d(plan: Plan) -> dict[str, bool]:
+    stem = plan.patch_size in (1, 2, 4, 8)
+    sound = stem and len(plan.crop) == 3 and min(*plan.crop, plan.spacing, plan.between) > 0
+    halved = sound and all(max(step) == 2 for step in (*plan.levels.stem_steps, *plan.levels.strides))
+    often = plan.patch_size.bit_length() - 2 + len(plan.widths)
+    return {
+        "field and crop have three sides": len(plan.field) != 3 or len(plan.crop) != 3,
+        "the spacing between slices is positive": plan.between <= 0,
+        "a 3D network sees no neighbours as channels": plan.neighbours != 0,
+        "patch_size is 1, 2, 4 or 8": not stem,
+        f"a crop of {_shown(plan.crop)} cannot be halved {often} times, as patch_size and widths want": sound
+        and not halved,
+    }
 
 
 # --- what a user sets -------------------------------------------------------------------------------------------------
@@ -134,6 +175,8 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 def _value(name: str, text: str) -> Any:
     kind = {item.name: str(item.type) for item in fields(Plan)}[name]
+    if name == "dimensions":
+        return _dimensions(text)
     try:
         if kind == "tuple[int, ...]":
             values = tuple(int(word) for word in text.split(","))
@@ -144,6 +187,12 @@ def _value(name: str, text: str) -> Any:
     if isinstance(number, float) and not math.isfinite(number):
         raise InputError(f"--set {name}={text} is not finite", remedy="Give a number")
     return number
+
+
+def _dimensions(text: str) -> str:
+    if text.upper().removesuffix("D") not in ("2", "3"):
+        raise InputError(f"--set dimensions={text} is no value of dimensions", remedy="Give 2 or 3")
+    return text.upper().removesuffix("D") + "D"
 
 
 _KINDS = {"tuple[int, ...]": "whole numbers, such as 32,64,96", "int": "a whole number", "float": "a number", "str": ""}
@@ -200,14 +249,28 @@ def plan_page(seen: Fingerprint, plan: Plan, parts: Mapping[str, Sequence[str]],
         "",
         f"## Plan: {plan.dimensions}",
         "",
+        *([f"{plan.dimensions}: {why}.", ""] if (why := plan.reasons.get("dimensions")) else []),
         "| choice | value | why |",
         "| --- | --- | --- |",
-        *(f"| {key} | {_shown(getattr(plan, key))} | {plan.reasons.get(key, '')} |" for key in SETTABLE),
+        *(f"| {key} | {_shown(getattr(plan, key))} | {plan.reasons.get(key, '')} |" for key in _shown_names(plan)),
+        *_levels_shown(plan),
         "",
         f"The training takes about {plan.memory / 2**30:.1f} GiB of memory.",
         "Each choice can be set: --set spacing=1.25",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _shown_names(plan: Plan) -> list[str]:
+    return [name for name in SETTABLE if name not in ("dimensions", "neighbours" if plan.volumes else "between")]
+
+
+def _levels_shown(plan: Plan) -> list[str]:
+    if not plan.volumes:
+        return []
+    rows = {"stem": [plan.levels.stem], "strides": plan.levels.strides, "kernels": plan.levels.kernels}
+    why = "an axis is halved and looked along once its voxels are shorter than twice the shortest"
+    return [f"| ({name}) | {', '.join(_shown(axes) for axes in sides)} | {why} |" for name, sides in rows.items()]
 
 
 def _shown(value: Any) -> str:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cgdpm_med.datasets.loading import Loaded
-from cgdpm_med.models.description import SliceInput
+from cgdpm_med.models.description import PatchInput, SliceInput
 
 
-def scaled(image: NDArray[np.float32], seen: SliceInput) -> Tensor:
+def scaled(image: NDArray[np.float32], seen: SliceInput | PatchInput) -> Tensor:
     """(C, X, Y, Z) intensities to [-1, 1], by the input's rule."""
     if seen.intensity == "as it is":
         return torch.from_numpy(image)

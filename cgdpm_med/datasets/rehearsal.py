@@ -1,4 +1,4 @@
-"""A plan's training before there is a run: ``train.yaml`` on random slices, to measure what it takes."""
+"""A plan's training before there is a run: ``train.yaml`` on random examples, to measure what it takes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cgdpm_med.data.augment_patches import enlarged
 from cgdpm_med.datasets.plan import Plan
-from cgdpm_med.datasets.run import slice_input
-from cgdpm_med.models.description import SliceInput, TrainingData
+from cgdpm_med.datasets.run import planned_input
+from cgdpm_med.models.description import PatchInput, SliceInput, TrainingData
 
 
 @dataclass(frozen=True)
@@ -35,26 +36,31 @@ class Rehearsal:
         return len(self.labels) + 1
 
     @property
-    def input(self) -> SliceInput:
+    def input(self) -> SliceInput | PatchInput:
         """What the network sees."""
-        return slice_input(self.plan, self.channels)
+        return planned_input(self.plan, self.channels)
 
     @property
     def training(self) -> TrainingData:
         """Nobody."""
         return TrainingData()
 
-    def training_slices(self) -> RandomSlices:
+    def training_slices(self) -> RandomExamples:
         """Noise in place of the data set."""
-        return RandomSlices(len(self.input.channels), self.classes, self.plan.field, 100 * self.plan.batch_size)
+        return RandomExamples(len(self.input.channels), self.classes, self.plan.field, 100 * self.plan.batch_size)
+
+    def training_patches(self) -> RandomExamples:
+        """Noise in place of the data set."""
+        size = enlarged(self.plan.crop)
+        return RandomExamples(len(self.input.channels), self.classes, size, 100 * self.plan.batch_size)
 
     def validation_items(self) -> list[dict[str, Tensor]]:
         """None: nothing is validated."""
         return []
 
 
-class RandomSlices(Dataset):
-    """One slice of noise with a soft label, ``length`` times."""
+class RandomExamples(Dataset):
+    """One slice or patch of noise with a soft label, ``length`` times."""
 
     def __init__(self, channels: int, classes: int, field: Sequence[int], length: int) -> None:
         self.item = {
@@ -70,13 +76,18 @@ class RandomSlices(Dataset):
         return self.item
 
 
+def templates_of(plan: Plan, name: str) -> list[str]:
+    """Files below ``templates`` that make a configuration of a run: what is otherwise in 3D comes last."""
+    return [name, "train_3d.yaml"] if plan.volumes and name == "train.yaml" else [name]
+
+
 def rehearsal_parser(task: Rehearsal, device: torch.device | str = "cpu") -> Any:
     """``train.yaml`` as a MONAI ConfigParser, its task one that has no folder."""
     from monai.bundle import ConfigParser
 
     parser = ConfigParser()
-    template = resources.files("cgdpm_med") / "datasets" / "templates" / "train.yaml"
-    with resources.as_file(template) as path:
-        parser.read_config(str(path))
+    templates = resources.files("cgdpm_med") / "datasets" / "templates"
+    with resources.as_file(templates) as folder:
+        parser.read_config([str(folder / name) for name in templates_of(task.plan, "train.yaml")])
     parser["task"], parser["device"] = task, f"$torch.device('{device}')"
     return parser

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cgdpm_med.data.augment_patches import enlarged
+from cgdpm_med.data.patches import PatchDataset
 from cgdpm_med.data.slices import SliceDataset
 from cgdpm_med.datasets.dataset import DataSet, patient_in
 from cgdpm_med.datasets.folders import read_dataset
@@ -21,9 +23,10 @@ from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.loading import Loaded, load_example
 from cgdpm_med.datasets.plan import Plan, read_plan
 from cgdpm_med.datasets.prepare import hard_labels, prepare
+from cgdpm_med.datasets.prepare_volumes import prepare_volume
 from cgdpm_med.datasets.split import of_part
 from cgdpm_med.files import InputError
-from cgdpm_med.models.description import SliceInput, TrainingData
+from cgdpm_med.models.description import PatchInput, SliceInput, TrainingData
 
 PLAN, TASK, SPLIT = "configs/plan.json", "configs/task.json", "models/split.json"
 
@@ -72,9 +75,9 @@ class Run:
         return len(self.labels) + 1
 
     @cached_property
-    def input(self) -> SliceInput:
+    def input(self) -> SliceInput | PatchInput:
         """What the network sees."""
-        return slice_input(self.plan, self.task["channels"])
+        return planned_input(self.plan, self.task["channels"])
 
     @cached_property
     def dataset(self) -> DataSet:
@@ -110,10 +113,23 @@ class Run:
 
     def training_slices(self) -> RepeatedSlices:
         """Of the training part, enough of them for an epoch."""
+        assert isinstance(self.input, SliceInput)
         items = [prepare(each, self.input, self.classes, field=self.plan.field) for each in self._loaded("train")]
         return RepeatedSlices(
             SliceDataset(items, neighbours=self.plan.neighbours), self.plan.epoch * self.plan.batch_size
         )
+
+    def training_patches(self) -> PatchDataset:
+        """Of the training part's volumes, larger than the crop, for the augmentation; an epoch of them."""
+        seen = self.volume_input
+        items = [prepare_volume(each, seen, self.classes) for each in self._loaded("train")]
+        return PatchDataset(items, enlarged(self.plan.crop), self.plan.epoch * self.plan.batch_size)
+
+    @property
+    def volume_input(self) -> PatchInput:
+        """What a 3D network sees."""
+        assert isinstance(self.input, PatchInput)
+        return self.input
 
     def validation_items(self) -> list[dict[str, Tensor]]:
         """The first cases of the validation part that show a structure, filled up with others, with hard labels.
@@ -129,16 +145,26 @@ class Run:
             if len(marked) == most:
                 break
         chosen = [*marked, *empty][:most]
-        return [hard_labels(prepare(each, self.input, self.classes, multiple=self.plan.multiple)) for each in chosen]
+        return [hard_labels(self._prepared(each)) for each in chosen]
+
+    def _prepared(self, loaded: Loaded) -> dict[str, Tensor]:
+        if isinstance(self.input, PatchInput):
+            return prepare_volume(loaded, self.input, self.classes, padded=True)
+        return prepare(loaded, self.input, self.classes, multiple=self.plan.multiple)
 
     def _loaded(self, part: str) -> Iterator[Loaded]:
         channels = len(self.task["channels"])
         return (load_example(self.dataset, each, channels) for each in of_part(self.dataset, self.parts, part))
 
 
-def slice_input(plan: Plan, channels: Sequence[str]) -> SliceInput:
+def planned_input(plan: Plan, channels: Sequence[str]) -> SliceInput | PatchInput:
     """What the network of a plan sees."""
     window = tuple((pair[0], pair[1]) for pair in plan.window) if plan.intensity == "fixed" else ()
+    if plan.volumes:
+        x, y, z = plan.crop
+        return PatchInput(
+            (plan.spacing, plan.spacing, plan.between), tuple(channels), (x, y, z), plan.intensity, window
+        )
     return SliceInput(plan.spacing, tuple(channels), plan.neighbours, plan.intensity, window)
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +32,8 @@ from cgdpm_med.evaluation.reference_labels import (
 )
 from cgdpm_med.evaluation.training_patients import check_unseen
 from cgdpm_med.files import InputError
-from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device, ensemble_settings
+from cgdpm_med.inference.labels import Labels
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter, ensemble_settings, load_segmenter
 from cgdpm_med.metrics.calibration import (
     conformal_factor,
     conformal_rank,
@@ -43,6 +45,7 @@ from cgdpm_med.metrics.calibration import (
 )
 from cgdpm_med.metrics.masks import brier, calibration_error, calibration_table, foreground_region
 from cgdpm_med.metrics.volumetry import frame_volumes
+from cgdpm_med.runtime.engines import Answer, Engine, InProcess, Item, Progress, do_in_order
 from cgdpm_med.studies.measures import Measure
 from cgdpm_med.studies.task import known_measures, task_among
 from cgdpm_med.tables.numbers import format_number
@@ -106,6 +109,7 @@ def calibrate(
     output: str | Path | None = None,
     spacing: Spacing = "auto",
     reference_labels: Named = None,
+    engine: Engine | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Segment a section's patients, fit temperature and intervals, and write the calibration beside the weights.
@@ -119,6 +123,7 @@ def calibrate(
         spacing: of every image and reference, see :func:`~cgdpm_med.read_volume`.
         reference_labels: what the references' values mean, ``1=liver,2=tumour``, where they have other numbers than the
             model's structures; None takes the names of a dataset.json with them, else the model's numbers.
+        engine: who segments, by default this process; see :func:`~cgdpm_med.apps.cluster.open_cluster`.
         changes: keys of the bundle's inference configuration; None keeps the bundle's own value.
 
     Returns:
@@ -128,33 +133,27 @@ def calibrate(
         InputError: for test patients, patients that trained the network, too few of them, or one whose image or
             reference cannot be used; or where the references' labels look exchanged with the model's.
     """
-    items = calibration_items(root, section, split)
-    chosen = choose_device(device)
+    engine, items = engine or InProcess(), calibration_items(root, section, split)
     changes = {name: value for name, value in changes.items() if value is not None}
-    segmenter = Segmenter.from_bundle(bundle, device=chosen, **changes)
-    note = check_unseen((item["patient"] for item in items), segmenter.weights, "validation")
-    path = Path(output) if output is not None else segmenter.weights[0].with_name(CALIBRATION)
-    if path.is_dir() or (path.parent.is_dir() and not os.access(path.parent, os.W_OK)):
-        raise InputError("cannot be written", path=path, remedy="Give a file in a folder of yours as --output")
-    structures = structures_of_references(items, segmenter.labels, reference_labels)
+    segmenter = engine.once(partial(load_segmenter, bundle, device, changes))
+    facts = engine.ask(partial(facts_of, segmenter))
+    note = check_unseen((item["patient"] for item in items), facts.weights, "validation")
+    path = calibration_path(output, facts.weights)
+    structures = structures_of_references(items, facts.labels, reference_labels)
     for item in items:  # whatever is wrong is found before the long part
         volume = read_volume(item["image"], spacing=spacing)
-        read_reference(item["label"], segmenter.labels, named=reference_labels, like=volume.grid, spacing=spacing)
-    frames = []
+        read_reference(item["label"], facts.labels, named=reference_labels, like=volume.grid, spacing=spacing)
     with CaseBar("calibrating", [item["key"] for item in items]) as bar:
         if note is not None:
             bar.line(note)
-        for item in items:
-            frames.append(observe(segmenter, item, partial(bar.update, item["key"]), spacing, reference_labels))
-            bar.note(f"segmented {item['key']}")
+        frames = observe_all(engine, _Observing(segmenter, spacing, reference_labels), items, itemgetter("key"), bar)
         for line in require_fitting_labels([frame.confusion() for frame in frames], structures):
             bar.line(line)
-    made_with = ensemble_settings(segmenter)
     calibration = fit_calibration(
         frames,
-        weights=digests_by_name(segmenter.weights),
-        settings={**made_with, "staple": False, "keep_largest": False},
-        data={"section": section, "seed": segmenter.predictor.sampling.seed, "device": str(segmenter.device)},
+        weights=digests_by_name(facts.weights),
+        settings={**facts.settings, "staple": False, "keep_largest": False},
+        data={"section": section, "seed": facts.seed, "device": facts.device},
     )
     write_calibration(calibration, path)
     return {
@@ -166,6 +165,75 @@ def calibrate(
         "data": dict(calibration.data),
         **calibration.numbers,
     }
+
+
+@dataclass(frozen=True)
+class SegmenterFacts:
+    """What a fit needs to know of a segmenter that other processes may hold.
+
+    Attributes:
+        settings: that its masks depend on.
+    """
+
+    weights: tuple[Path, ...]
+    labels: Labels
+    settings: dict[str, Any]
+    seed: int
+    device: str
+
+
+def facts_of(segmenter: Callable[[], Segmenter]) -> SegmenterFacts:
+    """Of the segmenter that ``segmenter`` gives."""
+    held = segmenter()
+    seed = held.predictor.sampling.seed
+    return SegmenterFacts(held.weights, held.labels, ensemble_settings(held), seed, str(held.device))
+
+
+def calibration_path(output: str | Path | None, weights: Sequence[Path]) -> Path:
+    """``output``, or the file beside the weights.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = Path(output) if output is not None else weights[0].with_name(CALIBRATION)
+    if path.is_dir() or (path.parent.is_dir() and not os.access(path.parent, os.W_OK)):
+        raise InputError("cannot be written", path=path, remedy="Give a file in a folder of yours as --output")
+    return path
+
+
+def observe_all(
+    engine: Engine,
+    work: Callable[[Item, Progress], Answer],
+    items: Sequence[Item],
+    key: Callable[[Item], str],
+    bar: CaseBar,
+) -> list[Answer]:
+    """What is seen of every item, in their order.
+
+    Raises:
+        InputError: one of them cannot be used, so there is no fit.
+    """
+
+    def ended(item: Item, answer: Answer | InputError) -> None:
+        if isinstance(answer, InputError):
+            raise answer
+        bar.update(key(item), 1)
+        bar.note(f"segmented {key(item)}")
+
+    answers = do_in_order(engine, work, items, bar.update, ended)
+    return [answer for answer in answers if not isinstance(answer, InputError)]
+
+
+@dataclass(frozen=True)
+class _Observing:
+    """:func:`observe` with a segmenter that the process makes once."""
+
+    segmenter: Callable[[], Segmenter]
+    spacing: Spacing
+    reference_labels: Named
+
+    def __call__(self, item: Mapping[str, str], progress: Progress) -> KnownFrame:
+        return observe(self.segmenter(), item, partial(progress, item["key"]), self.spacing, self.reference_labels)
 
 
 def calibration_items(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cgdpm_med.evaluation.picture_masks import read_mask, same_kind
 from cgdpm_med.files import InputError, listed
 from cgdpm_med.metrics.masks import score_volume
 from cgdpm_med.report.records import read_study
+from cgdpm_med.runtime.engines import Engine, InProcess, Progress, about, do_in_order
 from cgdpm_med.studies.mask_pairs import MaskPair, is_picture_mask, pair_masks
 from cgdpm_med.studies.outputs import read_ensemble
 from cgdpm_med.volumes import Spacing, Volume
@@ -87,6 +89,7 @@ def evaluate_folders(
     spacing: Spacing = "auto",
     run: RunLabels | None = None,
     check: Callable[[Sequence[MaskPair]], None] = lambda pairs: None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Score predicted masks against reference masks, paired by name; write ``cases.csv`` and ``summary.json``.
 
@@ -101,6 +104,7 @@ def evaluate_folders(
         ignore_geometry, spacing: see :class:`Reading`.
         run: what the run that made the predictions calls its classes.
         check: called with the pairs, before anything is scored, to refuse them.
+        engine: who scores the pairs, by default this process; see :func:`~cgdpm_med.apps.cluster.open_cluster`.
 
     Returns:
         The summary, see :func:`evaluate_pairs`.
@@ -112,7 +116,7 @@ def evaluate_folders(
     check(pairs)
     given = {"labels": labels, "prediction_labels": prediction_labels, "reference_labels": reference_labels}
     reading = Reading(find_labels(predictions, references, **given, run=run), ignore_geometry, spacing)
-    return evaluate_pairs(pairs, output, errors=lonely, reading=reading)
+    return evaluate_pairs(pairs, output, errors=lonely, reading=reading, engine=engine)
 
 
 def evaluate_pairs(
@@ -121,6 +125,7 @@ def evaluate_pairs(
     *,
     errors: Mapping[str, InputError] | None = None,
     reading: Reading | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Score predicted masks, and what lies beside them; write ``cases.csv``, ``summary.json`` and ``left_out.csv``.
 
@@ -128,6 +133,7 @@ def evaluate_pairs(
         output: folder of the files; None writes nothing.
         errors: of cases that were found bad before, by key, reported and counted like the others.
         reading: None takes ACDC's labels.
+        engine: who scores the pairs, by default this process.
 
     Returns:
         The summary: see :func:`summarise`, with ``failed``, ``left_out`` (see :class:`FolderScores`), ``labels`` of
@@ -142,7 +148,7 @@ def evaluate_pairs(
         InputError: when no case could be scored.
     """
     reading = reading or Reading()
-    scores = score_pairs(pairs, errors or {}, reading)
+    scores = score_pairs(pairs, errors or {}, reading, engine)
     names = reading.structures.names
     summary = summarise_results(scores.results, names) | _function_of(pairs, scores.results)
     pixels = bool(pairs) and is_picture_mask(pairs[0].reference) and isinstance(reading.spacing, str)
@@ -159,7 +165,12 @@ def evaluate_pairs(
     return summary
 
 
-def score_pairs(pairs: Sequence[MaskPair], errors: Mapping[str, InputError], reading: Reading) -> FolderScores:
+def score_pairs(
+    pairs: Sequence[MaskPair],
+    errors: Mapping[str, InputError],
+    reading: Reading,
+    engine: Engine | None = None,
+) -> FolderScores:
     """Score every pair that can be used; each error is printed in one line.
 
     Args:
@@ -172,17 +183,14 @@ def score_pairs(pairs: Sequence[MaskPair], errors: Mapping[str, InputError], rea
     with CaseBar("evaluating", [pair.key for pair in pairs]) as bar:
         for error in errors.values():
             complain(error, bar)
-        for pair in pairs:
-            bar.update(pair.key, 0)
-            try:
-                scored = score_pair(pair, reading)
-            except InputError as error:
-                failed[pair.key] = str(error)
-                complain(error, bar)
-                continue
-            results += scored.results
-            frames |= {pair.key: scored.undrawn} if scored.undrawn else {}
-            unscored |= {pair.key: scored.unscored} if scored.unscored else {}
+        answers = do_in_order(engine or InProcess(), _Scoring(reading), pairs, bar.update, partial(_show, bar))
+    for pair, scored in zip(pairs, answers, strict=True):
+        if isinstance(scored, InputError):
+            failed[pair.key] = str(about(scored, pair.prediction))
+            continue
+        results += scored.results
+        frames |= {pair.key: scored.undrawn} if scored.undrawn else {}
+        unscored |= {pair.key: scored.unscored} if scored.unscored else {}
     left_out = {
         "unpaired": list(errors),
         "frames": frames,
@@ -190,6 +198,23 @@ def score_pairs(pairs: Sequence[MaskPair], errors: Mapping[str, InputError], rea
         "ensembles": unscored,
     }
     return FolderScores(results, failed, left_out)
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """Scores one pair after the other, in this process or another."""
+
+    reading: Reading
+
+    def __call__(self, pair: MaskPair, progress: Progress) -> PairScores:
+        progress(pair.key, 0)
+        return score_pair(pair, self.reading)
+
+
+def _show(bar: CaseBar, pair: MaskPair, scored: PairScores | InputError) -> None:
+    if isinstance(scored, InputError):
+        complain(about(scored, pair.prediction), bar)
+    bar.update(pair.key, 1)
 
 
 def _function_of(pairs: Sequence[MaskPair], results: Sequence[CaseResult]) -> dict[str, Any]:

@@ -217,6 +217,11 @@ def _as_fraction(progress: Callable[[float], None], of: int) -> Callable[[int], 
     return count
 
 
+def load_segmenter(bundle: str | Path, device: str, changes: Mapping[str, Any]) -> Segmenter:
+    """That of a bundle, on a device of this machine."""
+    return Segmenter.from_bundle(bundle, device=choose_device(device), **changes)
+
+
 # --- where it runs ----------------------------------------------------------------------------------------------------
 
 

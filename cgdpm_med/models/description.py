@@ -148,8 +148,45 @@ class SliceInput:
         return tuple(f"{name}, slice {offset:+d}" if offset else name for offset in offsets for name in self.names)
 
 
-Input = VolumeInput | PictureInput | SliceInput | CoarseSliceInput
+@dataclass(frozen=True)
+class PatchInput:
+    """How a volume of any data set is brought before a 3D network: as a whole, or in patches.
+
+    Attributes:
+        spacing: mm of a working voxel along X, Y and between slices.
+        names: of the image's channels.
+        patch: sides of what the network was trained on, in working voxels. A thinner volume continues its border.
+        intensity, window: as of :class:`SliceInput`.
+    """
+
+    spacing: tuple[float, float, float]
+    names: tuple[str, ...]
+    patch: tuple[int, int, int]
+    intensity: str = "percentiles"
+    window: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("spacing", "names", "patch"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "window", tuple((low, high) for low, high in self.window))
+        sides = len(self.spacing) == len(self.patch) == 3 and all(0 < s < math.inf for s in self.spacing)
+        if not (sides and min(self.patch) > 0 and self.names and self.intensity in INTENSITIES):
+            raise ValueError(f"no input can be so: {asdict(self)}")
+
+    @property
+    def neighbours(self) -> int:
+        """None as channels: the network looks along the slices itself."""
+        return 0
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What each channel shows."""
+        return self.names
+
+
+Input = VolumeInput | PictureInput | SliceInput | CoarseSliceInput | PatchInput
 INPUTS: Mapping[str, type[Input]] = {
+    "patch": PatchInput,
     "volume": VolumeInput,
     "picture": PictureInput,
     "slice": SliceInput,

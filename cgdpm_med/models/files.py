@@ -25,6 +25,7 @@ from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.models.description import (
     Input,
     ModelDescription,
+    PatchInput,
     SliceInput,
     TrainingData,
     VolumeInput,
@@ -70,7 +71,7 @@ class Model:
 
     @property
     def input(self) -> Any:
-        """A :class:`VolumeInput`, :class:`PictureInput` or :class:`SliceInput`."""
+        """A :class:`VolumeInput`, :class:`PictureInput`, :class:`SliceInput` or :class:`PatchInput`."""
         return self.description.input
 
     @property
@@ -210,9 +211,9 @@ def check(
     if isinstance(target, MaskTarget) and len(description.labels) != target.num_classes - 1:
         what = f"names {len(description.labels)} labels for {target.num_classes} classes with the background"
         raise InputError(what, path=path, remedy=remedy)
-    seen = of_innermost(network, "cond_channels")
-    if isinstance(description.input, (VolumeInput, SliceInput)) and seen not in (None, len(description.input.channels)):
-        what = f"has {description.input.neighbours} neighbours on each side, its network sees {seen} slices"
+    seen, shown = of_innermost(network, "cond_channels"), description.input
+    if isinstance(shown, (VolumeInput, SliceInput, PatchInput)) and seen not in (None, len(shown.channels)):
+        what = f"has {shown.neighbours} neighbours on each side, its network sees {seen} slices"
         raise InputError(what, path=path, remedy=remedy)
 
 

@@ -137,7 +137,7 @@ def adm_upsampler(
     return network.eval()
 
 
-def _build(topology: AdmTopology, fusion: str, arguments: Mapping[str, int]) -> ConditionalUNet:
+def _build(topology: AdmTopology, fusion: str, arguments: Mapping[str, Any]) -> ConditionalUNet:
     return ConditionalUNet(
         in_channels=topology.image_channels,
         cond_channels=topology.image_channels,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,17 +49,31 @@ Join = tuple[Tensor, Tensor]
 """The part of a residual block that depends on the condition alone: (hidden path, skip path)."""
 
 
-def conv(spatial_dims: int, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Module:
+Sides = int | Sequence[int]
+"""Of a kernel or a step: one number for all axes, or one for each."""
+
+
+def conv(
+    spatial_dims: int, in_channels: int, out_channels: int, kernel_size: Sides = 3, stride: Sides = 1
+) -> nn.Module:
     """Convolution in 2 or 3 dimensions; odd kernels are padded so that stride 1 keeps the size, even ones are not."""
-    padding = kernel_size // 2 if kernel_size % 2 else 0
-    layer = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-    return layer(in_channels, out_channels, kernel_size, stride, padding)
+    kernel, step = _sides(kernel_size, spatial_dims), _sides(stride, spatial_dims)
+    padding = tuple(side // 2 if side % 2 else 0 for side in kernel)
+    layer: Any = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+    made: nn.Module = layer(in_channels, out_channels, kernel, step, padding)
+    return made
 
 
-def conv_transpose(spatial_dims: int, in_channels: int, out_channels: int, factor: int) -> nn.Module:
-    """Transposed convolution without overlap: each position becomes a patch of side ``factor``."""
-    layer = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
-    return layer(in_channels, out_channels, factor, stride=factor)
+def conv_transpose(spatial_dims: int, in_channels: int, out_channels: int, factor: Sides) -> nn.Module:
+    """Transposed convolution without overlap: each position becomes a patch with sides ``factor``."""
+    sides = _sides(factor, spatial_dims)
+    layer: Any = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
+    made: nn.Module = layer(in_channels, out_channels, sides, stride=sides)
+    return made
+
+
+def _sides(sides: Sides, spatial_dims: int) -> tuple[int, ...]:
+    return (sides,) * spatial_dims if isinstance(sides, int) else tuple(sides)
 
 
 def group_norm(channels: int) -> GroupNorm:
@@ -114,7 +129,9 @@ class ResBlock(nn.Module):
 
     Args:
         emb_channels: width of the timestep embedding, or None for a block that never sees t.
-        resample: "up" (nearest) or "down" (average) by two between the first activation and the first convolution.
+        resample: "up" (nearest) or "down" (average) between the first activation and the first convolution.
+        factor: of the resampling.
+        kernel_size: of the convolutions.
     """
 
     def __init__(
@@ -126,16 +143,18 @@ class ResBlock(nn.Module):
         *,
         resample: str | None = None,
         dropout: float = 0.0,
+        factor: Sides = 2,
+        kernel_size: Sides = 3,
     ) -> None:
         super().__init__()
         self.norm1 = group_norm(in_channels)
-        self.conv1 = conv(spatial_dims, in_channels, out_channels)
+        self.conv1 = conv(spatial_dims, in_channels, out_channels, kernel_size)
         self.emb = nn.Linear(emb_channels, 2 * out_channels) if emb_channels else None
         self.norm2 = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zeroed(conv(spatial_dims, out_channels, out_channels))
+        self.conv2 = zeroed(conv(spatial_dims, out_channels, out_channels, kernel_size))
         self.skip = nn.Identity() if in_channels == out_channels else conv(spatial_dims, in_channels, out_channels, 1)
-        self.resample = Resample(spatial_dims, resample) if resample else nn.Identity()
+        self.resample = Resample(spatial_dims, resample, factor) if resample else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor | None = None, joined: Join | None = None) -> Tensor:
         """x: (B, Cin, *S); emb: (B or 1, E); joined: from a ConditionJoin of this block. -> (B, Cout, *S')."""
@@ -172,10 +191,10 @@ class ConditionJoin(nn.Module):
     its first convolution and its skip convolution.
     """
 
-    def __init__(self, spatial_dims: int, cond_channels: int, out_channels: int) -> None:
+    def __init__(self, spatial_dims: int, cond_channels: int, out_channels: int, kernel_size: Sides = 3) -> None:
         super().__init__()
         self.norm = group_norm(cond_channels)
-        self.conv = conv(spatial_dims, cond_channels, out_channels)
+        self.conv = conv(spatial_dims, cond_channels, out_channels, kernel_size)
         self.skip = conv(spatial_dims, cond_channels, out_channels, 1)
 
     def forward(self, features: Tensor) -> Join:
@@ -184,18 +203,20 @@ class ConditionJoin(nn.Module):
 
 
 class Resample(nn.Module):
-    """Factor-two resampling without parameters: average pooling down, nearest neighbour up."""
+    """Resampling by a factor without parameters: average pooling down, nearest neighbour up."""
 
-    def __init__(self, spatial_dims: int, direction: str) -> None:
+    def __init__(self, spatial_dims: int, direction: str, factor: Sides = 2) -> None:
         super().__init__()
         if direction not in ("up", "down"):
             raise ValueError(f"resample must be 'up' or 'down', not {direction!r}")
-        self.direction = direction
+        self.direction, self.factor = direction, _sides(factor, spatial_dims)
         self.pool = F.avg_pool2d if spatial_dims == 2 else F.avg_pool3d
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, *S) -> (B, C, *S / 2 or *S * 2)."""
-        return self.pool(x, 2) if self.direction == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
+        """x: (B, C, *S) -> (B, C, *S / factor or *S * factor)."""
+        if self.direction == "down":
+            return self.pool(x, self.factor)
+        return F.interpolate(x, scale_factor=tuple(float(side) for side in self.factor), mode="nearest")
 
 
 class Attention(nn.Module):
@@ -235,15 +256,22 @@ class ConditionBranch(nn.Module):
         in_channels: channels of the condition image.
         widths: channels after each layer; the first keeps the resolution, each further one halves or doubles it.
         direction: "up" or "down".
+        layers: kernel and stride of each layer on the way down, where they differ between axes.
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, widths: Sequence[int], direction: str) -> None:
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        widths: Sequence[int],
+        direction: str,
+        layers: Sequence[tuple[Sides, Sides]] | None = None,
+    ) -> None:
         super().__init__()
         stride = 2 if direction == "down" else 1
-        pairs = zip([in_channels, *widths[:-1]], widths, strict=True)
-        self.layers = nn.ModuleList(
-            conv(spatial_dims, c_in, c_out, stride=stride if i else 1) for i, (c_in, c_out) in enumerate(pairs)
-        )
+        how = layers if layers is not None else [(3, stride if i else 1) for i in range(len(widths))]
+        pairs = zip([in_channels, *widths[:-1]], widths, how, strict=True)
+        self.layers = nn.ModuleList(conv(spatial_dims, c_in, c_out, *sides) for c_in, c_out, sides in pairs)
         self.up = direction == "up"
 
     def forward(self, y: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from .blocks import (
     zeroed,
 )
 from .denoiser import Denoiser
+from .levels import Axes, Levels, levels_of
 
 FUSIONS = ("input", "bottleneck", "dual_encoder", "encoder_decoder", "encoder")
 
@@ -71,6 +72,8 @@ class ConditionPyramid(nn.Module):
         scales: for each level, log2 of (level size / size of y); positive means up-sampling.
         out_channels: channels of the residual block each level joins.
         width_at: channels of the features at each scale between 0 and ``scales``.
+        kernels: of the levels that are joined.
+        sizes: of the network's levels.
     """
 
     def __init__(
@@ -80,14 +83,18 @@ class ConditionPyramid(nn.Module):
         scales: Sequence[int],
         out_channels: Sequence[int],
         width_at: Callable[[int], int],
+        kernels: Sequence[Axes],
+        sizes: Levels,
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList()
         self.joins = nn.ModuleList()
-        for scale, out in zip(scales, out_channels, strict=True):
+        for scale, out, kernel in zip(scales, out_channels, kernels, strict=True):
             path = [width_at(step) for step in (range(0, scale - 1, -1) if scale < 0 else range(scale + 1))]
-            self.branches.append(ConditionBranch(spatial_dims, cond_channels, path, "down" if scale < 0 else "up"))
-            self.joins.append(ConditionJoin(spatial_dims, path[-1], out))
+            layers = None if scale > 0 else sizes.way_down(-scale)
+            direction = "up" if scale > 0 else "down"
+            self.branches.append(ConditionBranch(spatial_dims, cond_channels, path, direction, layers))
+            self.joins.append(ConditionJoin(spatial_dims, path[-1], out, kernel))
 
     def forward(self, y: Tensor) -> tuple[Join, ...]:
         """y: (B, Cc, *S) -> for each level, the pair a ConditionJoin gives at the level's size."""
@@ -107,6 +114,7 @@ class Encoder(nn.Module):
         num_res_blocks: int,
         attention: Sequence[Callable[[int], nn.Module] | None],
         emb_channels: int | None,
+        sizes: Levels,
         resblock_updown: bool = False,
         dropout: float = 0.0,
     ) -> None:
@@ -119,18 +127,20 @@ class Encoder(nn.Module):
         for level, width in enumerate(channels):
             blocks, attns = nn.ModuleList(), nn.ModuleList()
             make_attention = attention[level]
+            more: dict[str, Any] = {"dropout": dropout, "kernel_size": sizes.kernels[level]}
             for _ in range(num_res_blocks):
-                blocks.append(ResBlock(spatial_dims, current, width, emb_channels, dropout=dropout))
+                blocks.append(ResBlock(spatial_dims, current, width, emb_channels, **more))
                 attns.append(make_attention(width) if make_attention else nn.Identity())
                 current = width
                 self.skip_channels.append(current)
             self.levels.append(blocks)
             self.attentions.append(attns)
             if level < len(channels) - 1:
+                step = sizes.strides[level]
                 self.downs.append(
-                    ResBlock(spatial_dims, width, width, emb_channels, resample="down", dropout=dropout)
+                    ResBlock(spatial_dims, width, width, emb_channels, resample="down", factor=step, **more)
                     if resblock_updown
-                    else conv(spatial_dims, width, width, stride=2)
+                    else conv(spatial_dims, width, width, sizes.kernels[level], step)
                 )
                 self.skip_channels.append(current)
 
@@ -161,6 +171,7 @@ class Decoder(nn.Module):
         attention: Sequence[Callable[[int], nn.Module] | None],
         emb_channels: int | None,
         skip_channels: Sequence[int],
+        sizes: Levels,
         resblock_updown: bool = False,
         dropout: float = 0.0,
     ) -> None:
@@ -175,17 +186,19 @@ class Decoder(nn.Module):
             width = channels[level]
             blocks, attns = nn.ModuleList(), nn.ModuleList()
             make_attention = attention[level]
+            more: dict[str, Any] = {"dropout": dropout, "kernel_size": sizes.kernels[level]}
             for _ in range(num_res_blocks + 1):
-                blocks.append(ResBlock(spatial_dims, current + remaining.pop(), width, emb_channels, dropout=dropout))
+                blocks.append(ResBlock(spatial_dims, current + remaining.pop(), width, emb_channels, **more))
                 attns.append(make_attention(width) if make_attention else nn.Identity())
                 current = width
             self.levels.append(blocks)
             self.attentions.append(attns)
             if level:
+                step = sizes.strides[level - 1]
                 self.ups.append(
-                    ResBlock(spatial_dims, width, width, emb_channels, resample="up", dropout=dropout)
+                    ResBlock(spatial_dims, width, width, emb_channels, resample="up", factor=step, **more)
                     if resblock_updown
-                    else conv_transpose(spatial_dims, width, channels[level - 1], 2)
+                    else conv_transpose(spatial_dims, width, channels[level - 1], step)
                 )
                 current = width if resblock_updown else channels[level - 1]
 
@@ -219,13 +232,15 @@ class ConditionalUNet(Denoiser):
         learn_sigma: also predict ADM's variance interpolation v.
         cond_scale: size of x_t / size of y (a power of two), 8 for 16 -> 128 super-resolution.
         patch_size: x_t and y enter in patches of this size (a strided convolution), and the prediction leaves so:
-            2 costs a quarter of the compute at the finest level.
+            2 costs a quarter of the compute at the finest level. One number, or one for each axis.
         cond_interpolation: how y is brought to the size of x_t for the input concatenation, "bicubic" or "bilinear";
             3D networks always take "trilinear".
         mid_attention: self-attention at the bottleneck; None means as the coarsest level has it.
         num_head_channels, num_heads: the head split of the attention.
         resblock_updown: change resolution with residual blocks, as ADM does, instead of strided and transposed
             convolutions: dearer by about half.
+        strides: of each level to the next, 1 or 2 along each axis; 2 everywhere by default.
+        kernels: of each level's convolutions, 1 or 3 along each axis; 3 everywhere by default.
 
     Raises:
         ValueError: for an unknown fusion, lengths that disagree, or sizes that are not divisible as needed.
@@ -245,13 +260,15 @@ class ConditionalUNet(Denoiser):
         learn_sigma: bool = False,
         *,
         cond_scale: int = 1,
-        patch_size: int = 1,
+        patch_size: int | Sequence[int] = 1,
         cond_interpolation: str = "bicubic",
         mid_attention: bool | None = None,
         num_head_channels: int = 64,
         num_heads: int | None = None,
         resblock_updown: bool = False,
         dropout: float = 0.0,
+        strides: Sequence[Sequence[int]] | None = None,
+        kernels: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         if fusion not in FUSIONS:
@@ -262,8 +279,9 @@ class ConditionalUNet(Denoiser):
             raise ValueError(f"attention_levels has {len(attention_levels)} entries for {len(channels)} levels")
         if cond_scale < 1 or cond_scale & (cond_scale - 1):
             raise ValueError(f"cond_scale must be a power of two, not {cond_scale}")
-        if patch_size < 1 or patch_size & (patch_size - 1):
-            raise ValueError(f"patch_size must be a power of two, not {patch_size}")
+        sizes = levels_of(spatial_dims, len(channels), patch_size, strides, kernels)
+        if cond_scale > 1 and len(set(sizes.divisors)) > 1:
+            raise ValueError("cond_scale is for networks whose axes are halved alike")
         self.spatial_dims = spatial_dims
         self.in_channels, self.out_channels, self.cond_channels = in_channels, out_channels, cond_channels
         self.fusion = fusion
@@ -271,7 +289,7 @@ class ConditionalUNet(Denoiser):
         self.num_classes = num_classes
         self.cond_scale, self.patch_size, self.cond_interpolation = cond_scale, patch_size, cond_interpolation
         self.model_channels = channels[0]
-        self.divisor = max(patch_size * 2 ** (len(channels) - 1), cond_scale)
+        self.divisors = tuple(max(side, cond_scale) for side in sizes.divisors)
         fusion = fusion if cond_channels else "none"
         emb_channels = 4 * channels[0]
 
@@ -279,22 +297,23 @@ class ConditionalUNet(Denoiser):
             return Attention(width, num_head_channels=num_head_channels, num_heads=num_heads)
 
         attention = [make_attention if has else None for has in attention_levels]
+        whole = max(sizes.stem) == 1
 
         def stem(c_in: int) -> nn.Module:
-            return conv(spatial_dims, c_in, channels[0], 3 if patch_size == 1 else patch_size, stride=patch_size)
+            return conv(spatial_dims, c_in, channels[0], sizes.kernels[0] if whole else sizes.stem, sizes.stem)
 
         embed = nn.Linear(channels[0], emb_channels)
         self.time_embed = nn.Sequential(embed, nn.SiLU(), nn.Linear(emb_channels, emb_channels))
         self.class_embed = nn.Embedding(num_classes, emb_channels) if num_classes else None
         self.stem = stem(in_channels)
         self.encoder = Encoder(
-            spatial_dims, channels, num_res_blocks, attention, emb_channels, resblock_updown, dropout
+            spatial_dims, channels, num_res_blocks, attention, emb_channels, sizes, resblock_updown, dropout
         )
-        mid = channels[-1]
-        self.mid1 = ResBlock(spatial_dims, mid, mid, emb_channels, dropout=dropout)
+        mid, reach = channels[-1], sizes.kernels[-1]
+        self.mid1 = ResBlock(spatial_dims, mid, mid, emb_channels, dropout=dropout, kernel_size=reach)
         mid_attention = attention_levels[-1] if mid_attention is None else mid_attention
         self.mid_attention = make_attention(mid) if mid_attention else nn.Identity()
-        self.mid2 = ResBlock(spatial_dims, mid, mid, emb_channels, dropout=dropout)
+        self.mid2 = ResBlock(spatial_dims, mid, mid, emb_channels, dropout=dropout, kernel_size=reach)
         self.decoder = Decoder(
             spatial_dims,
             channels,
@@ -302,40 +321,42 @@ class ConditionalUNet(Denoiser):
             attention,
             emb_channels,
             self.encoder.skip_channels,
+            sizes,
             resblock_updown,
             dropout,
         )
         total_out = out_channels * (2 if learn_sigma else 1)
         self.norm_out = group_norm(channels[0])
         head = (
-            conv(spatial_dims, channels[0], total_out)
-            if patch_size == 1
-            else conv_transpose(spatial_dims, channels[0], total_out, patch_size)
+            conv(spatial_dims, channels[0], total_out, sizes.kernels[0])
+            if whole
+            else conv_transpose(spatial_dims, channels[0], total_out, sizes.stem)
         )
         self.head = zeroed(head)
 
         # The condition's own parts: none of them ever sees t or x_t.
         self.cond_stem = stem(cond_channels) if fusion in ("input", "encoder", "encoder_decoder") else None
-        first = int(math.log2(cond_scale)) - int(math.log2(patch_size))
+        first = int(math.log2(cond_scale)) - len(sizes.stem_steps)
         scales = [first - level for level in range(len(channels))]
 
         def width_at(scale: int) -> int:
             """Half the width of the level at this scale, or of the nearest level."""
             return max(channels[min(max(first - scale, 0), len(channels) - 1)] // 2, 8)
 
-        def pyramid(scales: Sequence[int], out_channels: Sequence[int]) -> ConditionPyramid:
-            return ConditionPyramid(spatial_dims, cond_channels, scales, out_channels, width_at)
+        def pyramid(scales: Sequence[int], out_channels: Sequence[int], kernels: Sequence[Axes]) -> ConditionPyramid:
+            return ConditionPyramid(spatial_dims, cond_channels, scales, out_channels, width_at, kernels, sizes)
 
-        self.cond_encoder = pyramid(scales, channels) if fusion in ("encoder", "encoder_decoder") else None
-        self.cond_decoder = pyramid(scales, channels) if fusion == "encoder_decoder" else None
+        everywhere = (scales, channels, sizes.kernels)
+        self.cond_encoder = pyramid(*everywhere) if fusion in ("encoder", "encoder_decoder") else None
+        self.cond_decoder = pyramid(*everywhere) if fusion == "encoder_decoder" else None
         self.cond_bottleneck: ConditionPyramid | SecondEncoder | None = None
         if fusion == "bottleneck":
-            self.cond_bottleneck = pyramid(scales[-1:], [mid])
+            self.cond_bottleneck = pyramid(scales[-1:], [mid], [reach])
         elif fusion == "dual_encoder":
             self.cond_bottleneck = SecondEncoder(
                 stem(cond_channels),
-                Encoder(spatial_dims, channels, num_res_blocks, attention, None, resblock_updown, dropout),
-                ConditionJoin(spatial_dims, mid, mid),
+                Encoder(spatial_dims, channels, num_res_blocks, attention, None, sizes, resblock_updown, dropout),
+                ConditionJoin(spatial_dims, mid, mid, reach),
             )
 
     def forward(
@@ -430,9 +451,15 @@ class ConditionalUNet(Denoiser):
             )
         self._check_size(x.shape[2:])
 
+    @property
+    def divisor(self) -> int:
+        """The greatest of ``divisors``, of which the sizes along the axes are multiples."""
+        return max(self.divisors)
+
     def _check_size(self, size: Sequence[int]) -> None:
-        if any(n % self.divisor for n in size):
-            raise ValueError(f"spatial size {tuple(size)} must be divisible by {self.divisor}")
+        if any(n % side for n, side in zip(size, self.divisors, strict=True)):
+            by = self.divisor if len(set(self.divisors)) == 1 else self.divisors
+            raise ValueError(f"spatial size {tuple(size)} must be divisible by {by}")
 
 
 class SecondEncoder(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Pace:
 
     Attributes:
         step: of a training step.
-        member: of drawing one member for one slice, as validation does.
+        member: of drawing one member for one slice, as validation does; in 3D for the median volume.
     """
 
     step: float
@@ -80,9 +81,11 @@ def rehearse(plan: Plan, channels: Sequence[str], labels: Sequence[str], device:
 
 def _member_seconds(parser: Any, plan: Plan, device: torch.device) -> float:
     predictor = parser.get_parsed_content("sampler_predictor")
-    image = torch.randn(1, len(parser.get_parsed_content("task").input.channels), *plan.field, device=device)
+    draw = partial(parser.get_parsed_content("validate#inferer"), network=predictor) if plan.volumes else predictor
+    size = [max(n, side) for n, side in zip(plan.field, plan.crop, strict=True)]
+    image = torch.randn(1, len(parser.get_parsed_content("task").input.channels), *size, device=device)
     with torch.inference_mode():
-        predictor(image)
+        draw(image)
         begin = time.perf_counter()
-        predictor(image).sum().item()  # waits for a GPU
+        draw(image).sum().item()  # waits for a GPU
     return time.perf_counter() - begin

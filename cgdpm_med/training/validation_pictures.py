@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,24 @@ from cgdpm_med.inference.labels import Labels
 from cgdpm_med.inference.predictor import DiffusionPredictor
 
 HEADINGS = ("image", "reference", "ensemble", "doubt (entropy)")
+
+
+class Case(NamedTuple):
+    """What is shown of a case.
+
+    Attributes:
+        condition: (Cc, X, Y) or (Cc, X, Y, Z), as the network sees it.
+        image: (C, X, Y), the slice.
+        label: (X, Y), its classes.
+        z: its number in the volume.
+        within: its number in the condition, where that is a volume.
+    """
+
+    condition: Tensor
+    image: Tensor
+    label: Tensor
+    z: int
+    within: int | None = None
 
 
 class ValidationPictures:
@@ -55,21 +73,22 @@ class ValidationPictures:
     @torch.inference_mode()
     def picture(self) -> Pixels:
         """(H, W, 3), a row for each case."""
-        rows = [self._row(number, *case) for number, case in enumerate(self.cases)]
-        names = [f"case {number + 1}, slice {z + 1}" for number, (_, _, _, z) in enumerate(self.cases)]
+        rows = [self._row(number, case) for number, case in enumerate(self.cases)]
+        names = [f"case {number + 1}, slice {case.z + 1}" for number, case in enumerate(self.cases)]
         legend = list(zip(self.labels.colours, self.labels.names, strict=True))
         return table_of(rows, HEADINGS, names, legend)
 
-    def _row(self, number: int, condition: Tensor, image: Tensor, label: Tensor, z: int) -> list[Pixels]:
+    def _row(self, number: int, case: Case) -> list[Pixels]:
         device = next(self.predictor.parameters()).device
         drawn = self.predictor.ensemble(
-            condition[None].to(device), keys=[f"picture/{number}"], member_ids=range(self.members)
+            case.condition[None].to(device), keys=[f"picture/{number}"], member_ids=range(self.members)
         )
+        drawn = drawn if case.within is None else drawn[..., case.within]
         channels = self.predictor.out_channels
         combine = CombineMembersd(num_classes=max(channels, 2), channels=channels)
         found = combine({"pred": drawn[:, 0].flatten(0, 1).cpu()})
-        plain, colours = shown(image.numpy()), dict(enumerate(self.labels.colours, start=1))
-        mask, truth = (torch.as_tensor(each).numpy().astype(np.uint8) for each in (found["mask"][0], label))
+        plain, colours = shown(case.image.numpy()), dict(enumerate(self.labels.colours, start=1))
+        mask, truth = (torch.as_tensor(each).numpy().astype(np.uint8) for each in (found["mask"][0], case.label))
         return [
             enlarged(plain),
             contoured(plain, truth, colours),
@@ -78,9 +97,9 @@ class ValidationPictures:
         ]
 
 
-def chosen_slice(item: Mapping[str, Tensor], neighbours: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Condition (Cc, X, Y), image (C, X, Y), label (X, Y) and number of the slice that shows most structures."""
+def chosen_slice(item: Mapping[str, Tensor], neighbours: int) -> Case:
+    """The slice that shows most structures."""
     image, label = (torch.as_tensor(item[name]).as_subclass(Tensor) for name in ("image", "label"))
     marked = (label[0] > 0).sum(dim=(0, 1))
     z = int(marked.argmax()) if bool(marked.any()) else label.shape[-1] // 2
-    return slice_stack(image, neighbours)[z], image[..., z], label[0, ..., z], z
+    return Case(slice_stack(image, neighbours)[z], image[..., z], label[0, ..., z], z)

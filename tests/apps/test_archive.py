@@ -208,6 +208,7 @@ def test_a_server_that_is_busy_for_a_moment(archive: FakeArchive) -> None:
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
+        ("401", "credentials"),
         ("404", "404"),
         ("503", "busy"),
         ("drop", "lost"),
@@ -229,7 +230,19 @@ def test_one_study_that_cannot_be_fetched(archive: FakeArchive, fault: str, says
     assert list(scratch.iterdir()) == []
 
 
-@pytest.mark.parametrize(("fault", "says"), [("drop", "not DICOM"), ("503", "busy"), ("refuse", "refused 1 of 1")])
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("401", "credentials"),
+        ("404", "404"),
+        ("503", "busy"),
+        ("drop", "lost"),
+        ("drop half taken", "lost"),
+        ("drop once stored", "lost"),
+        ("slow", "slow"),
+        ("refuse", "refused 1 of 1"),
+    ],
+)
 @pytest.mark.parametrize("moment", [0, 1], ids=["masks", "report"])
 def test_a_store_that_fails_is_done_again_by_the_next_run(
     archive: FakeArchive, fault: str, says: str, moment: int
@@ -243,15 +256,26 @@ def test_a_store_that_fails_is_done_again_by_the_next_run(
         return fault if method == "POST" and posts[0] > moment else None
 
     archive.fault = asked
-    run = runner(archive)
+    run = runner(archive, seconds=2 if fault == "slow" else 60)
     run.once(ALL)
-    assert says in run.outcome.failed[digest(scan.study)] or "lost" in run.outcome.failed[digest(scan.study)]
-    assert stored(archive, "SR") == []
+    assert says in run.outcome.failed[digest(scan.study)]
+    assert len(stored(archive, "SR")) == (fault == "drop once stored" and moment == 1)
     archive.fault = lambda method, path: None
     again = runner(archive)
     again.once(ALL)
     assert again.outcome.failed == {}
     assert (len(stored(archive, "SEG")), len(stored(archive, "SR"))) == (1, 1)
+
+
+def test_a_search_that_is_answered_with_another_study(archive: FakeArchive, tmp_path: Path) -> None:
+    asked, other = Scan(phases=1), Scan(phases=1, seed=1)
+    upload(archive, asked, other)
+    archive.fault = at("GET", f"/studies/{asked.study}/series", "other series")
+    run = runner(archive)
+    run.once([Wanted(study=asked.study, name="line 2"), Wanted(study=other.study, name="line 3")])
+    assert list(run.outcome.failed) == ["line 2"]
+    assert "another study" in run.outcome.failed["line 2"]
+    assert run.outcome.stored == {digest(other.study): 2}
 
 
 def test_credentials_come_from_the_environment(archive: FakeArchive) -> None:

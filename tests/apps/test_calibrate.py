@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import numpy as np
 import pytest
 from calibrations import example
 from monai.bundle import ConfigParser
-from segmentations import segmentation_of, wobbly
-from stubs import Stub
+from overconfident import Overconfident
 from studies import study
 
 from cgdpm_med import (
@@ -40,12 +38,11 @@ from cgdpm_med.evaluation.calibration_file import (
 )
 from cgdpm_med.evaluation.segmenter import evaluate_segmenter
 from cgdpm_med.heart.function import MEASURES
-from cgdpm_med.inference.segmenter import Segmentation, Segmenter, ensemble_settings
+from cgdpm_med.inference.segmenter import Segmenter, ensemble_settings
 from cgdpm_med.metrics.calibration import fit_temperature, temper
 from cgdpm_med.metrics.masks import expected_calibration_error, foreground_region
 from cgdpm_med.models.weights import sha256_of
 from cgdpm_med.phantom import write_phantom_dataset
-from cgdpm_med.volumes import Volume
 
 SMALL: dict[str, Any] = {"shape": (64, 56, 4), "spacing": (2.8, 2.8, 22.0), "num_frames": 6}
 NUMBERS = range(901, 912)
@@ -61,32 +58,6 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms")
     write_phantom_dataset(folder, patients=list(NUMBERS), **SMALL)
     return folder
-
-
-class Overconfident(Stub):
-    """Sees the truth shifted: members by up to a voxel, and all of them by one more for every third case.
-
-    The probabilities are the members' votes with some doubt everywhere, sharpened by squaring.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(members=5, steps=4)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.pt").write_bytes(b"weights")
-        self.weights = (folder / "model.pt",)
-
-    def __call__(self, volume: Volume, key: str, progress: Callable[[float], None] | None = None) -> Segmentation:
-        truth = read_labels(volume.path.with_name(volume.path.name.replace(".nii", "_gt.nii"))).data
-        shift = 2 if int(key[7:10]) % 3 == 0 else 1
-        members = wobbly(np.roll(truth, shift, axis=0))
-        members[members == 3] = np.where(np.arange(np.count_nonzero(members == 3)) % 9, 3, 2)  # too small a cavity
-        found = segmentation_of(members, volume, key)
-        doubt = np.random.default_rng(int(key[7:10])).uniform(0.02, 0.04, found.probabilities.shape)
-        votes = (found.probabilities + doubt) ** 2
-        probabilities = (votes / votes.sum(axis=0)).astype(np.float32)
-        entropy = -(probabilities * np.log(probabilities)).sum(axis=0) / np.log(4)
-        mask = probabilities.argmax(axis=0).astype(np.uint8)
-        return replace(found, mask=mask, probabilities=probabilities, entropy=entropy.astype(np.float32))
 
 
 @pytest.fixture

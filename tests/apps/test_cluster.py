@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import yaml  # type: ignore[import-untyped]
-from clustered import Deadly, attempts, run_with
+from clustered import Deadly, Unlucky, attempts, run_with
 from command import run
 from conftest import REPO, load_script
+from numpy.typing import NDArray
+from PIL import Image
+from resolvers import small_bundle
 from runs import contents
-from scans import scan
+from scans import scan, write_image
 from slow_work import slowly
+from stub_bundles import stub_bundle
 from stubs import Thresholder
 
+from cgdpm_med import evaluate_folders
 from cgdpm_med.apps import cluster
-from cgdpm_med.apps.cluster import device_number, open_cluster, read_slurm_config
-from cgdpm_med.apps.engines import InProcess
+from cgdpm_med.apps.cluster import open_cluster
 from cgdpm_med.files import InputError
+from cgdpm_med.models.description import PictureInput
+from cgdpm_med.phantom import write_phantom_dataset
+from cgdpm_med.runtime.engines import Engine, InProcess
 
 pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
 NAMES = ("Doe^Jane", "Roe^Richard", "Poe^Edgar", "Moe^Mary", "Loe^Liam")
@@ -59,6 +70,108 @@ def test_two_workers_do_what_one_process_does(two: cluster.DaskEngine, studies: 
     assert contents(tmp_path / "together") == contents(tmp_path / "alone")
 
 
+@pytest.fixture
+def masks(tmp_path: Path) -> tuple[Path, Path]:
+    """Predictions and references of five cases, one of them on two grids."""
+    for n, name in enumerate(NAMES):
+        reference = np.zeros((8, 7, 3), np.uint8)
+        reference[1:4, 1:4], reference[4:7, 1:4], reference[1:4, 4:6] = 1, 2, 3
+        _write_mask(tmp_path / "ref" / f"{name}.nii.gz", reference)
+        _write_mask(tmp_path / "pred" / f"{name}.nii.gz", np.roll(reference, n, axis=0)[: 7 if n == 3 else 8])
+    return tmp_path / "pred", tmp_path / "ref"
+
+
+def _write_mask(path: Path, mask: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    nib.Nifti1Image(mask, np.diag([1.5, 1.5, 8, 1])).to_filename(path)
+
+
+@pytest.fixture
+def by_two(two: cluster.DaskEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``--dask local:2`` of a command is the cluster that runs already, whose worker dies of the second case."""
+
+    monkeypatch.setattr(cluster, "open_cluster", _opening(Unlucky(two, tmp_path / "log", {1: 1})))
+    return tmp_path / "log"
+
+
+def _opening(engine: Engine) -> Callable[..., AbstractContextManager[Engine]]:
+    return lambda *_, **__: nullcontext(engine)
+
+
+@pytest.mark.slow
+def test_masks_are_scored_alike(
+    by_two: Path,
+    masks: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    said = []
+    for name, where in (("alone", ()), ("together", ("--dask", "local:2"))):
+        assert run(monkeypatch, "evaluate", *masks, "--out", tmp_path / name, *where) == 1
+        said.append([line for line in capfd.readouterr() if line])
+    assert said[0] == said[1]
+    assert f"{NAMES[3]}.nii.gz" in said[0][1]
+    assert contents(tmp_path / "alone") == contents(tmp_path / "together") != {}
+    assert len(attempts(by_two, "1")) == 2
+
+
+@pytest.mark.slow
+def test_a_pair_that_ends_workers_is_named(
+    two: cluster.DaskEngine, masks: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    summary = evaluate_folders(*masks, engine=Unlucky(two, tmp_path / "log", {0: 99}))
+    first = sorted(NAMES)[0]
+    assert set(summary["failed"]) == {first, NAMES[3]}
+    assert f"{first}.nii.gz: ended each worker that tried it, 3 times" in summary["failed"][first]
+    assert summary["failed"][first] in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_calibration_is_fitted_alike(
+    by_two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = range(901, 910)
+    write_phantom_dataset(
+        tmp_path / "in", patients=list(numbers), shape=(32, 28, 3), spacing=(5.6, 5.6, 30), num_frames=4
+    )
+    names = [f"patient{n}" for n in numbers]
+    (tmp_path / "split.json").write_text(json.dumps({"train": [], "validation": names, "test": []}))
+    folder = str(tmp_path / "models")
+    bundle = stub_bundle(tmp_path / "bundle", "overconfident.Overconfident", folder=folder)
+    how = ("--split", tmp_path / "split.json", "--bundle", bundle, "--device", "cpu")
+    for name, where in (("alone", ()), ("together", ("--dask", "local:2"))):
+        assert run(monkeypatch, "calibrate", tmp_path / "in", *how, "--output", tmp_path / name, *where) == 0
+    assert (tmp_path / "alone").read_bytes() == (tmp_path / "together").read_bytes()
+    assert len(attempts(by_two, "1")) == 2
+    (image,) = (tmp_path / "in" / names[0]).glob("*_frame01.nii.gz")
+    image.write_bytes(b"nothing")
+    capsys.readouterr()
+    assert run(monkeypatch, "calibrate", tmp_path / "in", *how, "--output", tmp_path / "third", *where) == 1
+    assert image.name in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.slow
+def test_pictures_are_refined_alike(
+    by_two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle, rng = small_bundle(tmp_path / "bundle", PictureInput(8)), np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for name in NAMES[:3]:
+        Image.fromarray(rng.integers(0, 255, (8, 6), np.uint8)).save(tmp_path / "in" / f"{name}.png")
+    (tmp_path / "in" / "broken.png").write_bytes(b"nothing")
+    said = []
+    for name, where in (("alone", ()), ("together", ("--dask", "local:2"))):
+        how = ("--bundle", bundle, "--members", "2", "--device", "cpu", *where)
+        assert run(monkeypatch, "super-resolve", tmp_path / "in", tmp_path / name, *how) == 1
+        said.append([sorted(stream.replace("together", "alone").splitlines()) for stream in capfd.readouterr()])
+    assert said[0] == said[1]
+    assert "broken.png" in "".join(said[0][1])
+    assert contents(tmp_path / "alone") == contents(tmp_path / "together") != {}
+    assert len(attempts(by_two, "1")) == 2
+
+
 @pytest.mark.slow
 def test_studies_of_lost_workers_are_done_again_and_poison_is_left(
     two: cluster.DaskEngine, studies: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -89,6 +202,89 @@ def test_studies_of_lost_workers_are_done_again_and_poison_is_left(
     for text in (str(logs), shown, "\n".join(told)):
         assert not any(part in text for name in NAMES for part in name.split("^"))
     assert "study-" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on file sizes here")
+def test_a_disk_that_is_full(
+    two: cluster.DaskEngine,
+    studies: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """To workers the kernel refuses what lies beyond 8 KiB of a file: the mask of a large image."""
+    write_image(studies / "large.nii.gz", np.random.default_rng(0).uniform(0, 1, (64, 64, 64)))
+    bundle = stub_bundle(tmp_path / "bundle", "stubs.Thresholder")
+    run_with(InProcess(), studies, tmp_path / "alone", Thresholder)
+    command = ("segment", studies, tmp_path / "out", "--bundle", bundle, "--device", "cpu", "--no-report")
+    monkeypatch.setattr(cluster, "open_cluster", _opening(two))
+    two.client.wait_for_workers(2)
+    two.client.run(_limit_files, 8192)
+    try:
+        assert run(monkeypatch, *command, "--dask", "local:2") == 1
+    finally:
+        two.client.run(_limit_files, None)
+    (error,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert f"{tmp_path}/out/large.nii.gz: cannot be written: file too large" in error
+    assert not [path for path in (tmp_path / "out").rglob("*") if "large" in path.name or path.name.startswith(".")]
+    done = contents(tmp_path / "out")
+    assert {f"{name}/{name}.json" for name in NAMES} < set(done)
+    assert {item for item in done.items() if "cohort" not in item[0]} <= set(contents(tmp_path / "alone").items())
+
+
+def _limit_files(size: int | None) -> None:
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most if size is None else size, most))
+
+
+@pytest.mark.slow
+def test_no_patient_is_named_anywhere(
+    two: cluster.DaskEngine,
+    by_two: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A patient in headers, a worker lost, an image damaged: outputs, what is printed, logs and names of tasks."""
+    dicom_scans = pytest.importorskip("dicom_scans", reason="the extra 'dicom' is not installed")
+    scans = [dicom_scans.Scan(phases=2, seed=n) for n in range(3)]
+    for n, one in enumerate(scans):
+        one.write(tmp_path / "in" / f"scan{n}")
+    damaged = sorted((tmp_path / "in" / "scan2").rglob("*.dcm"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    two.client.wait_for_workers(2)
+    two.client.run(_print_into, str(tmp_path))
+    out = tmp_path / "out"
+    how = ("--bundle", stub_bundle(tmp_path / "bundle", "stubs.Thresholder"), "--device", "cpu", "--label-table")
+    code = run(
+        monkeypatch, "segment", tmp_path / "in", out, *how, "--dicom-seg", "deidentified", "--dask", "local:2", "--json"
+    )
+    assert code == 1
+    told = {f"printed {n}": text for n, text in enumerate(capfd.readouterr())}
+    told |= {path.name: path.read_text() for path in tmp_path.glob("printed.*")}
+    told |= {"workers": str(two.client.get_worker_logs()), "scheduler": str(two.client.get_scheduler_logs())}
+    told["dashboard"] = two.client.run_on_scheduler(_what_the_dashboard_shows)
+    written = {str(path): _plain(path) for path in out.rglob("*") if path.is_file()}
+    assert sum(name.endswith("_seg.dcm") for name in written) == 4
+    values = dicom_scans.PATIENT.values()
+    assert all(value in _plain(sorted((tmp_path / "in" / "scan0").rglob("*.dcm"))[0]) for value in values)
+    assert [(name, value) for name, text in (told | written).items() for value in values if value in text] == []
+    uids = [uid for one in scans for uid in (one.study, one.uid)]  # a SEG must refer to its images
+    assert [(name, uid) for name, text in told.items() for uid in uids if uid in text] == []
+    assert len(told) >= 7
+
+
+def _print_into(folder: str) -> None:
+    """What this worker prints from now on goes into a file of its own."""
+    with open(f"{folder}/printed.{os.getpid()}", "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def _plain(path: Path) -> str:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("latin-1")
 
 
 @pytest.mark.slow
@@ -158,63 +354,3 @@ def test_jobs_of_slurm(studies: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     with open_cluster("slurm", config) as engine:
         result = run_with(engine, studies, tmp_path / "out", Thresholder)
     assert len(result["cases"]) == len(NAMES)
-
-
-# --- what is asked for wrongly ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (("--dask", "local:0"), "local:2"),
-        (("--dask", "local"), "local:2"),
-        (("--dask", "slurm"), "--dask-config"),
-        (("--dask", "local:2", "--dask-config", "x.yaml"), "slurm"),
-        (("--dask-config", "x.yaml"), "slurm"),
-        (("--dask", "local:2", "--shard", "1/2"), "--shard"),
-    ],
-)
-def test_options_that_do_not_fit(
-    arguments: tuple[str, ...],
-    complaint: str,
-    studies: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert run(monkeypatch, "segment", str(studies), str(tmp_path / "out"), *arguments) in (1, 2)
-    assert complaint in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_without_dask_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"cgdpm-med\[cluster\]"), open_cluster("local:2"):
-        pass
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[1",
-        "a: b: c",
-        "jobs: 4",
-        "jobs: 0\ncluster: {cores: 1, memory: 1GB}",
-        "jobs: 1\ncluster: {memory: 1GB}",
-        "jobs: 1\ncluster: {cores: 1, memory: 1GB}\nqueue: gpu",
-        "jobs: true\ncluster: {cores: 4}",
-    ],
-)
-def test_a_configuration_for_slurm_that_says_too_little(text: str, tmp_path: Path) -> None:
-    (tmp_path / "slurm.yaml").write_text(text)
-    with pytest.raises(InputError, match=r"slurm\.yaml"):
-        read_slurm_config(tmp_path / "slurm.yaml")
-
-
-@pytest.mark.parametrize(
-    ("name", "number"),
-    [("0", "0"), ("3", "3"), ("SLURMCluster-12", "12"), ("SLURMCluster-1-2", "2"), ("tcp://10.0.0.1:41", None)],
-)
-def test_the_number_of_a_worker(name: str, number: str | None) -> None:
-    assert device_number(name) == number

@@ -34,19 +34,25 @@ def commands(heading: str) -> list[list[str]]:
     return found
 
 
-def nnunet(root: Path, channels: dict[str, str], labels: dict[str, int], ending: str = ".nii.gz") -> None:
-    rng = np.random.default_rng(0)
+def nnunet(
+    root: Path,
+    channels: dict[str, str],
+    labels: dict[str, int],
+    slices: int = 3,
+    spacing: tuple[float, float, float] = (1, 1, 5),
+) -> None:
+    rng, ending = np.random.default_rng(0), ".nii.gz"
     for n in range(6):
         part = "Tr" if n < 5 else "Ts"
-        mask = np.zeros((16, 16, 3), np.uint8)
+        mask = np.zeros((16, 16, slices), np.uint8)
         for value in labels.values():
             x = int(rng.integers(0, 6))
-            mask[x : x + 5, 6 * value - 4 : 6 * value + 1, :2] = value if value else 0
+            mask[x : x + 5, 6 * value - 4 : 6 * value + 1, : slices // 2 + 1] = value if value else 0
         for channel in range(len(channels)):
             image = (mask * (channel + 1) + rng.normal(0, 0.3, mask.shape)).astype(np.float32)
-            volume(root / f"images{part}" / f"c{n}_{channel:04d}{ending}", image)
+            volume(root / f"images{part}" / f"c{n}_{channel:04d}{ending}", image, spacing)
         if part == "Tr":
-            volume(root / "labelsTr" / f"c{n}{ending}", mask)
+            volume(root / "labelsTr" / f"c{n}{ending}", mask, spacing)
     content = {"channel_names": channels, "labels": labels, "numTraining": 5, "file_ending": ending}
     (root / "dataset.json").write_text(json.dumps(content))
 
@@ -88,8 +94,9 @@ def test_colour_pictures_with_one_class(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_volumes_of_two_channels_in_two_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    nnunet(tmp_path / "prostate", {"0": "T2", "1": "ADC"}, {"background": 0, "gland": 1})
-    run_all("Volumes of two channels, in two folds")
+    nnunet(tmp_path / "prostate", {"0": "T2", "1": "ADC"}, {"background": 0, "gland": 1}, 24, (1, 1, 2.5))
+    run_all("Volumes of two channels in 3D, in two folds")
+    assert json.loads((tmp_path / "run_0" / "configs" / "plan.json").read_text())["dimensions"] == "3D"
     record = json.loads((tmp_path / "masks_prostate" / "segmentation.json").read_text())
     assert len(record["weights"]) == 2
     assert record["labels"] == {"1": "gland"}

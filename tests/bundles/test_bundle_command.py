@@ -96,9 +96,7 @@ def bundle_run(names: str, **settings: str) -> subprocess.CompletedProcess[str]:
 def test_the_last_line_says_what_is_wrong(tmp_path: Path) -> None:
     absent = str(tmp_path / "absent")
     for names, settings, named in (
-        ("train", {"dataset_dir": absent, "output_dir": str(tmp_path / "out")}, absent),
         ("train", {"dataset_dir": absent, "epoch": "31"}, "'epoch'"),
-        ("inference", {"dataset_dir": absent}, absent),
         ("inference", {"dataset_dir": str(tmp_path), "weights": absent + ".pt"}, absent + ".pt"),
         ("inference evaluate", {"dataset_dir": absent, "output_dir": str(tmp_path / "out")}, absent),
     ):

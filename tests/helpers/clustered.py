@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,11 @@ from scans import PLAIN
 from stubs import Thresholder
 
 from cgdpm_med import Volume, find_cases
-from cgdpm_med.apps.engines import Engine
 from cgdpm_med.apps.pipeline import segment_with
 from cgdpm_med.apps.study_run import StudyWork, build_model
+from cgdpm_med.files import InputError
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter
+from cgdpm_med.runtime.engines import Answer, Engine, Item, Progress
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,40 @@ class _Deadly(Thresholder):
         if key in self.orders.broken:
             raise RuntimeError("nobody foresaw this")
         return super().__call__(volume, key, progress)
+
+
+class Unlucky:
+    """An engine that loses its worker at certain items, counted from 0.
+
+    Args:
+        log: folder in which each attempt leaves a file.
+        deaths: how many workers an item costs.
+    """
+
+    def __init__(self, engine: Engine, log: Path, deaths: dict[int, int]) -> None:
+        self.once, self.ask = engine.once, engine.ask
+        self.engine, self.log, self.deaths = engine, log, deaths
+
+    def do(
+        self, work: Callable[[Item, Progress], Answer], items: Mapping[str, Item], progress: Progress
+    ) -> Iterator[tuple[str, Answer | InputError]]:
+        numbered = {key: (number, item) for number, (key, item) in enumerate(items.items())}
+        return self.engine.do(_Mortal(work, self.log, self.deaths), numbered, progress)
+
+
+@dataclass(frozen=True)
+class _Mortal:
+    work: Callable[[Any, Progress], Any]
+    log: Path
+    deaths: dict[int, int]
+
+    def __call__(self, numbered: tuple[int, Any], progress: Progress) -> Any:
+        number, item = numbered
+        self.log.mkdir(parents=True, exist_ok=True)
+        (self.log / f"{number}.{os.getpid()}").touch()
+        if len(attempts(self.log, str(number))) <= self.deaths.get(number, 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.work(item, progress)
 
 
 def attempts(log: Path, key: str) -> list[Path]:

@@ -95,18 +95,24 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         if self._misbehaves("POST", self.path):
             return
-        body = self._body()
-        boundary = re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])
-        assert boundary is not None
         answer = Dataset()
         answer.ReferencedSOPSequence = []
-        for part in body.split(b"--" + boundary[1].encode())[1:-1]:
-            ds = pydicom.dcmread(BytesIO(part.partition(b"\r\n\r\n")[2][:-2]))
-            self.archive.add(ds)
+        for ds in self._add_all():
             item = Dataset()
             item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
             answer.ReferencedSOPSequence.append(item)
         self._json(answer.to_json_dict())
+
+    def _add_all(self) -> list[Dataset]:
+        """The objects of a request, which the archive now holds."""
+        body = self._body()
+        boundary = re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])
+        assert boundary is not None
+        parts = body.split(b"--" + boundary[1].encode())[1:-1]
+        found = [pydicom.dcmread(BytesIO(part.partition(b"\r\n\r\n")[2][:-2])) for part in parts]
+        for ds in found:
+            self.archive.add(ds)
+        return found
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -146,6 +152,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._multipart(other)
         elif fault == "one less":
             self._multipart(self.archive.of(SeriesInstanceUID=path.rpartition("/")[2])[1:])
+        elif fault == "other series":
+            others = [ds for ds in self.archive.objects.values() if ds.StudyInstanceUID not in path]
+            self._json([self._series(ds.SeriesInstanceUID, [ds]) for ds in others[:1]])
+        elif fault == "drop half taken":
+            self.rfile.read(100)
+        elif fault == "drop once stored":
+            self._add_all()
         elif fault == "refuse":
             answer = Dataset()
             answer.FailedSOPSequence = [Dataset()]

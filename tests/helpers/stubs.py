@@ -29,6 +29,8 @@ class Stub(Standing):
         settings: of the sampling, for the record.
     """
 
+    channel_names = DEFAULT_LABELS.names
+
     def __init__(self, **settings: object) -> None:
         how = {name: settings.pop(name) for name in ("precision", "guide") if name in settings}
         sampling = replace(Sampling(members=1, steps=1), **settings)  # type: ignore[arg-type]

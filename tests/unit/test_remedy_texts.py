@@ -27,7 +27,7 @@ KEYWORD = re.compile(r"\b(\w+)=(?= in Python)")
 COMMANDS_OF = {
     "evaluation/calibrate": {"calibrate"},
     "studies/cases": {"segment"},
-    "apps/cluster": {"segment"},
+    "apps/cluster": {"segment", "evaluate", "calibrate", "super-resolve"},
     "apps/dicomweb": {"archive"},
     "evaluation/compare": {"compare"},
     "apps/calibrate_slices": {"calibrate"},

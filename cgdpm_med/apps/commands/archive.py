@@ -67,10 +67,10 @@ def archive(
 
     from cgdpm_med.apps.archive import ArchiveRun, questions
     from cgdpm_med.apps.dicomweb import Archive, read_uids
-    from cgdpm_med.apps.pipeline import load_segmenter
     from cgdpm_med.apps.segment_options import Options
     from cgdpm_med.apps.study_run import build_model
     from cgdpm_med.console import CaseBar
+    from cgdpm_med.inference.segmenter import load_segmenter
 
     server = Archive(url, seconds=seconds)
     wanted = questions(study_date, description, read_uids(uids) if uids else ())

@@ -117,7 +117,7 @@ def exit_code(failed: Any) -> None:
 @contextmanager
 def opened_engine(dask: str | None, config: Path | None) -> Iterator[Any]:
     """What ``--dask`` names, until the work is done; this process where it is not given."""
-    from cgdpm_med.apps.engines import InProcess
+    from cgdpm_med.runtime.engines import InProcess
 
     if dask is None:
         if config is not None:
@@ -128,6 +128,16 @@ def opened_engine(dask: str | None, config: Path | None) -> Iterator[Any]:
 
     with open_cluster(dask, config, say=lambda line: typer.echo(line, err=True)) as engine:
         yield engine
+
+
+def reachable(path: Path, dask: str | None) -> Path:
+    """As workers with other working folders see it."""
+    return path.absolute() if dask else path
+
+
+def reachable_bundle(bundle: str, dask: str | None) -> str:
+    """The same, where it is a folder and no name."""
+    return str(reachable(Path(bundle), dask)) if Path(bundle).is_dir() else bundle
 
 
 def print_json(value: Any) -> None:

@@ -9,13 +9,17 @@ import typer
 
 from cgdpm_med.apps.commands.options import (
     AsJson,
+    Dask,
+    DaskConfig,
     IgnoreGeometry,
     LabelNames,
     ReferenceLabels,
     SpacingText,
     chosen_bundle,
     exit_code,
+    opened_engine,
     print_json,
+    reachable,
     voxel_size,
 )
 
@@ -84,6 +88,8 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="RUN", help="Run of train that made the masks: its names, none of its training patients."),
     ] = None,
+    dask: Dask = None,
+    dask_config: DaskConfig = None,
     as_json: AsJson = False,
 ) -> None:
     """Score masks against references: Dice, HD95 and ASSD for each structure, volume by volume.
@@ -102,12 +108,15 @@ def evaluate(
         "ignore_geometry": ignore_geometry,
         "spacing": voxel_size(spacing),
     }
-    if bundle:
-        from cgdpm_med.apps.evaluate_masks_of_runs import evaluate_masks_of_runs
+    runs = _runs(bundle) if bundle else []
+    with opened_engine(dask, dask_config) as engine:
+        sides = reachable(predictions, dask), reachable(references, dask)
+        if runs:
+            from cgdpm_med.apps.evaluate_masks_of_runs import evaluate_masks_of_runs
 
-        summary = evaluate_masks_of_runs(predictions, references, _runs(bundle), out, **how)
-    else:
-        summary = evaluate_folders(predictions, references, out, **how)
+            summary = evaluate_masks_of_runs(*sides, runs, output=out, engine=engine, **how)
+        else:
+            summary = evaluate_folders(*sides, output=out, engine=engine, **how)
     if as_json:
         print_json(summary)
         _to_stderr(notes(summary))

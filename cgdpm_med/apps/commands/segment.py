@@ -29,6 +29,8 @@ from cgdpm_med.apps.commands.options import (
     guidance_timesteps,
     opened_engine,
     print_json,
+    reachable,
+    reachable_bundle,
     refuse_others,
     visited_timesteps,
     voxel_size,
@@ -158,19 +160,19 @@ def segment(
         pages=pages,
         dicom_seg=None if dicom_seg is None else dicom_seg.value,
         calibrate=calibrated,
-        calibration=calibration and _reachable(calibration, dask),
+        calibration=calibration and reachable(calibration, dask),
         spacing=voxel_size(spacing),
         flip_slices=flip_slices,
     )
     if dask and shard is not None:
         raise typer.BadParameter("deals out all studies itself: leave out --shard", param_hint="--dask")
     if weights is not None:
-        dials["weights"] = str(_reachable(weights, dask))
+        dials["weights"] = str(reachable(weights, dask))
     with opened_engine(dask, dask_config) as engine:
         result = run(
-            _reachable(source, dask),
-            _reachable(out, dask),
-            bundle=str(_reachable(Path(heart), dask)) if Path(heart).is_dir() else heart,
+            reachable(source, dask),
+            reachable(out, dask),
+            bundle=reachable_bundle(heart, dask),
             device=device,
             options=options,
             resume=resume,
@@ -182,11 +184,6 @@ def segment(
             **dials,
         )
     _report_segmented(result, out, as_json)
-
-
-def _reachable(path: Path, dask: str | None) -> Path:
-    """As workers with other working folders see it."""
-    return path.absolute() if dask else path
 
 
 def _report_segmented(result: Any, out: Path, as_json: bool) -> None:

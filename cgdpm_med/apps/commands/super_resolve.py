@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cgdpm_med.apps.commands.options import (
     AsJson,
+    Dask,
+    DaskConfig,
     Device,
     GuidanceScale,
     Method,
     Precision,
     SpacingText,
     exit_code,
+    opened_engine,
     print_json,
+    reachable,
+    reachable_bundle,
     voxel_size,
 )
+
+ALIKE = "note: one step makes almost the same image each time, and their spread says nothing: give more --steps"
 
 
 def super_resolve(
@@ -76,6 +84,8 @@ def super_resolve(
         Precision | None, typer.Option(help="Numerical precision of the network.", show_default="the bundle's")
     ] = None,
     spacing: SpacingText = None,
+    dask: Dask = None,
+    dask_config: DaskConfig = None,
     as_json: AsJson = False,
 ) -> None:
     """Make pictures, or the slices of a volume, finer: images of any size, in joint overlapping windows.
@@ -85,15 +95,15 @@ def super_resolve(
     also give <name>_sample<k> (of a volume <name>_samples) and <name>_std, their standard deviation at each pixel;
     --steps 1 is the fast mean, for which one sample is enough.
     """
-    from cgdpm_med.apps.load_resolver import load_resolvers
-    from cgdpm_med.apps.super_resolve import find_images
-    from cgdpm_med.apps.super_resolve import super_resolve as run
+    from cgdpm_med.apps.load_resolver import kinds_of, load_resolvers
+    from cgdpm_med.apps.super_resolve import find_images, super_resolve_with
 
     voxels = voxel_size(spacing)
-    resolvers = load_resolvers(
-        find_images(source, exclude=out),
-        weights,
-        bundle,
+    load = partial(
+        load_resolvers,
+        kinds_of(find_images(reachable(source, dask), exclude=out)),
+        weights and reachable(weights, dask),
+        bundle and reachable_bundle(bundle, dask),
         class_index=class_index,
         window=window,
         device=device,
@@ -102,16 +112,22 @@ def super_resolve(
         method=method and method.value,
         seed=seed,
         guidance_scale=guidance_scale,
-        guidance_weights=guidance_weights and str(guidance_weights),
+        guidance_weights=guidance_weights and str(reachable(guidance_weights, dask)),
         project=project,
         precision=precision and precision.value,
     )
-    if resolvers.alike_members:
-        note = "note: one step makes almost the same image each time, and their spread says nothing: give more --steps"
-        typer.secho(note, fg=typer.colors.YELLOW, err=True)
-    result = run(resolvers, source, out, spacing=voxels)
+    with opened_engine(dask, dask_config) as engine:
+        resolvers = engine.once(load)
+        if engine.ask(partial(_alike_members, resolvers)):
+            typer.secho(ALIKE, fg=typer.colors.YELLOW, err=True)
+        result = super_resolve_with(engine, resolvers, reachable(source, dask), reachable(out, dask), spacing=voxels)
     if as_json:
         print_json(result)
     else:
         typer.echo(f"{len(result['cases'])} super-resolved, {len(result['failed'])} failed; results in {out}")
     exit_code(result["failed"])
+
+
+def _alike_members(resolvers: Any) -> bool:
+    """Asked where the networks are."""
+    return bool(resolvers().alike_members)

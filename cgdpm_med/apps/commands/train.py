@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,8 @@ import typer
 from cgdpm_med.apps.commands.options import (
     AsJson,
     Bundles,
+    Dask,
+    DaskConfig,
     Device,
     GuidanceScale,
     Members,
@@ -20,7 +23,10 @@ from cgdpm_med.apps.commands.options import (
     Timesteps,
     Weights,
     chosen_bundle,
+    opened_engine,
     print_json,
+    reachable,
+    reachable_bundle,
     refuse_others,
     visited_timesteps,
     voxel_size,
@@ -136,6 +142,8 @@ def calibrate(
         ),
     ] = None,
     spacing: SpacingText = None,
+    dask: Dask = None,
+    dask_config: DaskConfig = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit probabilities and intervals to patients of known truth, for these weights and settings.
@@ -153,19 +161,25 @@ def calibrate(
         "timesteps": visited_timesteps(timesteps, steps),
         "method": method and method.value,
         "seed": seed,
-        "weights": weights and str(weights),
+        "weights": weights and str(reachable(weights, dask)),
         "guidance_scale": guidance_scale,
     }
-    where: Any = {"section": section, "split": split, "device": device, "output": output}
+    how: Any = {"section": section, "split": split, "device": device, "output": output, **changes}
     if runs:
-        from cgdpm_med.apps.calibrate_slices import calibrate_runs
-
         refuse_others(context, {name for name in context.params if name not in ("spacing", "reference_labels")})
-        result = calibrate_runs(source, runs, **where, **changes)
+        fit: Any = partial(_calibrate_runs, runs=[str(reachable(Path(name), dask)) for name in runs])
     else:
-        spaced = voxel_size(spacing)
-        result = run(source, bundle=heart, spacing=spaced, reference_labels=reference_labels, **where, **changes)
+        bundled = reachable_bundle(heart, dask)
+        fit = partial(run, bundle=bundled, spacing=voxel_size(spacing), reference_labels=reference_labels)
+    with opened_engine(dask, dask_config) as engine:
+        result = fit(reachable(source, dask), engine=engine, **how)
     if as_json:
         print_json(result)
     else:
         typer.echo(f"{format_calibration(result)}\nwritten to {result['file']}")
+
+
+def _calibrate_runs(source: Path, runs: list[str], **how: Any) -> Any:
+    from cgdpm_med.apps.calibrate_slices import calibrate_runs
+
+    return calibrate_runs(source, runs, **how)

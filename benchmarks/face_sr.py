@@ -1,0 +1,231 @@
+"""The bundle face_sr_16_128 on pictures whose truth is known: distortion against perception, and whether doubt tells.
+
+Pictures are made coarse and refined with few and many steps, with and without guidance. PSNR, SSIM, consistency and
+LPIPS of one sample are told for each, bicubic interpolation beside them. On some of the pictures several samples are
+drawn: their standard deviation is held against the true error of their mean. A stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cgdpm_med import SuperResolver, image_datalist
+from cgdpm_med.apps.evaluate_pictures import evaluate_super_resolution, format_picture_summary, read_pairs
+from cgdpm_med.apps.resolver import spread
+from cgdpm_med.console import CaseBar
+from cgdpm_med.images import write_picture
+from cgdpm_med.inference.bundles import bundle_folder
+from cgdpm_med.metrics.masks import error_uncertainty_auroc
+from cgdpm_med.models.weights import weights_digest
+
+from .harness import Claim, Journal, Result, Table, console
+
+BUNDLE = "face_sr_16_128"
+COLUMNS = ("psnr", "ssim", "consistency", "lpips")
+LARGE = 0.1
+"""An error is large where it is among this share of the greatest of its picture."""
+Item = Mapping[str, Any]
+Row = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of one row: sampling steps, and w of the guidance network."""
+
+    steps: int
+    guidance: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """As the tables print it."""
+        plural = "step" if self.steps == 1 else "steps"
+        return f"{self.steps} {plural}" + (f", w = {self.guidance:g}" if self.guidance else "")
+
+    def resolver(self, arguments: argparse.Namespace, members: int = 1) -> SuperResolver:
+        """The bundle, set so."""
+        own = {
+            name: str(value)
+            for name in ("weights", "guidance_weights")
+            if (value := getattr(arguments, name)) is not None
+        }
+        dials = {"steps": self.steps, "guidance_scale": self.guidance, "members": members, "device": arguments.device}
+        return SuperResolver.from_bundle(BUNDLE, **own, **dials)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset-dir", type=Path, help="folder of faces; with --quick two pictures are drawn")
+    parser.add_argument("--pictures", type=int, help="of the folder, evenly chosen; all by default")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 4, 10, 20, 50])
+    parser.add_argument("--guidance", type=float, nargs="*", default=[], help="w of the guidance network, at 20 steps")
+    parser.add_argument("--doubt-pictures", type=int, default=40, help="of which several samples are drawn; 0 for none")
+    parser.add_argument("--doubt-members", type=int, default=8)
+    parser.add_argument("--doubt-steps", type=int, default=20)
+    parser.add_argument("--weights", type=Path, help="instead of the bundle's")
+    parser.add_argument("--guidance-weights", type=Path, help="instead of the bundle's")
+    parser.add_argument("--lpips", type=Path, help="TorchScript file")
+    parser.add_argument("--plot", type=Path, help="picture of LPIPS against PSNR")
+    parser.add_argument("--sheets", type=int, default=0, help="pictures on contact sheets, a folder for each setting")
+
+
+def run(arguments: argparse.Namespace) -> Result:
+    if not arguments.quick:
+        if arguments.dataset_dir is None:
+            raise SystemExit("give --dataset-dir, or --quick")
+        return compare(arguments, arguments.dataset_dir)
+    with TemporaryDirectory() as folder:
+        draw_pictures(Path(folder), 2)
+        arguments.steps, arguments.doubt_steps, arguments.doubt_members = [1, 2], 2, 2
+        return compare(arguments, Path(folder))
+
+
+def draw_pictures(folder: Path, number: int) -> None:
+    """Generated pictures of 128 x 128 pixels: soft discs, not so bright that they would be clipped."""
+    rng = np.random.default_rng(0)
+    x, y = np.mgrid[-1:1:128j, -1:1:128j]
+    for n in range(number):
+        radii = rng.uniform(0.3, 0.8, (3, 1, 1))
+        write_picture(
+            torch.as_tensor(0.6 * np.tanh(8 * (radii - np.hypot(x, y))), dtype=torch.float32), folder / f"{n}.png"
+        )
+
+
+def compare(arguments: argparse.Namespace, folder: Path) -> Result:
+    """All settings on the same pictures."""
+    datalist = evenly(image_datalist(folder), arguments.pictures)
+    settings = settings_of(arguments)
+    remember = at_once if arguments.quick else Journal(arguments.output / f".{BUNDLE}.journal.json", settings).get
+    rows: dict[str, Row] = {}
+    for each in dials_of(arguments):
+        summary = remember(each.name, partial(score, each, arguments, datalist))
+        rows.setdefault("bicubic", {**summary["means"]["bicubic"], "lpips": None})
+        rows[each.name] = {**summary["means"]["output"], "lpips": summary["lpips"]}
+    claims = claims_of(rows)
+    if arguments.doubt_pictures:
+        doubted = evenly(datalist, arguments.doubt_pictures)
+        found = remember(f"doubt of {len(doubted)}", partial(doubt, arguments, doubted))
+        claims += [Claim(f"doubt and error of {len(doubted)} pictures: {name}", value) for name, value in found.items()]
+    if arguments.plot is not None:
+        plot(rows, arguments.plot)
+    cells = [[name, *(row[column] for column in COLUMNS)] for name, row in rows.items()]
+    return Result(settings, claims, [Table(f"{len(datalist)} pictures", ["", *COLUMNS], cells)])
+
+
+def at_once(_: str, compute: Callable[[], Any]) -> Any:
+    """What a journal does that forgets."""
+    return compute()
+
+
+def dials_of(arguments: argparse.Namespace) -> list[Setting]:
+    """The rows: steps without guidance, then 20 steps with each w."""
+    return [Setting(steps) for steps in arguments.steps] + [Setting(20, w) for w in arguments.guidance]
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the numbers depend on."""
+    weights = arguments.weights or bundle_folder(BUNDLE) / "models" / "model.pt"
+    names = ("pictures", "doubt_pictures", "doubt_members", "doubt_steps")
+    lpips = None if arguments.lpips is None else arguments.lpips.name
+    return {**{n: getattr(arguments, n) for n in names}, "weights": weights_digest(weights), "lpips": lpips, "seed": 0}
+
+
+def score(setting: Setting, arguments: argparse.Namespace, datalist: Sequence[Item]) -> dict[str, Any]:
+    """Summary of one sample of each picture."""
+    output = arguments.output / setting.name.replace(" ", "_") if arguments.sheets else None
+    summary = evaluate_super_resolution(
+        setting.resolver(arguments), datalist, output, size=128, lpips=arguments.lpips, sheets=arguments.sheets
+    )
+    console.print(f"{setting.name}\n{format_picture_summary(summary)}", markup=False)
+    if summary["failed"]:
+        raise SystemExit(f"{len(summary['failed'])} pictures failed")
+    return summary
+
+
+def doubt(arguments: argparse.Namespace, datalist: Sequence[Item]) -> dict[str, float]:
+    """How the deviation of samples tells the error of their mean, a mean over pictures.
+
+    Returns the correlation between the pixels of a picture, the area under the ROC curve of its largest errors, and the
+    correlation between pictures of mean deviation and mean error.
+    """
+    resolver = Setting(arguments.doubt_steps).resolver(arguments, arguments.doubt_members)
+    inside, areas, means = [], [], []
+    with CaseBar("doubt", [item["key"] for item in datalist]) as bar:
+        for pairs in read_pairs(datalist, 128, resolver.factor, 4, {}, bar):
+            keys = [item["key"] for item in pairs.items]
+            members = resolver(pairs.coarse, keys)
+            deviations = spread(members).numpy()
+            errors = (members.mean(dim=0) - pairs.fine).square().mean(dim=1).sqrt().numpy()
+            for key, deviation, error in zip(keys, deviations, errors, strict=True):
+                inside.append(correlation(deviation, error))
+                areas.append(error_uncertainty_auroc(deviation, error > np.quantile(error, 1 - LARGE)) or np.nan)
+                means.append((deviation.mean(), error.mean()))
+                bar.update(key, 1.0)
+    return {
+        "correlation of pixels": float(np.mean(inside)),
+        f"AUROC of the largest {LARGE:.0%}": float(np.nanmean(areas)),
+        "correlation of pictures": correlation(*np.transpose(means)),
+    }
+
+
+def correlation(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Of two arrays of one shape, Pearson's."""
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+def evenly(items: Sequence[Item], number: int | None) -> list[Item]:
+    """So many of them, at even distances; all where there are fewer or no number is given."""
+    most = len(items) if number is None else min(number, len(items))
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, most)]
+
+
+def claims_of(rows: Mapping[str, Row]) -> list[Claim]:
+    """Held against what the paper's networks reach, where such rows were measured."""
+    wanted = {
+        "1 step": {"psnr": 23.9, "ssim": 0.69, "consistency": 0.5},
+        "20 steps": {"psnr": 22.8, "ssim": 0.64, "lpips": 0.22, "consistency": 0.5},
+    }
+    return [
+        Claim(f"{row}: {measure}", number(rows[row][measure]), target, at_most=measure in ("lpips", "consistency"))
+        for row, targets in wanted.items()
+        if row in rows
+        for measure, target in targets.items()
+        if rows[row][measure] is not None
+    ]
+
+
+def number(value: float | None) -> float:
+    """NaN where there is none."""
+    return float("nan") if value is None else value
+
+
+def plot(rows: Mapping[str, Row], path: Path) -> None:
+    """LPIPS against PSNR: lower is truer to the eye, further right is truer to the pixels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
+    for guided in (False, True):
+        points = {
+            n: (r["psnr"], r["lpips"]) for n, r in rows.items() if r["lpips"] is not None and ("w = " in n) == guided
+        }
+        if points:
+            axis.plot(*zip(*points.values(), strict=True), "o-", label="guided" if guided else "by steps")
+        for name, point in points.items():
+            axis.annotate(name, point, textcoords="offset points", xytext=(5, 4), fontsize=8)
+    axis.set(xlabel="PSNR in dB", ylabel="LPIPS")
+    if axis.lines:
+        axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
