@@ -84,7 +84,6 @@ def make_plan(
         validation_cases=pick("validation_cases", 32 if kind == "2D" else 8, "enough to tell weights apart"),
         validate_every=pick("validate_every", *_validate_every(steps)),
         members=pick("members", 8, "enough to show the doubt"),
-        dice_weight=pick("dice_weight", 1.0, "learns small structures fast; 0 where readers disagree"),
         reasons=choice.reasons,
     )
     check_plan(plan)

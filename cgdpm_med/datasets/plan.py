@@ -41,7 +41,6 @@ class Plan:
         validation_cases: so many are segmented to choose the best weights.
         validate_every: epochs.
         members: of the ensembles that are drawn after the training.
-        dice_weight: of the loss's Dice term, beside cross-entropy; 0 leaves to the members how often readers differ.
         memory: bytes that the training takes at its peak, about.
         reasons: of the choices, by name.
         between: mm between working slices; 0 in 2D, where slices stay as they are.
@@ -66,7 +65,6 @@ class Plan:
     validation_cases: int
     validate_every: int
     members: int = 8
-    dice_weight: float = 1.0
     memory: float = 0.0
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
     between: float = 0.0
@@ -123,7 +121,6 @@ def check_plan(plan: Plan) -> Plan:
         f"intensity is one of {', '.join(INTENSITIES)}": plan.intensity not in INTENSITIES,
         "patch_size is 1, 2, 4 or 8": plan.patch_size not in (1, 2, 4, 8),
         "widths are multiples of 32": any(width % 32 for width in plan.widths),
-        "dice_weight is zero or more": plan.dice_weight < 0,
         "flip and turn lie within 0 and 1": not (0 <= plan.flip <= 1 and 0 <= plan.turn <= 1),
     }
     if wrong := [text for text, fault in faults.items() if fault]:

@@ -139,11 +139,6 @@ def test_a_forward_pass_keeps_what_is_counted_without_it() -> None:
     assert kept == pytest.approx(found, rel=0.01)
 
 
-def test_the_weight_of_the_dice_term_reaches_the_loss() -> None:
-    plan = make_plan(PICTURES, given=parse_settings(["dice_weight=0"]))
-    assert rehearsal_parser(Rehearsal(plan, ["grey"], ["x"])).get_parsed_content("target").dice_weight == 0
-
-
 def test_little_time_makes_a_cheaper_network() -> None:
     plan = make_plan(PICTURES, quick=True)
     assert (plan.patch_size, plan.widths, plan.crop) == (4, (32, 64, 96), (128, 128))
@@ -177,9 +172,7 @@ def test_settings_that_cannot_be_read(text: str, word: str) -> None:
         parse_settings([text])
 
 
-@pytest.mark.parametrize(
-    "text", ["spacing=-1", "crop=50,50", "widths=33", "intensity=log", "patch_size=3", "flip=2", "dice_weight=-1"]
-)
+@pytest.mark.parametrize("text", ["spacing=-1", "crop=50,50", "widths=33", "intensity=log", "patch_size=3", "flip=2"])
 def test_settings_that_cannot_be(text: str) -> None:
     with pytest.raises(InputError, match="cannot be"):
         make_plan(PICTURES, given=parse_settings([text]))
