@@ -15,6 +15,8 @@ precision    bfloat16 and float32; with --dataset-dir Dice too
 compiled     torch.compile
 allocator    freed memory kept by the process
 distributed  two processes and one
+nnunet       nnU-Net's own 2D network with mirror images, one fold and five
+sampling     timesteps, shared first step and guidance: quality on validation patients and CPU seconds
 cardiac_sr   refined MRI against zero-filling, bicubic and a regression; what its segmentation wins back
 face_sr      refined faces: distortion against perception by steps and guidance; whether doubt tells the error
 
@@ -49,6 +51,8 @@ NAMES = (
     "allocator",
     "distributed",
     "cardiac_sr",
+    "sampling",
+    "nnunet",
     "face_sr",
 )
 

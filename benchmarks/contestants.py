@@ -20,8 +20,12 @@ MONAI_CHANNELS = (32, 32, 64, 96, 192, 192)
 
 
 def shipped(**settings: Any) -> DiffusionPredictor:
-    """The predictor of the cardiac bundle with its weights, unguided, with these settings of inference.yaml."""
-    return Segmenter.from_bundle("acdc_segmentation", **{"guidance_scale": 0.0, **settings}).predictor
+    """The predictor of the cardiac bundle with its weights and these settings of inference.yaml.
+
+    It is unguided, and every member makes all steps itself, as the members of others do.
+    """
+    alone = {"guidance_scale": 0.0, "shared_first_step": False}
+    return Segmenter.from_bundle("acdc_segmentation", **{**alone, **settings}).predictor
 
 
 def network_of(predictor: DiffusionPredictor) -> ConditionalUNet:

@@ -80,18 +80,27 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the JSON files")
 
 
-def alternate(contestants: Mapping[str, Callable[[], Any]], repeats: int, device: str = "cpu") -> Times:
+def alternate(
+    contestants: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    warm_up: bool = True,
+) -> Times:
     """Seconds of each contestant, one after the other in every repeat, so that a slow minute hits all of them.
 
-    A round before warms up. On a GPU it calls what takes less than a second twice: evaluations are recorded when they
-    come for the second time.
+    ``clock`` may be :func:`time.process_time`, for CPU seconds where other work shares the cores.
+
+    A round before warms up, unless that was done already. On a GPU it calls what takes less than a second twice:
+    evaluations are recorded when they come for the second time.
     """
     times: Times = {name: [] for name in contestants}
-    for repeat in range(-1, repeats):
+    for repeat in range(-1 if warm_up else 0, repeats):
         for name, contestant in contestants.items():
-            seconds = timed(contestant, device)
+            seconds = timed(contestant, device, clock)
             if repeat < 0 and device.startswith("cuda") and seconds < 1:
-                seconds = timed(contestant, device)
+                seconds = timed(contestant, device, clock)
             if repeat >= 0:
                 times[name].append(seconds)
             label = "warm-up" if repeat < 0 else f"{repeat + 1}/{repeats}"
@@ -99,15 +108,15 @@ def alternate(contestants: Mapping[str, Callable[[], Any]], repeats: int, device
     return times
 
 
-def timed(work: Callable[[], Any], device: str = "cpu") -> float:
+def timed(work: Callable[[], Any], device: str = "cpu", clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds that ``work`` takes, the device's queue emptied on both sides."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     work()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def ratio(

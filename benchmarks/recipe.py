@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> Result:
     if arguments.dataset_dir is None:
         console.print("  no --dataset-dir: Dice is left out")
     else:
-        common = {"members": arguments.dice_members, "guidance_scale": 0.0}
+        common = {"members": arguments.dice_members, "guidance_scale": 0.0, "shared_first_step": False}
         settings = {LITERALLY: {"method": "ddpm", "steps": LITERAL, **common}}
         settings |= {name: {**keys, **common} for name, keys in SHORT.items()}
         found = validation.paired_dice(settings, arguments, "recipe")

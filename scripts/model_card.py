@@ -307,8 +307,8 @@ def calibrated_how(summary: Mapping[str, Any]) -> str:
     if not calibration:
         return "No calibration was applied."
     return (
-        f"Calibration: temperature {calibration['temperature']:.3f}, fitted to {calibration['patients']} "
-        f"{calibration['section']} patients."
+        f"Calibration: temperature {calibration['temperature']:.3f}, doubt {calibration.get('doubt', 0):.4f}, "
+        f"fitted to {calibration['patients']} {calibration['section']} patients."
     )
 
 

@@ -19,7 +19,14 @@ from cgdpm_med.datasets.dataset import DataSet, Example
 from cgdpm_med.datasets.loading import load_example
 from cgdpm_med.datasets.run import SPLIT, Run
 from cgdpm_med.datasets.split import of_part
-from cgdpm_med.evaluation.calibrate import LEVEL, SegmenterFacts, calibration_path, observe_all, voxel_scores
+from cgdpm_med.evaluation.calibrate import (
+    LEVEL,
+    SegmenterFacts,
+    calibration_path,
+    fit_voxels,
+    observe_all,
+    voxel_scores,
+)
 from cgdpm_med.evaluation.calibration_file import (
     Calibration,
     digests_by_name,
@@ -29,7 +36,6 @@ from cgdpm_med.evaluation.calibration_file import (
 from cgdpm_med.evaluation.training_patients import check_unseen
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.segmenter import choose_device
-from cgdpm_med.metrics.calibration import fit_temperature
 from cgdpm_med.metrics.masks import foreground_region
 from cgdpm_med.runtime.engines import Engine, InProcess, Progress
 
@@ -57,7 +63,7 @@ def calibrate_runs(
     engine: Engine | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Fit the temperature to a part of the run's split, and write it beside the weights.
+    """Fit temperature and doubt to a part of the run's split, and write it beside the weights.
 
     Args:
         source: the data set, in any layout that ``train`` reads.
@@ -92,6 +98,7 @@ def calibrate_runs(
     return {
         "file": str(path),
         "temperature": calibration.temperature,
+        "doubt": calibration.doubt,
         "data": dict(calibration.data),
         **calibration.numbers,
     }
@@ -141,14 +148,12 @@ def _observe(engine: Engine, work: _Observing, examples: Sequence[Example], note
 
 
 def fit(frames: Sequence[KnownPixels], facts: SegmenterFacts, section: str, patients: int) -> Calibration:
-    """One temperature for all pixels around the structures of all images."""
-    temperature = fit_temperature(
-        np.concatenate([frame.probabilities for frame in frames], axis=1),
-        np.concatenate([frame.labels for frame in frames]),
-    )
+    """Temperature and doubt for all pixels around the structures of all images."""
+    temperature, doubt = fit_voxels(frames)
     scores = partial(voxel_scores, frames)
     return Calibration(
         temperature=temperature,
+        doubt=doubt,
         level=LEVEL,
         widening={},
         margin={},
@@ -161,7 +166,7 @@ def fit(frames: Sequence[KnownPixels], facts: SegmenterFacts, section: str, pati
             "patients": patients,
             "volumes": len(frames),
         },
-        numbers={"before": {**scores(), "function": None}, "after": {**scores(temperature), "function": None}},
+        numbers={"before": {**scores(), "function": None}, "after": {**scores(temperature, doubt), "function": None}},
     )
 
 

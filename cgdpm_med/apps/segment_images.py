@@ -56,8 +56,8 @@ def segment_folder(
         notes: lines to print first.
 
     Returns:
-        ``labels``, ``settings``, ``weights``, ``temperature``; ``cases``: of each image its files, the share of its
-        pixels in each class, and how sure the ensemble is; ``failed``: errors by name.
+        ``labels``, ``settings``, ``weights``, ``temperature``, ``doubt``; ``cases``: of each image its files, the share
+        of its pixels in each class, and how sure the ensemble is; ``failed``: errors by name.
 
     Raises:
         InputError: there are no images, or the output folder holds them.
@@ -73,6 +73,7 @@ def segment_folder(
         "settings": segmenter.settings,
         "weights": digests_by_name(segmenter.weights),
         "temperature": None if segmenter.calibration is None else segmenter.calibration.temperature,
+        "doubt": 0.0 if segmenter.calibration is None else segmenter.calibration.doubt,
         "cases": done.cases,
         "failed": done.failed,
         "skipped": [],

@@ -43,7 +43,7 @@ class Mask:
         disagreement: float32, fraction of members outside the majority.
         probabilities: (C, X, Y, Z) float32.
         members: (K, X, Y, Z) uint8, each member's own mask.
-        temperature: of the calibration behind ``probabilities`` and ``entropy``, or None.
+        temperature, doubt: of the calibration behind ``probabilities`` and ``entropy``, or None and 0.
     """
 
     mask: NDArray[np.uint8]
@@ -52,12 +52,13 @@ class Mask:
     probabilities: NDArray[np.float32]
     members: NDArray[np.uint8]
     temperature: float | None = None
+    doubt: float = 0.0
 
-    def calibrated(self, temperature: float) -> Mask:
-        """The same with tempered probabilities and their entropy; mask and members are untouched."""
-        p = temper(self.probabilities, temperature)
-        doubt = entropy(torch.from_numpy(p)).numpy()
-        return replace(self, probabilities=p, entropy=doubt, temperature=temperature)
+    def calibrated(self, temperature: float, doubt: float = 0.0) -> Mask:
+        """The same with calibrated probabilities and their entropy; mask and members are untouched."""
+        p = temper(self.probabilities, temperature, doubt)
+        unsure = entropy(torch.from_numpy(p)).numpy()
+        return replace(self, probabilities=p, entropy=unsure, temperature=temperature, doubt=doubt)
 
 
 class SliceSegmenter:
@@ -204,7 +205,7 @@ def combined(members: Tensor, loaded: Loaded, channels: int, calibration: Calibr
 
     maps = [stored(name)[0] for name in ("mask", "entropy", "disagreement")]
     mask = Mask(maps[0], maps[1], maps[2], stored("probabilities"), stored("members"))
-    return mask if calibration is None else mask.calibrated(calibration.temperature)
+    return mask if calibration is None else mask.calibrated(calibration.temperature, calibration.doubt)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from cgdpm_med.inference.segmenter import Segmentation, Segmenter, ensemble_sett
 from cgdpm_med.metrics.calibration import (
     conformal_factor,
     conformal_rank,
-    fit_temperature,
+    fit_probabilities,
     guaranteed_coverage,
     interval_score,
     negative_log_likelihood,
@@ -159,6 +159,7 @@ def calibrate(
     return {
         "file": str(path),
         "temperature": calibration.temperature,
+        "doubt": calibration.doubt,
         "level": calibration.level,
         "widening": dict(calibration.widening),
         "margin": dict(calibration.margin),
@@ -306,7 +307,7 @@ def fit_calibration(
     settings: Mapping[str, Any],
     data: Mapping[str, Any],
 ) -> Calibration:
-    """Temperature by likelihood over all voxels, and for every measure the conformal factor of the patients' scores.
+    """Temperature and doubt by likelihood over all voxels; for every measure the conformal factor of patients' scores.
 
     Raises:
         InputError: for too few patients with all phases, or a measure that the ensemble leaves undefined too often.
@@ -315,15 +316,13 @@ def fit_calibration(
     task = task_among(frames[0].volumes.labels)
     if task.phases and not studies:
         raise InputError(f"no patient has {' and '.join(task.phases)}", remedy="Give every frame of each patient")
-    temperature = fit_temperature(
-        np.concatenate([frame.probabilities for frame in frames], axis=1),
-        np.concatenate([frame.labels for frame in frames]),
-    )
+    temperature, doubt = fit_voxels(frames)
     factors, margins = fit_intervals(studies)
     truths = [study.truth() for study in studies]
     patients = len(studies) or len({frame.volumes.patient for frame in frames})
     return Calibration(
         temperature=temperature,
+        doubt=doubt,
         level=LEVEL,
         widening=factors,
         margin=margins,
@@ -336,7 +335,7 @@ def fit_calibration(
                 "function": score_function(truths, [study.found() for study in studies]),
             },
             "after": {
-                **voxel_scores(frames, temperature),
+                **voxel_scores(frames, temperature, doubt),
                 "function": score_function(truths, [study.found(factors, margins) for study in studies]),
             },
             **({"guarantee": _guarantee(len(studies))} if studies else {}),
@@ -387,14 +386,24 @@ def _factor(studies: Sequence[KnownStudy], name: str, measure: Measure) -> float
     return factor
 
 
-def voxel_scores(frames: Sequence[KnownVoxels], temperature: float = 1.0) -> dict[str, float]:
-    """``nll`` and ``ece`` over all voxels together, ``brier`` as the mean over volumes, after a temperature."""
+def fit_voxels(frames: Sequence[KnownVoxels]) -> tuple[float, float]:
+    """Temperature and doubt of all voxels together: 1 and 0 where they would be calibrated worse than they are."""
+    found = fit_probabilities(
+        np.concatenate([frame.probabilities for frame in frames], axis=1),
+        np.concatenate([frame.labels for frame in frames]),
+    )
+    return found if voxel_scores(frames, *found)["ece"] < voxel_scores(frames)["ece"] else (1.0, 0.0)
+
+
+def voxel_scores(frames: Sequence[KnownVoxels], temperature: float = 1.0, doubt: float = 0.0) -> dict[str, float]:
+    """``nll`` and ``ece`` over all voxels together, ``brier`` as the mean over volumes, after temperature and doubt."""
     tables, briers, nll, voxels = [], [], 0.0, 0
     for frame in frames:
-        p = frame.probabilities if temperature == 1 else temper(frame.probabilities, temperature)
+        own = temperature == 1 and doubt == 0
+        p = frame.probabilities if own else temper(frame.probabilities, temperature, doubt)
         tables.append(calibration_table(p, frame.labels))
         briers.append(brier(p, frame.labels))
-        nll += frame.labels.size * negative_log_likelihood(frame.probabilities, frame.labels, temperature)
+        nll += frame.labels.size * negative_log_likelihood(frame.probabilities, frame.labels, temperature, doubt)
         voxels += frame.labels.size
     return {
         "ece": calibration_error(np.sum(tables, axis=0)),
@@ -408,7 +417,7 @@ def format_calibration(result: Mapping[str, Any]) -> str:
     before, after, data = result["before"], result["after"], result["data"]
     lines = [
         f"fitted to {data['patients']} {data['section']} patients, {data['volumes']} volumes",
-        f"temperature {result['temperature']:.3f}",
+        f"temperature {result['temperature']:.3f}, doubt {result['doubt']:.4f}",
         f"{'':28}{'before':>9}{'after':>9}",
     ]
     for name, label in (("ece", "calibration error (ECE)"), ("brier", "Brier score"), ("nll", "log-likelihood loss")):

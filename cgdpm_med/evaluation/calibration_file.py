@@ -14,13 +14,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.diffusion.sampling import BEFORE_DIALS, Sampling
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.inference.segmenter import Segmentation
-from cgdpm_med.metrics.calibration import temper
+from cgdpm_med.metrics.calibration import temper, untemper
 from cgdpm_med.models.weights import sha256_of, weights_digest
 from cgdpm_med.studies.task import are_measures
 
@@ -48,10 +50,10 @@ _ASKED = {
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature for probabilities, and what turns the members' spread into intervals that cover.
+    """Temperature and doubt for probabilities, and what turns the members' spread into intervals that cover.
 
     Attributes:
-        temperature: of the combined probabilities, see :func:`~cgdpm_med.metrics.calibration.temper`.
+        temperature, doubt: of the combined probabilities, see :func:`~cgdpm_med.metrics.calibration.temper`.
         level: nominal coverage of the intervals.
         widening, margin: by measure, see :meth:`~cgdpm_med.studies.task.Task.measure`.
         weights: digest of the tensors of every weights file by its name.
@@ -70,10 +72,11 @@ class Calibration:
     data: Mapping[str, Any]
     numbers: Mapping[str, Any]
     digest: str = ""
+    doubt: float = 0.0
 
     def apply(self, segmentation: Segmentation) -> Segmentation:
         """The same segmentation with calibrated probabilities and their entropy; mask and members are untouched."""
-        return with_temperature(segmentation, self.temperature)
+        return calibrated(segmentation, self.temperature, self.doubt)
 
     def intervals(self) -> dict[str, Any]:
         """Arguments of :meth:`~cgdpm_med.studies.task.Task.measure`."""
@@ -110,14 +113,29 @@ def _options(differing: Sequence[str], settings: Mapping[str, Any]) -> list[str]
     return [f"{_ASKED[name]} {value}" for name, value in values.items()]
 
 
-def with_temperature(segmentation: Segmentation, temperature: float) -> Segmentation:
+def calibrated(segmentation: Segmentation, temperature: float, doubt: float = 0.0) -> Segmentation:
     """:func:`~cgdpm_med.metrics.calibration.temper` of the combined probabilities, and the entropy of the result."""
-    probabilities = temper(segmentation.probabilities, temperature)
+    probabilities = temper(segmentation.probabilities, temperature, doubt)
+    return _with_probabilities(segmentation, probabilities, temperature, doubt)
+
+
+def uncalibrated(segmentation: Segmentation) -> Segmentation:
+    """The ensemble's own probabilities, from calibrated ones."""
+    if segmentation.temperature is None:
+        return segmentation
+    probabilities = untemper(segmentation.probabilities, segmentation.temperature, segmentation.doubt)
+    return _with_probabilities(segmentation, probabilities, None, 0.0)
+
+
+def _with_probabilities(
+    segmentation: Segmentation, probabilities: NDArray[np.float32], temperature: float | None, doubt: float
+) -> Segmentation:
     return replace(
         segmentation,
         probabilities=probabilities,
         entropy=entropy(torch.from_numpy(probabilities)).numpy(),
         temperature=temperature,
+        doubt=doubt,
     )
 
 
@@ -171,8 +189,8 @@ def read_calibration(path: str | Path) -> Calibration:
 
 
 def _check(c: Calibration) -> None:
-    if not 0 < c.temperature < math.inf or not 0 < c.level < 1:
-        raise ValueError(f"temperature {c.temperature}, level {c.level}")
+    if not 0 < c.temperature < math.inf or not 0 <= c.doubt < 1 or not 0 < c.level < 1:
+        raise ValueError(f"temperature {c.temperature}, doubt {c.doubt}, level {c.level}")
     for by_measure in (c.widening, c.margin):
         if not are_measures(by_measure.keys()) or not all(0 <= v < math.inf for v in by_measure.values()):
             raise ValueError("a factor or margin is missing or negative")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgdpm_med.evaluation.calibration_file import Calibration, with_temperature
+from cgdpm_med.evaluation.calibration_file import Calibration, uncalibrated
 from cgdpm_med.evaluation.function_scores import FrameTruth, true_volumes
 from cgdpm_med.evaluation.label_hint import confusion
 from cgdpm_med.evaluation.label_names import Structures
@@ -135,7 +135,7 @@ def _own_and_calibrated(
     segmentation: Segmentation, calibration: Calibration | None
 ) -> tuple[Segmentation, Segmentation | None]:
     if segmentation.temperature is not None:
-        return with_temperature(segmentation, 1 / segmentation.temperature), segmentation
+        return uncalibrated(segmentation), segmentation
     return segmentation, None if calibration is None else calibration.apply(segmentation)
 
 

@@ -117,7 +117,13 @@ def evaluate_segmenter(
         "failed": failed,
         "notes": [*notes, *on_labels],
         "settings": made_with,
-        "calibration": None if calibration is None else {"temperature": calibration.temperature, **calibration.data},
+        "calibration": None
+        if calibration is None
+        else {
+            "temperature": calibration.temperature,
+            "doubt": calibration.doubt,
+            **calibration.data,
+        },
     }
     if output is not None:
         write_results(results, summary, Path(output), segmenter.labels.by_number)

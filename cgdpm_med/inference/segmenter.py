@@ -33,7 +33,8 @@ class Segmentation:
         disagreement: (X, Y, Z) float32, fraction of members outside the majority.
         members: (K, X, Y, Z) uint8, each member's own labels.
         volume: the input.
-        temperature: of the calibration that made ``probabilities`` and ``entropy`` from the ensemble's own, or None.
+        temperature, doubt: of the calibration that made ``probabilities`` and ``entropy`` from the ensemble's own, or
+            None and 0.
         channel_names, channel_colours: of the classes, see :func:`~cgdpm_med.inference.labels.labels_of`.
     """
 
@@ -47,6 +48,7 @@ class Segmentation:
     temperature: float | None = None
     channel_names: Mapping[str, str] | None = None
     channel_colours: Mapping[str, str] | None = None
+    doubt: float = 0.0
 
     @property
     def labels(self) -> Labels:

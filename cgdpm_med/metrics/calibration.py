@@ -1,7 +1,11 @@
-"""Calibration: a temperature for class probabilities, and split-conformal factors for intervals.
+"""Calibration: temperature and doubt for class probabilities, and split-conformal factors for intervals.
 
-Both are fitted to cases that the network was not trained on, and both leave the answer itself alone: a temperature
-keeps the order of a voxel's classes, a conformal factor moves the ends of an interval and not the value inside.
+All are fitted to cases that the network was not trained on, and all leave the answer itself alone: temperature and
+doubt keep the order of a voxel's classes, a conformal factor moves the ends of an interval and not the value inside.
+
+A temperature alone has to serve two ends: voxels in which the members differ, and those in which all agree and a few
+are wrong nevertheless. The likelihood hears the second loudest, and a temperature that quietens them spoils the first.
+The doubt is theirs: a small share of probability that every class of every voxel gets alike.
 
 Temperature: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
 Conformal prediction: J. Lei, M. G'Sell, A. Rinaldo, R. J. Tibshirani, L. Wasserman, "Distribution-Free Predictive
@@ -27,35 +31,50 @@ SMALLEST_PROBABILITY = 1e-7
 TEMPERATURES = (0.05, 20.0)
 """Where a temperature is looked for."""
 
+LARGEST_DOUBT = 0.5
+"""Where a doubt is looked for: from 0 on."""
+
 _CHUNK = 1 << 18  # voxels at once
 
 
 # --- probabilities ----------------------------------------------------------------------------------------------------
 
 
-def temper(probabilities: ArrayLike, temperature: float) -> NDArray[np.float32]:
-    """Class probabilities p made p^(1 / T) / sum p^(1 / T): softer for T > 1, sharper for T < 1, in the same order.
+def temper(probabilities: ArrayLike, temperature: float, doubt: float = 0.0) -> NDArray[np.float32]:
+    """Class probabilities p made (1 - d) p^(1 / T) / sum p^(1 / T) + d / C, in the same order.
 
-    ``temper(temper(p, T), 1 / T)`` is p again, apart from probabilities below :data:`SMALLEST_PROBABILITY`.
+    They are softer for T > 1 and sharper for T < 1. :func:`untemper` goes back.
 
     Args:
         probabilities: (C, *S), C two or more, summing to one over C.
         temperature: T.
+        doubt: d in [0, 1), the share of every voxel that all classes get alike.
 
     Raises:
-        ValueError: for a temperature that is not positive and finite.
+        ValueError: for a temperature that is not positive and finite, or a doubt outside [0, 1).
     """
     if not 0 < temperature < math.inf:
         raise ValueError(f"a temperature must be positive, not {temperature}")
+    if not 0 <= doubt < 1:
+        raise ValueError(f"a doubt must lie in [0, 1), not {doubt}")
     p = np.asarray(probabilities)
     flat = p.reshape(len(p), -1)
     out = np.empty(flat.shape, dtype=np.float32)
     for part in _chunks(flat.shape[1]):
-        out[:, part] = softmax(_log(flat[:, part]) / temperature, axis=0)
+        out[:, part] = (1 - doubt) * softmax(_log(flat[:, part]) / temperature, axis=0) + doubt / len(p)
     return out.reshape(p.shape)
 
 
-def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike, temperature: float = 1.0) -> float:
+def untemper(probabilities: ArrayLike, temperature: float, doubt: float = 0.0) -> NDArray[np.float32]:
+    """What :func:`temper` was given, from what it gave, apart from probabilities below :data:`SMALLEST_PROBABILITY`."""
+    p = np.asarray(probabilities)
+    sure = np.maximum((p - doubt / len(p)) / (1 - doubt), 0)
+    return temper(sure, 1 / temperature)
+
+
+def negative_log_likelihood(
+    probabilities: ArrayLike, labels: ArrayLike, temperature: float = 1.0, doubt: float = 0.0
+) -> float:
     """Mean over voxels of -log p[label], in nats, after :func:`temper`.
 
     Args:
@@ -63,11 +82,22 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike, tempera
         labels: (N,) with values 0 to C - 1.
     """
     p, truth = _voxels(probabilities, labels)
-    total = 0.0
+    return _loss(_log_of_truth(p, truth, temperature), doubt, len(p))
+
+
+def _log_of_truth(p: NDArray[np.floating], truth: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
+    """Log-probability of each voxel's label after a temperature, (N,)."""
+    found = np.empty(truth.size)
     for part in _chunks(truth.size):
         logs = _log(p[:, part]) / temperature
-        total += float((logsumexp(logs, axis=0) - np.take_along_axis(logs, truth[None, part], axis=0)[0]).sum())
-    return total / truth.size
+        found[part] = np.take_along_axis(logs, truth[None, part], axis=0)[0] - logsumexp(logs, axis=0)
+    return found
+
+
+def _loss(log_of_truth: NDArray[np.float64], doubt: float, classes: int) -> float:
+    if doubt == 0:
+        return -float(log_of_truth.mean())
+    return -float(np.log((1 - doubt) * np.exp(log_of_truth) + doubt / classes).mean())
 
 
 def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
@@ -99,6 +129,49 @@ def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
     if slope(low) <= 0:
         return TEMPERATURES[0]
     return math.exp(float(optimize.brentq(slope, low, high, xtol=1e-6)))
+
+
+def fit_probabilities(probabilities: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
+    """Temperature and doubt of the least :func:`negative_log_likelihood`; no doubt where it buys nothing.
+
+    For a temperature the likelihood is convex in the doubt, which is found exactly. The doubt, up to
+    :data:`LARGEST_DOUBT`, must be worth its parameter (Akaike): two in the log-likelihood of all voxels.
+
+    Args:
+        probabilities, labels: as for :func:`fit_temperature`.
+
+    Raises:
+        InputError: as :func:`fit_temperature`.
+    """
+    p, truth = _voxels(probabilities, labels)
+    alone = fit_temperature(p, truth)
+
+    def loss(log_temperature: float) -> float:
+        return _best_doubt(_log_of_truth(p, truth, math.exp(log_temperature)), len(p))[1]
+
+    low, high = (math.log(t) for t in TEMPERATURES)
+    bounds = (max(low, math.log(alone) - 1.5), min(high, math.log(alone) + 0.5))  # a doubt leaves less to soften
+    both = math.exp(float(optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-3}).x))
+    doubt, best = _best_doubt(_log_of_truth(p, truth, both), len(p))
+    worth = (negative_log_likelihood(p, truth, alone) - best) * truth.size
+    return (both, doubt) if worth > 2 else (alone, 0.0)
+
+
+def _best_doubt(log_of_truth: NDArray[np.float64], classes: int) -> tuple[float, float]:
+    """The doubt of the least loss, and that loss: where the slope is zero, or none where any doubt costs."""
+    even = 1 / classes
+    gain = np.exp(log_of_truth) - even
+
+    def slope(doubt: float) -> float:
+        return float((gain / ((1 - doubt) * gain + even)).mean())
+
+    if slope(0.0) >= 0:
+        doubt = 0.0
+    elif slope(LARGEST_DOUBT) <= 0:
+        doubt = LARGEST_DOUBT
+    else:
+        doubt = float(optimize.brentq(slope, 0.0, LARGEST_DOUBT, xtol=1e-7))
+    return doubt, _loss(log_of_truth, doubt, classes)
 
 
 def _voxels(probabilities: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.int64]]:

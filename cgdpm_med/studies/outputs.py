@@ -103,6 +103,7 @@ def read_ensemble(mask: Volume) -> Segmentation | None:
         members=members,
         volume=mask,
         temperature=record.get("temperature"),
+        doubt=record.get("doubt", 0.0),
         channel_names=names if isinstance(names, dict) else None,
     )
 
@@ -143,6 +144,7 @@ def describe(segmentation: Segmentation) -> dict[str, Any]:
         "mean_entropy_in_foreground": None if doubt is None else round(doubt, 6),
         "calibrated": segmentation.temperature is not None,
         "temperature": segmentation.temperature,
+        "doubt": segmentation.doubt,
     }
 
 

@@ -16,7 +16,7 @@ from small_resolver import small_unet
 
 sys.path.insert(0, str(REPO))
 
-from benchmarks import contestants, distributed, efficiency, memory, peer
+from benchmarks import contestants, distributed, efficiency, memory, nnunet, peer, sampling_scores
 from benchmarks.__main__ import main
 from benchmarks.harness import Claim, Journal, alternate, ratio
 from benchmarks.render import MISSING, render, section, show
@@ -60,6 +60,46 @@ def test_contestants_take_turns() -> None:
     times = alternate({name: partial(order.append, name) for name in "ab"}, repeats=2)
     assert order == list("ababab")
     assert [len(t) for t in times.values()] == [2, 2]
+
+
+def test_contestants_may_be_timed_by_another_clock() -> None:
+    ticks = iter(range(100))
+    times = alternate({"a": lambda: None}, repeats=2, clock=lambda: float(next(ticks)))
+    assert times == {"a": [1.0, 1.0]}
+
+
+def test_mirror_images_are_turned_back() -> None:
+    """Brightness alone is the same in every mirror image; where a pixel lies is not."""
+    y = torch.rand(2, 1, 4, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(nnunet.mirrored(torch.nn.ReLU(), y, low=False), y)
+    lefter = torch.cumsum(torch.ones(4, 6), dim=1)
+    found = nnunet.mirrored(Added(lefter), torch.zeros(2, 1, 4, 6), low=False)
+    torch.testing.assert_close(found, torch.full_like(found, 3.5))
+
+
+class Added(torch.nn.Module):
+    """Adds a picture."""
+
+    def __init__(self, picture: torch.Tensor) -> None:
+        super().__init__()
+        self.picture = picture
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.picture
+
+
+def test_five_folds_cost_five_times_one() -> None:
+    times = {nnunet.OURS: [1.0, 2.0], nnunet.OLD: [4.0, 8.0], "float32": [2.5, 5.0], "bfloat16": [2.0, 4.0]}
+    found = {claim.name: (claim.value, claim.target) for claim in nnunet.claims(times)}
+    assert list(found.values()) == [(0.25, 0.4), (0.4, 0.5), (pytest.approx(0.08), 0.1), (0.5, None), (0.1, None)]
+
+
+def test_a_setting_is_scored_over_volumes_and_patients() -> None:
+    rows = {"version 0.1": {"cpu_seconds": 10.0}, "new": {"cpu_seconds": 3.0}}
+    assert [(c.name, c.value, c.passed) for c in sampling_scores.claims(rows)] == [
+        ("new / version 0.1, CPU seconds", 0.3, True)
+    ]
+    assert sampling_scores.claims({"new": rows["new"]}) == []
 
 
 def test_a_straight_line_is_found() -> None:

@@ -28,8 +28,16 @@ from cgdpm_med import (
     read_volume,
     segment_all,
 )
+from cgdpm_med.apps.calibrate_slices import KnownPixels
 from cgdpm_med.data.acdc import load_split
-from cgdpm_med.evaluation.calibrate import MARGINS, calibrate, calibration_items, fit_intervals, format_calibration
+from cgdpm_med.evaluation.calibrate import (
+    MARGINS,
+    calibrate,
+    calibration_items,
+    fit_intervals,
+    fit_voxels,
+    format_calibration,
+)
 from cgdpm_med.evaluation.calibration_file import (
     CALIBRATION,
     find_calibration,
@@ -39,7 +47,7 @@ from cgdpm_med.evaluation.calibration_file import (
 from cgdpm_med.evaluation.segmenter import evaluate_segmenter
 from cgdpm_med.heart.function import MEASURES
 from cgdpm_med.inference.segmenter import Segmenter, ensemble_settings
-from cgdpm_med.metrics.calibration import fit_temperature, temper
+from cgdpm_med.metrics.calibration import fit_probabilities, temper
 from cgdpm_med.metrics.masks import expected_calibration_error, foreground_region
 from cgdpm_med.models.weights import sha256_of
 from cgdpm_med.phantom import write_phantom_dataset
@@ -87,7 +95,7 @@ def fitted(segmenter: Overconfident, fit_once: tuple[dict[str, Any], Path]) -> d
 
 
 def test_what_is_fitted(segmenter: Overconfident, phantoms: Path, fitted: dict[str, Any]) -> None:
-    """Temperature and factors again from the definition: voxels of the regions together, the largest of ten scores."""
+    """Softening and factors again from the definition: voxels of the regions together, the largest of ten scores."""
     probabilities, labels, volumes = [], [], {}
     for item in acdc_datalist(phantoms, "validation", split=SPLIT):
         reference = read_labels(item["label"])
@@ -98,10 +106,12 @@ def test_what_is_fitted(segmenter: Overconfident, phantoms: Path, fitted: dict[s
         count = [np.bincount(m.ravel(), minlength=4) for m in (found.mask, *found.members, reference.data)]
         volumes[item["patient"], item["frame"]] = np.array(count) * reference.grid.voxel_volume / 1000
     p, y = np.concatenate(probabilities, axis=1), np.concatenate(labels)
-    assert fitted["temperature"] == fit_temperature(p, y)
-    assert fitted["temperature"] > 1.2
+    softening = fitted["temperature"], fitted["doubt"]
+    assert softening == fit_probabilities(p, y)
+    assert softening[0] > 1.2 or softening[1] > 0
     assert fitted["before"]["ece"] == pytest.approx(expected_calibration_error(p, y))
-    assert fitted["after"]["ece"] == pytest.approx(expected_calibration_error(temper(p, fitted["temperature"]), y))
+    assert fitted["after"]["ece"] == pytest.approx(expected_calibration_error(temper(p, *softening), y))
+    assert fitted["after"]["ece"] < fitted["before"]["ece"]
     assert fitted["after"]["nll"] < fitted["before"]["nll"]
 
     scores = []
@@ -118,11 +128,19 @@ def test_what_is_fitted(segmenter: Overconfident, phantoms: Path, fitted: dict[s
     assert fitted["data"] == {"section": "validation", "seed": 0, "device": "cpu", "patients": 10, "volumes": 20}
 
 
+def test_probabilities_that_are_calibrated_already_stay() -> None:
+    """The likelihood would soften these, for what they say of the classes that are not the first."""
+    p = np.tile(np.array([[0.6], [0.39], [0.01]], dtype=np.float32), 100)
+    frame = KnownPixels(p, np.repeat(np.array([0, 2], dtype=np.uint8), [60, 40]))
+    assert fit_probabilities(p, frame.labels) != (1.0, 0.0)
+    assert fit_voxels([frame]) == (1.0, 0.0)
+
+
 def test_the_file_lies_beside_the_weights_and_can_be_read(segmenter: Overconfident, fitted: dict[str, Any]) -> None:
     path = segmenter.weights[0].with_name(CALIBRATION)
     assert Path(fitted["file"]).parent.joinpath("model.pt").is_file()
     calibration = read_calibration(path)
-    assert calibration.temperature == fitted["temperature"]
+    assert (calibration.temperature, calibration.doubt) == (fitted["temperature"], fitted["doubt"])
     assert calibration.weights == {"model.pt": sha256_of(segmenter.weights[0])}
     assert calibration.settings["members"] == 5
     assert calibration.settings["combine"] == "mean"
@@ -213,11 +231,11 @@ def test_a_run_is_calibrated_unless_told_otherwise(
             assert new["lower"] == pytest.approx(max(old["value"] - reach, measure.floor))
     for case, described in zip(("patient901_frame01", "patient901_frame03"), with_it["cases"][:2], strict=True):
         assert described["calibrated"] is True
-        assert described["temperature"] == calibration.temperature
+        assert (described["temperature"], described["doubt"]) == (calibration.temperature, calibration.doubt)
         files = [tmp_path / kind / "patient901" / f"{case}.nii.gz" for kind in ("with", "without")]
         assert files[0].read_bytes() == files[1].read_bytes()
         tempered, plain = (nib.load(f.with_name(f"{case}_probabilities.nii.gz")).get_fdata() for f in files)
-        expected = temper(np.moveaxis(plain, -1, 0), calibration.temperature)
+        expected = temper(np.moveaxis(plain, -1, 0), calibration.temperature, calibration.doubt)
         np.testing.assert_allclose(np.moveaxis(tempered, -1, 0), expected, atol=1e-6)
     assert without["cases"][0]["calibrated"] is False
     assert without["cases"][0]["temperature"] is None

@@ -129,6 +129,7 @@ def test_no_file_is_no_calibration_and_no_complaint(tmp_path: Path) -> None:
         lambda c: c.pop("temperature"),
         lambda c: c.update(temperature=-1),
         lambda c: c.update(temperature="hot"),
+        lambda c: c.update(doubt=1.0),
         lambda c: c.update(unknown=1),
         lambda c: c["widening"].pop("lv_ef"),
         lambda c: c["margin"].update(lv_ef=-1),

@@ -87,7 +87,7 @@ SUMMARY: dict[str, Any] = {
         "predicted_true_dice": {"pearson": 0.85, "spearman": 0.77},
     },
     "function": {"patients": 2, "measures": measured(0.75), "calibrated": measured(0.9)},
-    "calibration": {"temperature": 1.234, "section": "validation", "patients": 10, "volumes": 20},
+    "calibration": {"temperature": 1.234, "doubt": 0.0056, "section": "validation", "patients": 10, "volumes": 20},
     "failed": {},
     "settings": {"members": 8, "steps": 4, "method": "ddim", "seed": 0, "guidance_interval": None, "device": "cpu"},
 }
@@ -167,7 +167,7 @@ def test_the_card_says_what_the_files_say(
         "| none | 85.00 |",
     ):
         assert line in lines, line
-    assert "Calibration: temperature 1.234, fitted to 10 validation patients." in lines
+    assert "Calibration: temperature 1.234, doubt 0.0056, fitted to 10 validation patients." in lines
 
     # by group and phase, from the cases: the mean of (.95 + .90 + .97) / 3 and, in one group, (.92 + .89 + .96) / 3
     assert group_of(FIRST) == group_of(SECOND)

@@ -15,11 +15,13 @@ from cgdpm_med.metrics.calibration import (
     TEMPERATURES,
     conformal_factor,
     conformal_rank,
+    fit_probabilities,
     fit_temperature,
     guaranteed_coverage,
     interval_score,
     negative_log_likelihood,
     temper,
+    untemper,
 )
 
 # --- temperature ------------------------------------------------------------------------------------------------------
@@ -80,6 +82,56 @@ def test_likelihood_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatc
     assert negative_log_likelihood(p, labels, 1.7) == pytest.approx(whole[0], rel=1e-12)
     assert fit_temperature(p, labels) == pytest.approx(whole[1], rel=1e-5)
     np.testing.assert_array_equal(temper(p, 1.7), whole[2])
+
+
+# --- doubt ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_doubtful_voxel_by_hand() -> None:
+    # square roots of .64, .32 and .04 over their sum keep .7; each class gets .1 besides
+    roots = np.sqrt([0.64, 0.32, 0.04])
+    found = temper([[0.64], [0.32], [0.04]], 2.0, 0.3)[:, 0]
+    np.testing.assert_allclose(found, 0.7 * roots / roots.sum() + 0.1, rtol=1e-6)
+
+
+def agreeing_and_differing(wrong: int) -> tuple[np.ndarray, np.ndarray]:
+    """10 000 voxels that say 1, ``wrong`` of them wrong, and 1000 that say .7 and are right as often."""
+    p = np.concatenate([np.tile([[1.0], [0.0]], 10_000), np.tile([[0.7], [0.3]], 1000)], axis=1)
+    return p, np.repeat([0, 1, 0, 1], [10_000 - wrong, wrong, 700, 300])
+
+
+def test_errors_of_members_that_agree_are_doubt_and_leave_honest_voxels_alone() -> None:
+    p, labels = agreeing_and_differing(wrong=100)
+    temperature, doubt = fit_probabilities(p, labels)
+    found = temper(p, temperature, doubt)
+    np.testing.assert_allclose(found[0, [0, -1]], [0.99, 0.7], atol=2e-3)
+    alone = temper(p, fit_temperature(p, labels))
+    assert alone[0, -1] < 0.6  # a temperature alone spoils them
+    likelihood = negative_log_likelihood(p, labels, temperature, doubt)
+    assert likelihood == pytest.approx(-np.log(found[labels, np.arange(len(labels))]).mean(), rel=1e-5)
+
+
+def test_there_is_no_doubt_where_a_temperature_says_it_all() -> None:
+    p, labels = np.tile([[0.9], [0.1]], 100), np.repeat([0, 1], [80, 20])
+    assert fit_probabilities(p, labels) == (fit_temperature(p, labels), 0.0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.6, 4.0), st.floats(0.0, 0.4))
+def test_temperature_and_doubt_can_be_undone(seed: int, temperature: float, doubt: float) -> None:
+    p = np.random.default_rng(seed).dirichlet(np.full(4, 0.5), 7).T
+    p = np.maximum(p, 0.01)
+    p /= p.sum(axis=0)
+    softened = temper(p, temperature, doubt)
+    np.testing.assert_array_equal(softened.argmax(axis=0), p.argmax(axis=0))
+    np.testing.assert_allclose(softened.sum(axis=0), 1, rtol=1e-5)
+    np.testing.assert_allclose(untemper(softened, temperature, doubt), p, rtol=5e-3)
+
+
+@pytest.mark.parametrize("doubt", [-0.1, 1.0, math.nan])
+def test_impossible_doubts(doubt: float) -> None:
+    with pytest.raises(ValueError, match="doubt"):
+        temper([[0.5], [0.5]], 1.0, doubt)
 
 
 @settings(max_examples=60, deadline=None)
