@@ -32,7 +32,13 @@ BLOCK = re.compile(
 )
 FEW = ["--iterations", "2", *(f"--set={name}" for name in ("batch_size=2", "epoch=1", "widths=32,32"))]
 ONE = ["--members", "1", "--steps", "1", "--device", "cpu"]
-QUICK = {"segment": ONE, "super-resolve": ONE, "train": [*FEW, "--device", "cpu"], "plan": ["--device", "cpu"]}
+QUICK = {
+    "segment": ONE,
+    "super-resolve": ONE,
+    "train": [*FEW, "--device", "cpu"],
+    "plan": ["--device", "cpu"],
+    "export": ["--format", "torch"],
+}
 """Options that follow those of the page, so that a command takes seconds."""
 
 
@@ -75,7 +81,7 @@ HERE = [page for page in PAGES if any(block.page == page and block.runs_here for
 
 def test_the_pages_are_read() -> None:
     assert len(ALL) > 30
-    assert {"README", "index", "integration", "super_resolution"} <= {page.stem for page in HERE}
+    assert {"README", "index", "integration", "scoring"} <= {page.stem for page in HERE}
 
 
 @pytest.mark.parametrize("block", ALL, ids=str)

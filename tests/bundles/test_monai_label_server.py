@@ -10,6 +10,7 @@ tiny, so that a training takes seconds.
 
 from __future__ import annotations
 
+import gzip
 import os
 import shlex
 import shutil
@@ -60,7 +61,8 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("studies")
     for seed in (1, 2, 3):
         voxels = make_phantom(PhantomSpec.small(seed=seed)).images[1].astype(np.int16)
-        (folder / f"scan{seed}.nii").write_bytes(nifti(voxels, pixdim=SPACING, sform=ACDC_SFORM, sform_code=2))
+        content = nifti(voxels, pixdim=SPACING, sform=ACDC_SFORM, sform_code=2)
+        (folder / f"scan{seed}.nii.gz").write_bytes(gzip.compress(content))
     return folder
 
 
@@ -161,7 +163,7 @@ def test_masks_training_and_masks_again(server: str, bundle: Path, studies: Path
     assert list(info["trainers"]) == ["acdc_segmentation"]
     first = inferred(server, "scan1", tmp_path / "first.nii.gz")
     np.testing.assert_allclose(first.header.get_zooms()[:3], SPACING, rtol=1e-5)
-    before = expected(bundle, studies / "scan1.nii")
+    before = expected(bundle, studies / "scan1.nii.gz")
     assert len(np.unique(before)) > 1
     np.testing.assert_array_equal(np.asarray(first.dataobj), before)
 
@@ -189,7 +191,7 @@ def test_masks_training_and_masks_again(server: str, bundle: Path, studies: Path
     training = load_model(bundle / "models" / "model.pt").description.training
     assert training is not None
     assert set(training.patients) < {"scan1", "scan2", "scan3"}
-    after = expected(bundle, studies / "scan1.nii")
+    after = expected(bundle, studies / "scan1.nii.gz")
     assert not np.array_equal(before, after)
     again = inferred(server, "scan1", tmp_path / "again.nii.gz")
     np.testing.assert_array_equal(np.asarray(again.dataobj), after)
