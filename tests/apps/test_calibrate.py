@@ -329,7 +329,7 @@ def test_the_shipped_calibration_fits_the_shipped_bundle() -> None:
     assert calibration.data["patients"] == len(load_split()["validation"])
 
 
-@pytest.mark.parametrize("changes", [{}, {"guidance_scale": 0.0}], ids=["default", "unguided"])
+@pytest.mark.parametrize("changes", [{}, {"guidance_scale": 0.25}], ids=["default", "guided"])
 def test_a_segmenter_from_configurations_alone_finds_the_calibration_too(changes: dict[str, float]) -> None:
     """evaluate.yaml builds its segmenter with MONAI's parser, without Segmenter.from_bundle."""
     root = bundle_path("acdc_segmentation")
@@ -343,7 +343,7 @@ def test_a_segmenter_from_configurations_alone_finds_the_calibration_too(changes
         assert ignored is None
         assert calibration is not None
     else:  # another ensemble, of other networks
-        assert [file.name for file in segmenter.weights] == ["model.pt"]
+        assert [file.name for file in segmenter.weights] == ["model.pt", "guidance.pt"]
         assert calibration is None
         assert ignored is not None
         assert "other weights" in ignored
