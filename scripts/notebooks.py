@@ -15,7 +15,6 @@ import io
 import json
 import os
 import shlex
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -24,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from typer.testing import CliRunner
+
+from cgdpm_med.apps.cli import app
 
 COMMAND = "!cgdpm-med "
 
@@ -74,12 +76,10 @@ def outputs_of(source: str, names: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def command_output(line: str) -> str:
-    """What one ``!cgdpm-med …`` prints."""
-    words = shlex.split(line.removeprefix(COMMAND))
-    command = [sys.executable, "-m", "cgdpm_med.apps.cli", *words]
-    done = subprocess.run(command, text=True, capture_output=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{line} ended with {done.returncode}: {done.stderr[-2000:]}")
+    """What one ``!cgdpm-med …`` prints, run in this process: torch is imported once."""
+    done = CliRunner().invoke(app, shlex.split(line.removeprefix(COMMAND)), prog_name="cgdpm-med")
+    if done.exit_code:
+        raise RuntimeError(f"{line} ended with {done.exit_code}: {done.stderr[-2000:]}") from done.exception
     return done.stdout
 
 

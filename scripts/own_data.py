@@ -221,9 +221,9 @@ def plain_unet(run: Run) -> dict[str, Any]:
 
 def train_rival(source: Path, run: Path, rival: Path) -> SliceSegmenter:
     """A U-Net instead of the run's network; all else is the run's own. Its softmax comes from one step."""
-    for part in ("configs", "models/split.json"):
-        (rival / part).parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if (run / part).is_dir() else shutil.copy)(run / part, rival / part)
+    shutil.copytree(run / "configs", rival / "configs", dirs_exist_ok=True)
+    (rival / "models").mkdir(exist_ok=True)
+    shutil.copy(run / "models" / "split.json", rival / "models")
     changes = {"network_def": plain_unet(Run(run, source)), "sampler_predictor#steps": 1}
     (rival / "configs" / "rival.yaml").write_text(json.dumps(changes))
     run_configuration(source, rival, torch.device("cpu"), ["train.yaml", "rival.yaml"], rival / "models" / "model.pt")

@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
 """Makes the pictures of the documents anew: those of pages need Chromium, all together an hour on two CPU cores.
 
-python scripts/pictures.py                 # every picture
+python scripts/pictures.py                 # every picture, but for the sweeps
 python scripts/pictures.py report.png      # one
+
+The curves of docs/sweeps are drawn by scripts/sweep.py, which needs ACDC, as it measures: they fit the tables beside
+them.
 """
 
 from __future__ import annotations
@@ -58,6 +61,16 @@ def demo(folder: Path, picture: Path) -> None:
     shutil.copy(sorted(folder.rglob("*.png"))[0], picture)
 
 
+def memory(folder: Path, picture: Path) -> None:
+    """Memory over a hundred volumes, with its table."""
+    command("scripts/memory_volumes.py", "--output", str(picture.parent))
+
+
+def scaling(folder: Path, picture: Path) -> None:
+    """Seconds against members, steps, slices and pixels, on this machine."""
+    command("-m", "benchmarks", "scale", "--output", str(folder), "--plot", str(picture))
+
+
 def screenshot(page: Path, picture: Path, *, width: int, height: int) -> None:
     """A page as a browser shows it, in CSS pixels.
 
@@ -76,6 +89,8 @@ PICTURES: dict[str, Callable[[Path, Path], None]] = {
     "report.png": report,
     "guidance_two_modes.png": guidance,
     "demo.png": demo,
+    "memory_volumes.png": memory,
+    "scaling.png": scaling,
 }
 
 

@@ -28,7 +28,8 @@ PLACES = {
     "cgdpm_med/__init__.py": r'(?m)^__version__ = "([^"]+)"',
     "CITATION.cff": r"(?m)^version: (\S+)$",
 }
-"""Files that state the version, and the pattern that finds it in each."""
+"""Files that state the version, and the pattern that finds it in each; requirements of bundles besides."""
+REQUIREMENT = r'"cgdpm-med": "([^"]+)"'
 SUMS = "SHA256SUMS"
 
 
@@ -60,10 +61,16 @@ def prepare(root: Path, version: str, date: str) -> None:
     old = stated_version(root)
     if not VERSION.fullmatch(version) or numbers(version) <= numbers(old):
         raise ValueError(f"{version} is no version after {old}, such as {old.rpartition('.')[0]}.{numbers(old)[2] + 1}")
-    written = {path: replaced(root / path, pattern, version) for path, pattern in PLACES.items()}
+    written = {path: replaced(root / path, pattern, version) for path, pattern in places(root).items()}
     written["CHANGELOG.md"] = dated((root / "CHANGELOG.md").read_text(encoding="utf-8"), version, date)
     for path, text in written.items():
         (root / path).write_text(text, encoding="utf-8")
+
+
+def places(root: Path) -> dict[str, str]:
+    """Each file that states the version, with its pattern: bundles and recipes ask for the package they came with."""
+    files = sorted(path for kind in ("bundles", "recipes") for path in root.glob(f"{kind}/*/configs/metadata.json"))
+    return {**PLACES, **{path.relative_to(root).as_posix(): REQUIREMENT for path in files}}
 
 
 def stated_version(root: Path) -> str:
@@ -73,7 +80,7 @@ def stated_version(root: Path) -> str:
         ValueError: where they disagree, or one states none.
     """
     found = {}
-    for path, pattern in PLACES.items():
+    for path, pattern in places(root).items():
         match = re.search(pattern, (root / path).read_text(encoding="utf-8"))
         found[path] = match[1] if match else "no version"
     if len(set(found.values())) > 1:

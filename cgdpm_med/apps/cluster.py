@@ -41,6 +41,8 @@ _AGAIN = "and run this again: cgdpm-med segment with --continue does the rest, o
 
 _OWN_SCHEDULER = {
     "distributed.scheduler.allowed-failures": 0,  # tries are counted here
+    # a worker that is slow to start again would be closed, with the study that it just took
+    "distributed.deploy.lost-worker-timeout": f"{WITHOUT_WORKERS:.0f}s",
     "distributed.worker.memory.target": False,  # nothing of a study is spilled to disk
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,

@@ -19,6 +19,7 @@ from cgdpm_med.datasets.volume_choices import (
     in_3d,
     volume_batch,
 )
+from cgdpm_med.files import InputError
 
 SMALL, LARGE = (32, 64, 96, 128), (64, 96, 160, 192)
 LEAST_DIAMETER, QUICK_DIAMETER = 12, 8
@@ -41,7 +42,6 @@ def make_plan(
     large: bool = False,
     quick: bool = False,
     suggested: Mapping[str, tuple[Any, str]] | None = None,
-    voxels: int | None = None,
 ) -> Plan:
     """Choose; what is ``given`` is taken, and the rest follows it.
 
@@ -52,12 +52,29 @@ def make_plan(
         large: there is a GPU for a network of full size.
         quick: the network shall be a cheap one, since there is time for few steps.
         suggested: values with their reasons, in place of what would be chosen.
-        voxels: of a 3D training example at most; as many as the memory holds by default.
 
     Raises:
         InputError: for given values that cannot be.
     """
     choice = _Choice(given or {}, suggested or {})
+    if min(choice.given.get(name, 1) for name in ("spacing", "between", "patch_size")) <= 0:
+        raise InputError("this plan cannot be: values must be positive", remedy="Correct --set")
+    how: dict[str, Any] = {"iterations": iterations, "large": large, "quick": quick}
+    fixed = "batch_size" in choice.given
+    plan = _within(memory, _chosen(seen, choice, voxels=VOXELS[large], **how), seen, fixed)
+    while plan.memory > memory and (fewer := _fewer_voxels(plan, choice)):
+        plan = _within(memory, _chosen(seen, choice, voxels=fewer, **how), seen, fixed)
+    return plan
+
+
+def _fewer_voxels(plan: Plan, choice: _Choice) -> int:
+    """Of a 3D plan's patch that may be smaller; else 0."""
+    fewer = math.prod(plan.crop) // 2
+    return fewer if plan.volumes and "crop" not in choice.given and fewer >= LEAST_VOXELS else 0
+
+
+def _chosen(seen: Fingerprint, choice: _Choice, *, iterations: int, large: bool, quick: bool, voxels: int) -> Plan:
+    """Every choice but what the memory demands; ``voxels`` of a 3D training example at most."""
     pick = choice.pick
     kind = pick("dimensions", *dimensions(seen, choice.given))
     if kind == "2D":
@@ -65,7 +82,7 @@ def make_plan(
     else:
         check_no_field(choice.given)
         widths = LARGE if large else SMALL
-        geometry = in_3d(seen, pick, widths, large=large, quick=quick, voxels=voxels or VOXELS[large])
+        geometry = in_3d(seen, pick, widths, large=large, quick=quick, voxels=voxels)
     steps = pick("iterations", iterations, "as asked for")
     intensity, reason = _intensity(seen)
     batch = _batch(seen, large) if kind == "2D" else volume_batch(geometry["crop"], large)
@@ -86,15 +103,7 @@ def make_plan(
         members=pick("members", 8, "enough to show the doubt"),
         reasons=choice.reasons,
     )
-    check_plan(plan)
-    planned = _within(memory, plan, seen, fixed="batch_size" in choice.given)
-    if planned.memory <= memory or not plan.volumes or "crop" in choice.given:
-        return planned
-    smaller = math.prod(plan.crop) // 2
-    if smaller < LEAST_VOXELS:
-        return planned
-    again: dict[str, Any] = {"iterations": iterations, "given": given, "memory": memory, "large": large}
-    return make_plan(seen, **again, quick=quick, suggested=suggested, voxels=smaller)
+    return check_plan(plan)
 
 
 def _in_2d(seen: Fingerprint, pick: Pick, large: bool, quick: bool) -> dict[str, Any]:

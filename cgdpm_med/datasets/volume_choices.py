@@ -25,7 +25,7 @@ Pick = Callable[[str, Any, str], Any]
 
 
 def dimensions(seen: Fingerprint, given: Mapping[str, Any]) -> tuple[str, str]:
-    """ "2D" or "3D", and why."""
+    """Whether a plan is "2D" or "3D", and why."""
     if "neighbours" in given:
         return "2D", "neighbouring slices are given"
     if "between" in given:
@@ -138,7 +138,8 @@ def patch_sides(wanted: Sequence[int], spacing: Sequence[float], steps: int, vox
     """
     sides, halvings = divisible(wanted, spacing, steps)
     while math.prod(sides) > max(voxels, LEAST_VOXELS):
-        axis = max(range(len(sides)), key=lambda n: sides[n] * spacing[n])
+        can = [n for n, (side, h) in enumerate(zip(sides, halvings, strict=True)) if side > 2**h]
+        axis = max(can, key=lambda n: sides[n] * spacing[n])
         less = [side - 2**h if n == axis else side for n, (side, h) in enumerate(zip(sides, halvings, strict=True))]
         sides, halvings = divisible(less, spacing, steps)
     return sides

@@ -23,9 +23,12 @@ from cgdpm_med.apps.cli import app
 from cgdpm_med.phantom import PhantomSpec, make_phantom
 
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
-PROGRAMS = re.compile(r"(cgdpm-med|python|pip|torchrun|docker|monailabel|cp|rm|sbatch|srun|export|apptainer|\.\S+/\S+) ?")
+PROGRAMS = re.compile(
+    r"(cgdpm-med|python|pip|torchrun|docker|monailabel|cp|rm|sbatch|srun|export|apptainer|\.\S+/\S+) ?"
+)
 BLOCK = re.compile(
-    r"(?:<!-- (?P<mark>.*?) -->\n+)?(?:^```(?:sh|bash)\n(?P<fence>(?s:.*?))^```|(?P<indent>(?:^    .*\n)+))", re.MULTILINE
+    r"(?:<!-- (?P<mark>.*?) -->\n+)?(?:^```(?:sh|bash)\n(?P<fence>(?s:.*?))^```|(?P<indent>(?:^    .*\n)+))",
+    re.MULTILINE,
 )
 FEW = ["--iterations", "2", *(f"--set={name}" for name in ("batch_size=2", "epoch=1", "widths=32,32"))]
 ONE = ["--members", "1", "--steps", "1", "--device", "cpu"]
@@ -91,7 +94,9 @@ def test_a_block_runs_or_says_why_not(block: Block) -> None:
 
 def test_a_block_without_a_mark_would_be_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("text\n\n    python -m other thing\n\n<!-- needs: a cluster -->\n\n```sh\nsrun \\\n  x\n```\n\n    F = 2\n")
+    page.write_text(
+        "text\n\n    python -m other thing\n\n<!-- needs: a cluster -->\n\n```sh\nsrun \\\n  x\n```\n\n    F = 2\n"
+    )
     first, second = blocks(page)
     assert second == Block(page, ("srun    x",), "needs: a cluster")
     with pytest.raises(AssertionError):

@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 import yaml
 from conftest import REPO, load_script
+from fingerprints import PICTURES
 from numpy.typing import NDArray
+from PIL import Image
 
-from cgdpm_med.apps.train import Wishes, train
+from cgdpm_med.apps.train import Wishes, plan_dataset, train, write_run
 from cgdpm_med.datasets.choices import make_plan
 from cgdpm_med.datasets.fingerprint import fingerprint
 from cgdpm_med.datasets.folders import read_dataset
+from cgdpm_med.datasets.loading import load_example
+from cgdpm_med.datasets.run import Run
+from cgdpm_med.datasets.split import of_part
 
-own_data = load_script("own_data")
+own_data, own_acdc = load_script("own_data"), load_script("own_acdc")
 pytestmark = pytest.mark.usefixtures("leaves_no_determinism")
 
 
@@ -68,6 +73,8 @@ SMALL = ("widths=32,32", "batch_size=8", "members=4", "validation_cases=4", "lea
 
 
 LONG = (pytest.mark.slow, pytest.mark.long)
+WHOLE = ("spacing=1", "batch_size=4")
+TWO_LEVELS = (*WHOLE, "widths=64,64")  # attention over 9216 pixels
 
 
 @pytest.mark.slow
@@ -84,7 +91,7 @@ def test_a_short_training_finds_what_is_there(kind: str, size: int, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no peak of a process")
-@pytest.mark.parametrize("settings", [(), pytest.param(("spacing=1", "batch_size=4"), marks=pytest.mark.long)])
+@pytest.mark.parametrize("settings", [(), pytest.param(WHOLE, marks=LONG), pytest.param(TWO_LEVELS, marks=LONG)])
 def test_a_training_takes_the_memory_that_was_planned(settings: tuple[str, ...], tmp_path: Path) -> None:
     """Peak of a process of its own, as the command runs."""
     data = own_data.write_set("pictures", tmp_path / "data", cases=10, size=192)
@@ -99,6 +106,63 @@ def test_a_training_takes_the_memory_that_was_planned(settings: tuple[str, ...],
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     planned = json.loads((tmp_path / "run" / "configs" / "plan.json").read_text())["memory"]
     assert 1024 * int(done.stdout.split()[-1]) == pytest.approx(planned, rel=0.2)
+
+
+# --- scripts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def readers_run(tmp_path: Path) -> Run:
+    """Planned for two steps, not trained."""
+    data, run = own_data.write_set("readers", tmp_path / "data", cases=5, size=32), tmp_path / "run"
+    wishes = Wishes(iterations=2, settings=("widths=32,32,32", "batch_size=2", "epoch=2", "validation_cases=1"))
+    write_run(plan_dataset(data, wishes, device="cpu"), run, data, wishes)
+    return Run(run, data)
+
+
+def test_members_that_are_both_readers_lie_nowhere_from_them(readers_run: Run) -> None:
+    """One reader alone is off by half the distance d of the two: 2 d/2 - 0 - d/2."""
+    (key,) = readers_run.parts["test"]
+    inner, outer = (
+        np.asarray(Image.open(readers_run.source / reader / f"{key}.png"))[..., None] > 0 for reader in own_data.READERS
+    )
+    assert inner.sum() < outer.sum()
+    apart = 1 - inner.sum() / outer.sum()  # the inner lies within the outer
+    for members, expected in (((inner, outer), 0), ((outer, inner, outer, inner), 0), ((inner,), apart / 2)):
+        drawn = np.stack(members).astype(np.uint8)
+        assert own_data.distance_of_readers(readers_run, lambda *_, drawn=drawn: drawn) == pytest.approx(expected)
+
+
+def test_pixels_are_drawn_as_often_as_their_probability_says() -> None:
+    probability = np.array([0.0, 0.25, 1.0])
+    drawn = own_data.drawn_by_pixel(probability, 20_000, np.random.default_rng(0))
+    assert drawn.mean(axis=0) == pytest.approx(probability, abs=5 * np.sqrt(0.25 * 0.75 / 20_000))
+
+
+@pytest.mark.slow
+def test_the_rival_is_a_plain_network_on_the_same_split(readers_run: Run, tmp_path: Path) -> None:
+    for _ in range(2):  # the second finds it trained
+        rival = own_data.train_rival(readers_run.source, readers_run.folder, tmp_path / "rival")
+    assert Run(tmp_path / "rival", readers_run.source).parts == readers_run.parts
+    assert type(rival.model.network).__name__ == "ConditionOnly"
+    (example,) = of_part(readers_run.dataset, readers_run.parts, "test")
+    found = rival(load_example(readers_run.dataset, example), example.key)
+    np.testing.assert_array_equal(found.members[0], found.mask)
+    np.testing.assert_array_equal(found.probabilities[1] > 0.5, found.mask)
+
+
+def test_acdc_becomes_an_nnunet_set_by_links(phantoms: Path, tmp_path: Path) -> None:
+    dataset = read_dataset(own_acdc.link_raw(phantoms, tmp_path / "raw", patients=2)).grouped(own_acdc.PATIENT)
+    assert dataset.labels == ("RV", "Myo", "LV")
+    assert len(dataset.labelled) == 4
+    assert len({example.patient for example in dataset.labelled}) == 2
+    assert all(file.is_symlink() for example in dataset.labelled for file in example.images)
+
+
+def test_choices_are_compared_in_relative_terms() -> None:
+    assert own_acdc.apart((144, 144), (160, 144)) == pytest.approx(16 / 144)
+    assert own_acdc.apart("fixed", "percentiles") == own_acdc.apart((64, 96), (64,)) == 1
+    assert set(own_acdc.planned_values(make_plan(PICTURES))) == set(own_acdc.by_hand())
 
 
 def test_sets_are_the_same_for_the_same_seed(tmp_path: Path) -> None:

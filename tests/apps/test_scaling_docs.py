@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer
-from conftest import REPO
+import yaml  # type: ignore[import-untyped]
+from conftest import REPO, load_script
 
 from cgdpm_med.apps.cli import app
 from cgdpm_med.apps.cluster import read_slurm_config
 
 DOCUMENT = (REPO / "docs" / "scaling.md").read_text(encoding="utf-8")
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
 def blocks(language: str) -> list[str]:
@@ -21,13 +26,12 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Every call of cgdpm-med, continued lines joined."""
+    """Every command: those of indented lines, of scripts, and those in the text that start with a program's name."""
     text = DOCUMENT.replace("\\\n", " ")
-    return re.findall(
-        r"(?:^ {4}|^srun |no-python |run --nv cgdpm-med\.sif )(?:cgdpm-med )?((?:segment|archive|cohort) .*)",
-        text,
-        re.MULTILINE,
-    )
+    lines = re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)
+    lines += [line for script in blocks("bash") for line in script.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`((?:\w+=\S+ )*(?:python|docker|dask|cgdpm-med|pip) [^`]+)`", text)
+    return [line.partition("  #")[0].strip() for line in lines if not line.startswith("#") and line.strip()]
 
 
 @pytest.mark.parametrize("script", blocks("bash"))
@@ -41,14 +45,74 @@ def test_scripts_for_slurm(script: str) -> None:
     assert any(line.startswith("srun ") for line in lines)
 
 
-def test_options_exist() -> None:
-    found = commands()
-    assert len(found) >= 8
-    group = typer.main.get_command(app)
-    for command in found:
-        name = command.split()[0]
-        known = {option for parameter in group.commands[name].params for option in parameter.opts}  # type: ignore[attr-defined]
-        assert set(re.findall(r"(?<!\S)--[a-z-]+", command.partition(" #")[0])) <= known, command
+# --- every command ----------------------------------------------------------------------------------------------------
+
+
+def _options(words: list[str]) -> set[str]:
+    return {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
+
+
+def _ours(words: list[str]) -> None:
+    known = {option for parameter in COMMANDS[words[0]].params for option in parameter.opts}
+    assert _options(words) <= known
+
+
+def _script(words: list[str]) -> None:
+    found: list[argparse.ArgumentParser] = []
+    module = load_script(Path(words[0]).stem)
+
+    def parsed(parser: argparse.ArgumentParser, *_: object) -> argparse.Namespace:
+        found.append(parser)
+        raise SystemExit(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+        with pytest.raises(SystemExit):
+            module.main()
+    assert _options(words) <= set(found[0]._option_string_actions)
+
+
+def _bundle(words: list[str]) -> None:
+    """``monai.bundle run`` in the folder of a bundle."""
+    root = REPO / "bundles" / "acdc_segmentation"
+    files = re.findall(r"configs/[\w.]+", " ".join(words))
+    settings = {key for file in files for key in yaml.safe_load((root / file).read_text(encoding="utf-8"))}
+    assert files
+    assert {option[2:] for option in _options(words)} <= settings | {"config_file"}
+
+
+PROGRAMS: dict[str, Callable[[list[str]], None]] = {
+    "cgdpm-med": _ours,
+    "cgdpm-med.sif": _ours,
+    "scripts": _script,
+    "monai.bundle": lambda words: _bundle(words[1:]),
+}
+OUTSIDE = ("pip install", "dask worker", "dask scheduler", "docker build -t cgdpm-med .", "apptainer build", "export")
+
+
+def test_every_command_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its options exist, or it is another program's."""
+    monkeypatch.syspath_prepend(str(REPO / "scripts"))
+    seen: set[str] = set()
+    for command in commands():
+        words = shlex.split(command)
+        place, name = next(
+            ((n, k) for n, word in enumerate(words) for k in PROGRAMS if word == k or word.startswith(f"{k}/")),
+            (0, ""),
+        )
+        if command.startswith("sbatch"):
+            PROGRAMS["cgdpm-med"](shlex.split(words[words.index("--wrap") + 1])[1:])
+        elif name and not command.startswith(OUTSIDE):
+            PROGRAMS[name](words[place + (name != "scripts") :])
+            seen.add(name)
+        else:
+            assert command.startswith((*OUTSIDE, "head=$(scontrol")), command
+    assert seen == set(PROGRAMS)
+
+
+def test_what_apptainer_builds_is_there() -> None:
+    (path,) = re.findall(r"apptainer build \S+ (\S+)", DOCUMENT)
+    assert (REPO / path).is_file()
 
 
 def test_the_jobs_of_dask(tmp_path: Path) -> None:

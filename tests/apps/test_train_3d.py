@@ -19,7 +19,7 @@ from cgdpm_med import InputError
 from cgdpm_med.apps.cli import app
 from cgdpm_med.apps.segment_images import segment_folder
 from cgdpm_med.apps.segment_slices import load_segmenter, load_segmenters
-from cgdpm_med.apps.train import Wishes, train
+from cgdpm_med.apps.train import Wishes, plan_dataset, train
 from cgdpm_med.apps.train_stages import STAGES, finished
 from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.models.weights import read_content
@@ -27,7 +27,10 @@ from cgdpm_med.training.engines import TrainingState
 
 own_data = load_script("own_data")
 pytestmark = [pytest.mark.usefixtures("leaves_no_determinism"), pytest.mark.slow]
-SETTINGS = ("dimensions=3", "crop=16,16,8", "widths=32,32", "batch_size=2", "epoch=2", "members=2", "validate_every=2")
+SETTINGS = (
+    *("dimensions=3", "crop=24,24,8", "widths=32,32", "patch_size=2", "batch_size=2", "epoch=2", "members=2"),
+    *("validation_cases=1", "validate_every=2"),
+)
 SPACING = (1, 1, 2.5)
 
 
@@ -38,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(data: Path) -> Path:
-    train(data, data.parent / "run", Wishes(iterations=10, settings=SETTINGS, guidance=True), device="cpu")
+    train(data, data.parent / "run", Wishes(iterations=4, settings=SETTINGS, guidance=True), device="cpu")
     return data.parent / "run"
 
 
@@ -53,7 +56,7 @@ def test_all_stages_are_done(run: Path) -> None:
 def test_every_volume_gets_its_mask_on_its_own_grid(run: Path, tmp_path: Path) -> None:
     """Larger than the patch, thinner, a single slice, another spacing, stored the other way round."""
     rng = np.random.default_rng(0)
-    shapes = {"large": (24, 20, 14), "thin": (20, 20, 3), "slice": (16, 18, 1), "small": (5, 4, 6)}
+    shapes = {"large": (30, 20, 10), "thin": (24, 20, 3), "slice": (16, 18, 1), "small": (5, 4, 6)}
     for name, shape in shapes.items():
         volume(tmp_path / "in" / f"{name}.nii.gz", rng.normal(100, 20, shape).astype(np.float32), SPACING)
     volume(tmp_path / "in" / "fine.nii.gz", rng.normal(100, 20, (40, 40, 30)).astype(np.float32), (0.5, 0.5, 1))
@@ -141,7 +144,13 @@ def test_monai_finds_every_property_and_its_engine_writes_what_segment_writes(
         np.asarray(nib.load(tmp_path / name / "case_000.nii.gz").dataobj)  # type: ignore[attr-defined]
         for name in ("engine", "segment")
     ]
-    assert np.array_equal(*masks)
+    assert np.array_equal(masks[0], masks[1])
+
+
+def test_hours_are_told_in_steps(data: Path) -> None:
+    plan = plan_dataset(data, Wishes(hours=2, settings=SETTINGS), device="cpu").plan
+    assert plan.dimensions == "3D"
+    assert plan.iterations >= 20
 
 
 def test_runs_in_2d_and_3d_are_not_combined(data: Path, run: Path, tmp_path: Path) -> None:

@@ -74,6 +74,15 @@ def test_scores_are_stated(bundle: Path) -> None:
     assert metadata(bundle)["eval_metrics"]
 
 
+@each_shipped
+def test_scores_are_those_of_the_evaluation_that_the_bundle_keeps(bundle: Path) -> None:
+    kept = bundle / "docs" / "evaluation.json"
+    if not kept.is_file():
+        pytest.skip("its evaluation is older than the script: scripts/eval_metrics.py BUNDLE SUMMARY")
+    script = load_script("eval_metrics")
+    assert metadata(bundle)["eval_metrics"] == script.metrics_of(json.loads(kept.read_text(encoding="utf-8")), kept)
+
+
 @each
 def test_the_readme_has_the_sections_that_readers_of_the_zoo_look_for(bundle: Path) -> None:
     text = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
@@ -104,7 +113,10 @@ def test_scores_come_from_a_measured_file(summary: dict[str, Any], expected: dic
     shutil.copytree(bundle_path("acdc_segmentation") / "configs", tmp_path / "configs")
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     before = metadata(tmp_path)
-    assert script.fill(tmp_path, tmp_path / "summary.json") == expected
+    (tmp_path / "docs").mkdir()
+    script.keep(tmp_path, tmp_path / "summary.json")
+    (tmp_path / "summary.json").unlink()
+    assert script.fill(tmp_path) == expected
     assert metadata(tmp_path) == {**before, "eval_metrics": expected}
 
 
@@ -113,4 +125,15 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     for text in ("{}", "no JSON"):
         (tmp_path / "summary.json").write_text(text)
         with pytest.raises(InputError, match=r"summary\.json"):
-            script.fill(tmp_path, tmp_path / "summary.json")
+            script.keep(tmp_path, tmp_path / "summary.json")
+
+
+def test_nothing_of_single_patients_is_kept(tmp_path: Path) -> None:
+    script = load_script("eval_metrics")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "summary.json").write_text(
+        json.dumps({**MASKS, "failed": {"patient001": "why"}, "settings": {"seed": 0}})
+    )
+    script.keep(tmp_path, tmp_path / "summary.json")
+    kept = json.loads((tmp_path / "docs" / "evaluation.json").read_text(encoding="utf-8"))
+    assert kept == {"settings": {"seed": 0}, **MASKS}

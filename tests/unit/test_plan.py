@@ -172,7 +172,10 @@ def test_settings_that_cannot_be_read(text: str, word: str) -> None:
         parse_settings([text])
 
 
-@pytest.mark.parametrize("text", ["spacing=-1", "crop=50,50", "widths=33", "intensity=log", "patch_size=3", "flip=2"])
+@pytest.mark.parametrize(
+    "text",
+    ["spacing=-1", "spacing=0", "patch_size=0", "crop=50,50", "widths=33", "intensity=log", "patch_size=3", "flip=2"],
+)
 def test_settings_that_cannot_be(text: str) -> None:
     with pytest.raises(InputError, match="cannot be"):
         make_plan(PICTURES, given=parse_settings([text]))

@@ -10,11 +10,12 @@ import pytest
 from conftest import REPO, load_script
 
 release = load_script("release")
+PLACES = release.places(REPO)
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    for name in (*release.PLACES, "CHANGELOG.md"):
+    for name in (*PLACES, "CHANGELOG.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPO / name, tmp_path / name)
     text = "# Changelog\n\n## Unreleased\n\n- new\n\n## [0.1.0] - 2026-01-01\n\n- old\n"
@@ -23,7 +24,12 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {name: (folder / name).read_text(encoding="utf-8") for name in (*release.PLACES, "CHANGELOG.md")}
+    return {name: (folder / name).read_text(encoding="utf-8") for name in (*PLACES, "CHANGELOG.md")}
+
+
+def test_this_checkout_states_one_version() -> None:
+    assert release.VERSION.fullmatch(release.stated_version(REPO))
+    assert {"CITATION.cff", "bundles/acdc_segmentation/configs/metadata.json"} < PLACES.keys()
 
 
 def test_a_version_is_written_everywhere(checkout: Path) -> None:
@@ -32,7 +38,7 @@ def test_a_version_is_written_everywhere(checkout: Path) -> None:
     assert release.stated_version(checkout) == "9.8.7"
     after = contents(checkout)
     assert "## [9.8.7] - 2030-01-02\n\n- new\n\n## [0.1.0]" in after["CHANGELOG.md"]
-    for name in release.PLACES:
+    for name in PLACES:
         assert len(after[name].splitlines()) == len(before[name].splitlines())
         changed = [line for line in after[name].splitlines() if line not in before[name].splitlines()]
         assert len(changed) == 1
@@ -40,9 +46,9 @@ def test_a_version_is_written_everywhere(checkout: Path) -> None:
 
 @pytest.mark.parametrize("version", ["0.0.9", "0.1.0", "0.2", "v0.2.0", "next"])
 def test_no_version_after_this_one_changes_nothing(checkout: Path, version: str) -> None:
-    for name in release.PLACES:
+    for name in PLACES:
         path = checkout / name
-        path.write_text(release.replaced(path, release.PLACES[name], "0.1.0"), encoding="utf-8")
+        path.write_text(release.replaced(path, PLACES[name], "0.1.0"), encoding="utf-8")
     before = contents(checkout)
     with pytest.raises(ValueError, match="after"):
         release.prepare(checkout, version, "2030-01-02")
