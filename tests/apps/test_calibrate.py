@@ -47,7 +47,7 @@ from cgdpm_med.evaluation.calibration_file import (
 from cgdpm_med.evaluation.segmenter import evaluate_segmenter
 from cgdpm_med.heart.function import MEASURES
 from cgdpm_med.inference.segmenter import Segmenter, ensemble_settings
-from cgdpm_med.metrics.calibration import fit_probabilities, temper
+from cgdpm_med.metrics.calibration import fit_probabilities, fit_temperature, temper
 from cgdpm_med.metrics.masks import expected_calibration_error, foreground_region
 from cgdpm_med.models.weights import sha256_of
 from cgdpm_med.phantom import write_phantom_dataset
@@ -107,8 +107,8 @@ def test_what_is_fitted(segmenter: Overconfident, phantoms: Path, fitted: dict[s
         volumes[item["patient"], item["frame"]] = np.array(count) * reference.grid.voxel_volume / 1000
     p, y = np.concatenate(probabilities, axis=1), np.concatenate(labels)
     softening = fitted["temperature"], fitted["doubt"]
-    assert softening == fit_probabilities(p, y)
-    assert softening[0] > 1.2 or softening[1] > 0
+    assert softening in (fit_probabilities(p, y), (fit_temperature(p, y), 0.0))
+    assert softening[0] > 1.2
     assert fitted["before"]["ece"] == pytest.approx(expected_calibration_error(p, y))
     assert fitted["after"]["ece"] == pytest.approx(expected_calibration_error(temper(p, *softening), y))
     assert fitted["after"]["ece"] < fitted["before"]["ece"]
