@@ -11,6 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 PathLike = str | os.PathLike[str]
 
 
@@ -55,6 +60,7 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         try:
             with open(temporary, "xb") as file:
+                _lock(file)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -69,10 +75,34 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
 
 
 def sweep_temporaries(path: PathLike) -> None:
-    """Remove what a killed process left of a file it was writing; nothing may be writing that file now."""
+    """Remove what a killed process left of a file it was writing.
+
+    What a process still writes stays, where files can be locked: a scheduler may lose sight of a worker that lives.
+    """
     path = Path(path)
     for stale in path.parent.glob(f"{_temporary_prefix(path)}*.tmp"):
-        _discard(stale)
+        if not _is_locked(stale):
+            _discard(stale)
+
+
+def _lock(file: BinaryIO) -> None:
+    """Until it is closed, or its process ends in whatever way."""
+    if fcntl is not None:
+        with suppress(OSError):  # some network's disks have no locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_locked(path: Path) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        with open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _temporary_prefix(path: Path) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 from stub_studies import StubModel, segment_by, write_studies
 
 from cgdpm_med.apps.cluster import open_cluster
-from cgdpm_med.runtime.engines import InProcess
+from cgdpm_med.runtime.engines import Engine, InProcess
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -57,16 +57,15 @@ class Killer(threading.Thread):
         return True
 
 
-def trial(folder: Path, studies: int, workers: int, kills: int, seed: int) -> dict[str, Any]:
-    """How many studies were done, failed and differ, and how many workers were killed."""
+def trial(engine: Engine, folder: Path, studies: int, kills: int, seed: int) -> dict[str, Any]:
+    """How many studies were done, failed and differ, and how many workers of a cluster on this machine were killed."""
     source = write_studies(folder / "in", studies)
     log = folder / "log"
     log.mkdir()
     segment_by(InProcess(), source, folder / "alone", StubModel())
     killer = Killer(folder / "out", log, kills, max(1, studies // (kills + 2)), seed)
     killer.start()
-    with open_cluster(f"local:{workers}") as engine:
-        result = segment_by(engine, source, folder / "out", StubModel(seconds=0.1, log=log))
+    result = segment_by(engine, source, folder / "out", StubModel(seconds=0.1, log=log))
     killer.over = True
     killer.join()
     alone, together = contents(folder / "alone"), contents(folder / "out")
@@ -89,8 +88,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     wanted = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = trial(Path(folder), wanted.studies, wanted.workers, wanted.kills, wanted.seed)
+    with tempfile.TemporaryDirectory() as folder, open_cluster(f"local:{wanted.workers}") as engine:
+        found = trial(engine, Path(folder), wanted.studies, wanted.kills, wanted.seed)
     print(", ".join(f"{name} {value}" for name, value in found.items()))
     expected = {"studies": wanted.studies, "killed": wanted.kills, "done": wanted.studies}
     return int(found != {**expected, "twice": 0, "failed": 0, "differing_files": 0})

@@ -38,6 +38,7 @@ from cgdpm_med.metrics.calibration import (
     conformal_factor,
     conformal_rank,
     fit_probabilities,
+    fit_temperature,
     guaranteed_coverage,
     interval_score,
     negative_log_likelihood,
@@ -387,12 +388,17 @@ def _factor(studies: Sequence[KnownStudy], name: str, measure: Measure) -> float
 
 
 def fit_voxels(frames: Sequence[KnownVoxels]) -> tuple[float, float]:
-    """Temperature and doubt of all voxels together: 1 and 0 where they would be calibrated worse than they are."""
-    found = fit_probabilities(
-        np.concatenate([frame.probabilities for frame in frames], axis=1),
-        np.concatenate([frame.labels for frame in frames]),
-    )
-    return found if voxel_scores(frames, *found)["ece"] < voxel_scores(frames)["ece"] else (1.0, 0.0)
+    """Temperature and doubt of all voxels together.
+
+    Fitted by Brier score, by likelihood (a temperature alone), or 1 and 0, whichever leaves the least calibration
+    error: no fit may calibrate the voxels worse than they are.
+    """
+    p = np.concatenate([frame.probabilities for frame in frames], axis=1)
+    labels = np.concatenate([frame.labels for frame in frames])
+    candidates = [(1.0, 0.0), fit_probabilities(p, labels), (fit_temperature(p, labels), 0.0)]
+    errors = [calibration_error(calibration_table(temper(p, *candidate), labels)) for candidate in candidates[1:]]
+    errors.insert(0, calibration_error(calibration_table(p, labels)))
+    return candidates[int(np.argmin(errors))]
 
 
 def voxel_scores(frames: Sequence[KnownVoxels], temperature: float = 1.0, doubt: float = 0.0) -> dict[str, float]:

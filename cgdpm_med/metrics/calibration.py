@@ -4,8 +4,8 @@ All are fitted to cases that the network was not trained on, and all leave the a
 doubt keep the order of a voxel's classes, a conformal factor moves the ends of an interval and not the value inside.
 
 A temperature alone has to serve two ends: voxels in which the members differ, and those in which all agree and a few
-are wrong nevertheless. The likelihood hears the second loudest, and a temperature that quietens them spoils the first.
-The doubt is theirs: a small share of probability that every class of every voxel gets alike.
+are wrong nevertheless. Fitted by likelihood it hears the second loudest, and spoils the first. So the doubt is theirs,
+a small share of probability that every class of every voxel gets alike, and both are fitted by the Brier score.
 
 Temperature: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
 Conformal prediction: J. Lei, M. G'Sell, A. Rinaldo, R. J. Tibshirani, L. Wasserman, "Distribution-Free Predictive
@@ -30,6 +30,9 @@ SMALLEST_PROBABILITY = 1e-7
 
 TEMPERATURES = (0.05, 20.0)
 """Where a temperature is looked for."""
+
+USUAL_TEMPERATURES = (0.25, 4.0)
+"""Where a temperature is looked for beside a doubt."""
 
 LARGEST_DOUBT = 0.5
 """Where a doubt is looked for: from 0 on."""
@@ -132,46 +135,46 @@ def fit_temperature(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
 
 def fit_probabilities(probabilities: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
-    """Temperature and doubt of the least :func:`negative_log_likelihood`; no doubt where it buys nothing.
+    """Temperature and doubt of the least Brier score; no doubt where it buys nothing.
 
-    For a temperature the likelihood is convex in the doubt, which is found exactly. The doubt, up to
-    :data:`LARGEST_DOUBT`, must be worth its parameter (Akaike): two in the log-likelihood of all voxels.
+    The likelihood has no bound, and listens above all to the few voxels in which every member is wrong. The Brier score
+    of a voxel is at most 2. For a temperature it is quadratic in the doubt, which is found in closed form.
 
     Args:
         probabilities, labels: as for :func:`fit_temperature`.
+
+    Returns:
+        The temperature within :data:`USUAL_TEMPERATURES`, and the doubt within [0, :data:`LARGEST_DOUBT`].
 
     Raises:
         InputError: as :func:`fit_temperature`.
     """
     p, truth = _voxels(probabilities, labels)
-    alone = fit_temperature(p, truth)
+    bounds = tuple(math.log(t) for t in USUAL_TEMPERATURES)
 
-    def loss(log_temperature: float) -> float:
-        return _best_doubt(_log_of_truth(p, truth, math.exp(log_temperature)), len(p))[1]
+    def found(largest_doubt: float) -> tuple[float, float, float]:
+        def score(log_temperature: float) -> float:
+            return _best_doubt(p, truth, math.exp(log_temperature), largest_doubt)[1]
 
-    low, high = (math.log(t) for t in TEMPERATURES)
-    bounds = (max(low, math.log(alone) - 1.5), min(high, math.log(alone) + 0.5))  # a doubt leaves less to soften
-    both = math.exp(float(optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-3}).x))
-    doubt, best = _best_doubt(_log_of_truth(p, truth, both), len(p))
-    worth = (negative_log_likelihood(p, truth, alone) - best) * truth.size
-    return (both, doubt) if worth > 2 else (alone, 0.0)
+        best = optimize.minimize_scalar(score, bounds=bounds, method="bounded", options={"xatol": 1e-3})
+        temperature = math.exp(float(best.x))
+        return temperature, *_best_doubt(p, truth, temperature, largest_doubt)
+
+    plain, doubtful = found(0.0), found(LARGEST_DOUBT)
+    return doubtful[:2] if doubtful[2] < plain[2] * (1 - 1e-5) else plain[:2]
 
 
-def _best_doubt(log_of_truth: NDArray[np.float64], classes: int) -> tuple[float, float]:
-    """The doubt of the least loss, and that loss: where the slope is zero, or none where any doubt costs."""
-    even = 1 / classes
-    gain = np.exp(log_of_truth) - even
-
-    def slope(doubt: float) -> float:
-        return float((gain / ((1 - doubt) * gain + even)).mean())
-
-    if slope(0.0) >= 0:
-        doubt = 0.0
-    elif slope(LARGEST_DOUBT) <= 0:
-        doubt = LARGEST_DOUBT
-    else:
-        doubt = float(optimize.brentq(slope, 0.0, LARGEST_DOUBT, xtol=1e-7))
-    return doubt, _loss(log_of_truth, doubt, classes)
+def _best_doubt(
+    p: NDArray[np.floating], truth: NDArray[np.int64], temperature: float, largest: float
+) -> tuple[float, float]:
+    """The doubt of the least Brier score after a temperature, up to ``largest``, and that score."""
+    even, error, along, length = 1 / len(p), 0.0, 0.0, 0.0
+    for part in _chunks(truth.size):
+        said = softmax(_log(p[:, part]) / temperature, axis=0)
+        off, spare = said - (np.arange(len(p))[:, None] == truth[part]), said - even
+        error, along, length = error + (off**2).sum(), along + (off * spare).sum(), length + (spare**2).sum()
+    doubt = min(max(along / length, 0.0), largest) if length else 0.0
+    return float(doubt), float((error - 2 * doubt * along + doubt**2 * length) / truth.size)
 
 
 def _voxels(probabilities: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.int64]]:

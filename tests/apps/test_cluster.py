@@ -288,10 +288,10 @@ def _plain(path: Path) -> str:
 
 
 @pytest.mark.slow
-def test_workers_killed_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_killed_at_random(two: cluster.DaskEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small one of what scripts/cluster_faults.py does with 200 studies and 10 kills."""
     monkeypatch.syspath_prepend(str(REPO / "scripts"))
-    found = load_script("cluster_faults").trial(tmp_path, studies=16, workers=2, kills=2, seed=0)
+    found = load_script("cluster_faults").trial(two, tmp_path, studies=16, kills=2, seed=0)
     assert found == {"studies": 16, "killed": 2, "done": 16, "twice": 0, "failed": 0, "differing_files": 0}
 
 

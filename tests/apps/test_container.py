@@ -18,11 +18,6 @@ from conftest import REPO
 
 import cgdpm_med
 
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
-
 
 def instructions() -> list[tuple[str, str]]:
     """(instruction, its arguments) of the Dockerfile, comments left out and continued lines joined."""
@@ -121,8 +116,8 @@ def test_docs_build_and_run_this_file() -> None:
 @pytest.mark.slow
 def test_docker_builds_it_and_it_runs() -> None:
     """Where there is a daemon that may fetch a Python and PyTorch."""
-    docker = shutil.which("docker") or shutil.which("podman")
-    if docker is None or subprocess.run([docker, "info"], capture_output=True, check=False).returncode != 0:
+    docker = next((name for name in ("docker", "podman") if _works(name)), None)
+    if docker is None:
         pytest.skip("neither docker nor podman works here")
     if subprocess.run([docker, "pull", "-q", "python:3.11-slim"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no registry to fetch python:3.11-slim from")
@@ -130,6 +125,21 @@ def test_docker_builds_it_and_it_runs() -> None:
     command = [docker, "run", "--rm", "--network", "none", "cgdpm-med-test", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == cgdpm_med.__version__
+
+
+@pytest.mark.slow
+def test_buildah_builds_it() -> None:
+    """For machines without a daemon."""
+    if not _works("buildah"):
+        pytest.skip("buildah does not work here")
+    if subprocess.run(["buildah", "pull", "-q", "python:3.11-slim"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no registry to fetch python:3.11-slim from")
+    subprocess.run(["buildah", "build", "-q", "-t", "cgdpm-med-test", "."], cwd=REPO, check=True)
+
+
+def _works(program: str) -> bool:
+    path = shutil.which(program)
+    return path is not None and subprocess.run([path, "info"], capture_output=True, check=False).returncode == 0
 
 
 # --- Apptainer --------------------------------------------------------------------------------------------------------

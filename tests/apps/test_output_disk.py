@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from scans import PLAIN, scan, write_image
 from stubs import Thresholder
 
 from cgdpm_med import files, find_cases, segment_all
-from cgdpm_med.files import atomic_write
+from cgdpm_med.files import atomic_write, sweep_temporaries
 from cgdpm_med.inference.segmenter import Segmenter
 
 FULL = "Free space there or choose another folder"
@@ -124,3 +125,24 @@ def test_what_was_there_before_survives_a_full_disk(tmp_path: Path, monkeypatch:
         file.write(b"after")
     assert path.read_text() == "before"
     assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_another_process_still_writes_is_not_swept(tmp_path: Path) -> None:
+    """A pipe holds the other one in the middle of its file; killed, it leaves what is swept."""
+    path, (ours, theirs), (told, tell) = tmp_path / "a.json", os.pipe(), os.pipe()
+    if (child := os.fork()) == 0:
+        with atomic_write(path) as file:
+            file.write(b"half")
+            file.flush()
+            os.write(tell, b"!")
+            os.read(ours, 1)
+        os._exit(0)
+    os.read(told, 1)
+    sweep_temporaries(path)
+    assert len(list(tmp_path.iterdir())) == 1
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    sweep_temporaries(path)
+    assert list(tmp_path.iterdir()) == []
+    for end in (ours, theirs, told, tell):
+        os.close(end)

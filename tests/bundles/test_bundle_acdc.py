@@ -21,6 +21,7 @@ from phantoms_of_acdc import TEST, TINY, TRAIN
 
 from cgdpm_med import InputError, Segmenter, acdc_datalist, read_volume, write_phantom_dataset
 from cgdpm_med.evaluation.training_patients import training_record
+from cgdpm_med.inference.bundles import built_from_bundle
 from cgdpm_med.inference.labels import DEFAULT_LABELS, labels_of
 from cgdpm_med.models.files import Model, load_model
 
@@ -63,6 +64,23 @@ def test_metadata_agree_with_the_configuration() -> None:
     assert metadata["version"] in metadata["changelog"]
     once = {"bundle_root": str(BUNDLE), "members": 1, "steps": 1}  # as the zoo's check gives the folder
     verify_net_in_out("network_def", str(METADATA), str(CONFIGS / "inference.yaml"), "cpu", n=2, **once)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"timesteps": (999, 666, 333), "members": 8, "guidance_scale": 0.0, "shared_first_step": True}),
+        ({"steps": 10}, {"timesteps": None, "steps": 10, "start": None, "members": 8}),
+        ({"steps": 1}, {"timesteps": None, "steps": 1, "members": 1}),  # a mask without doubt
+        ({"start": 600}, {"timesteps": None, "steps": 4, "start": 600}),
+        ({"timesteps": [999, 700]}, {"timesteps": (999, 700)}),
+        ({"members": 3, "guidance_scale": 0.25}, {"timesteps": (999, 666, 333), "members": 3, "guidance_scale": 0.25}),
+    ],
+    ids=str,
+)
+def test_what_is_given_stands_in_place_of_the_default_sampling(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = built_from_bundle(BUNDLE, "sampling", given, example="", unknown=lambda name, known: name)
+    assert {name: getattr(found, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("more", [(), ("gpu",)], ids=["cpu", "gpu"])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO
+from forked import Forked
 from ignite.engine import Events
 from malicious import write_malicious
 from monai.data import MetaTensor
@@ -197,7 +196,7 @@ run:
 """
 
 
-def bundle_command(dataset: Path, output: Path, *more: Path) -> list[str]:
+def bundle_arguments(dataset: Path, output: Path, *more: Path) -> list[str]:
     """The bundle's own training, made tiny: 2 epochs of 2 iterations, validated after each."""
     root = REPO / "bundles" / "acdc_segmentation"
     files = [str(root / "configs" / "train.yaml"), *map(str, more)]
@@ -218,7 +217,7 @@ def bundle_command(dataset: Path, output: Path, *more: Path) -> list[str]:
         "spacing": "3.0",
         "sampler_predictor#steps": "1",
     }
-    return [sys.executable, "-m", "monai.bundle", "run", *(part for k, v in settings.items() for part in (f"--{k}", v))]
+    return ["run", *(part for k, v in settings.items() for part in (f"--{k}", v))]
 
 
 def flattened(value: Any, name: str = "") -> dict[str, Any]:
@@ -238,31 +237,19 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -
     write_phantom_dataset(dataset, numbers, shape=(40, 36, 4), spacing=(4.0, 4.0, 22.0), num_frames=6)
     kill = tmp_path / "kill.yaml"
     kill.write_text(KILL)
-    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-    def start(output: str, *more: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            bundle_command(dataset, tmp_path / output, *more),
-            env=environment,
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    start = partial(Forked, "monai.bundle")
 
     def checkpoint(output: str) -> dict[str, Any]:
         return torch.load(tmp_path / output / "checkpoint.pt", weights_only=True)
 
-    whole, killed = start("whole"), start("killed", kill)
-    _, whole_log = whole.communicate(timeout=300)
-    _, killed_log = killed.communicate(timeout=300)
-    assert whole.returncode == 0, whole_log[-2000:]
-    assert killed.returncode == -signal.SIGKILL, killed_log[-2000:]
+    whole = start(bundle_arguments(dataset, tmp_path / "whole"), tmp_path / "whole.log")
+    killed = start(bundle_arguments(dataset, tmp_path / "killed", kill), tmp_path / "killed.log")
+    assert whole.exit_code() == 0, whole.said()
+    assert killed.exit_code() == -signal.SIGKILL, killed.said()
     halfway = checkpoint("killed")
     assert halfway["place"] == {"epoch": 1, "iteration": 2}
-    resumed = start("killed")
-    _, log = resumed.communicate(timeout=300)
-    assert resumed.returncode == 0, log[-2000:]
+    resumed = start(bundle_arguments(dataset, tmp_path / "killed"), tmp_path / "resumed.log")
+    assert resumed.exit_code() == 0, resumed.said()
 
     a, b = flattened(checkpoint("whole")), flattened(checkpoint("killed"))
     assert a["/place/epoch"] == 2

@@ -8,7 +8,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 
-def stub_bundle(folder: Path, target: str, **arguments: Any) -> Path:
+def stub_bundle(folder: Path, target: str, /, **arguments: Any) -> Path:
     """A bundle that calls ``target``, such as ``stubs.Thresholder``."""
     content = {"bundle_root": ".", "device": "cpu", "segmenter": {"_target_": target, **arguments}}
     (folder / "configs").mkdir(parents=True)

@@ -23,6 +23,7 @@ from cgdpm_med.metrics.calibration import (
     temper,
     untemper,
 )
+from cgdpm_med.metrics.masks import brier
 
 # --- temperature ------------------------------------------------------------------------------------------------------
 
@@ -102,18 +103,28 @@ def agreeing_and_differing(wrong: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_errors_of_members_that_agree_are_doubt_and_leave_honest_voxels_alone() -> None:
     p, labels = agreeing_and_differing(wrong=100)
+    softened = temper(p, *fit_probabilities(p, labels))
+    np.testing.assert_allclose(softened[0, [0, -1]], [0.99, 0.7], atol=2e-3)
+    assert temper(p, fit_temperature(p, labels))[0, -1] < 0.6  # a temperature by likelihood spoils them
+
+
+@pytest.mark.parametrize("wrong", [0, 30])
+def test_no_neighbour_of_what_is_fitted_has_a_better_brier_score(wrong: int) -> None:
+    rng = np.random.default_rng(3)
+    p = rng.dirichlet([0.2, 0.3, 0.5], 3000).T
+    labels = (p.cumsum(axis=0) < rng.uniform(size=3000)).sum(axis=0)
+    labels[:wrong] = p[:, :wrong].argmin(axis=0)
     temperature, doubt = fit_probabilities(p, labels)
-    found = temper(p, temperature, doubt)
-    np.testing.assert_allclose(found[0, [0, -1]], [0.99, 0.7], atol=2e-3)
-    alone = temper(p, fit_temperature(p, labels))
-    assert alone[0, -1] < 0.6  # a temperature alone spoils them
-    likelihood = negative_log_likelihood(p, labels, temperature, doubt)
-    assert likelihood == pytest.approx(-np.log(found[labels, np.arange(len(labels))]).mean(), rel=1e-5)
+    best = brier(temper(p, temperature, doubt), labels)
+    around = [(t, d) for t in (0.97, 1, 1.03) for d in (-0.003, 0, 0.003) if doubt + d >= 0]
+    assert all(brier(temper(p, temperature * t, doubt + d), labels) >= best - 1e-6 for t, d in around)
 
 
 def test_there_is_no_doubt_where_a_temperature_says_it_all() -> None:
+    """Every voxel says .9, and 80 of 100 are right."""
     p, labels = np.tile([[0.9], [0.1]], 100), np.repeat([0, 1], [80, 20])
-    assert fit_probabilities(p, labels) == (fit_temperature(p, labels), 0.0)
+    temperature, doubt = fit_probabilities(p, labels)
+    assert (temperature, doubt) == (pytest.approx(math.log(9) / math.log(4), rel=2e-3), 0.0)
 
 
 @settings(max_examples=30, deadline=None)
