@@ -11,7 +11,7 @@ from cgdpm_med.files import InputError
 from cgdpm_med.networks.levels import halved
 
 MANY_SLICES, THICK = 16, 3
-"""A volume of fewer slices, or of slices so many times as thick as a pixel, is seen slice by slice."""
+"""Volumes of fewer slices, or of slices so many times as thick as a pixel, have little that a 3D network could see."""
 LEAST_DIAMETER, QUICK_DIAMETER = 12, 8
 """Working voxels that the median piece of a structure shall span in a slice at least."""
 USUAL_SIDE = {False: 96, True: 160}
@@ -25,7 +25,7 @@ Pick = Callable[[str, Any, str], Any]
 
 
 def dimensions(seen: Fingerprint, given: Mapping[str, Any]) -> tuple[str, str]:
-    """Whether a plan is "2D" or "3D", and why."""
+    """Whether a plan is "2D" or "3D", and why: 3D where it is asked for, as no proof of 3D plans is at hand yet."""
     if "neighbours" in given:
         return "2D", "neighbouring slices are given"
     if "between" in given:
@@ -34,7 +34,7 @@ def dimensions(seen: Fingerprint, given: Mapping[str, Any]) -> tuple[str, str]:
         return "2D", "pictures" if seen.pictures else f"fewer than {MANY_SLICES} slices"
     if seen.spacing[1][1] >= THICK * seen.spacing[0][1]:
         return "2D", "slices are thick"
-    return "3D", "many slices, not much thicker than pixels"
+    return "2D", "3D plans are not proved yet; --set dimensions=3 makes one"
 
 
 def check_depth(seen: Fingerprint) -> None:

@@ -68,6 +68,7 @@ class DiffusionPredictor(nn.Module):
             self.target.check(self.schedule)
         self.sampling = replace(sampling or Sampling(), **dials)
         self.sampling.visited(self.schedule)
+        _check_members(self.sampling, self.schedule)
         self.precision = precision
         self.limit = BatchLimit(max_batch)
         self.register_load_state_dict_pre_hook(_place_bare_network)
@@ -162,6 +163,12 @@ class DiffusionPredictor(nn.Module):
         else:
             self._evaluators[key].refresh()
         return self._evaluators[key]
+
+
+def _check_members(sampling: Sampling, schedule: NoiseSchedule) -> None:
+    """One answer told several times would look certain."""
+    if sampling.members > 1 and sampling.steps == 1 and sampling.shares_first_step(schedule):
+        raise ValueError(f"one shared step gives {sampling.members} equal members: take one member, or several steps")
 
 
 def predictor_settings(predictor: DiffusionPredictor, device: torch.device) -> dict[str, Any]:

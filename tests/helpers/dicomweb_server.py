@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         boundary = re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])
         assert boundary is not None
         parts = body.split(b"--" + boundary[1].encode())[1:-1]
-        found = [pydicom.dcmread(BytesIO(part.partition(b"\r\n\r\n")[2][:-2])) for part in parts]
+        found: list[Dataset] = [pydicom.dcmread(BytesIO(part.partition(b"\r\n\r\n")[2][:-2])) for part in parts]
         for ds in found:
             self.archive.add(ds)
         return found

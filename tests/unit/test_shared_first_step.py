@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 from oracles import Gaussian
-from torch import Tensor
+from torch import Tensor, nn
 
 from cgdpm_med.diffusion.ensemble import KeyedNoise
 from cgdpm_med.diffusion.samplers import SAMPLERS
 from cgdpm_med.diffusion.sampling import Guided, Sampling
 from cgdpm_med.diffusion.schedule import NEGLIGIBLE, NoiseSchedule
+from cgdpm_med.diffusion.targets import MaskTarget
 from cgdpm_med.inference.inferers import WindowedDenoiser
+from cgdpm_med.inference.predictor import DiffusionPredictor
 from cgdpm_med.runtime.batching import sample_ensemble
 
 SCHEDULE = NoiseSchedule(schedule="cosine", prediction_type="sample")
@@ -190,3 +192,12 @@ def test_timesteps_are_written_down_in_one_way() -> None:
     asked = Sampling(steps=7, start=600, timesteps=(333, 999))
     assert asked == Sampling(timesteps=(999, 333))
     assert (asked.timesteps, asked.steps, asked.start) == ((999, 333), 2, None)
+
+
+@pytest.mark.parametrize(("steps", "members"), [(1, 1), (2, 2)])
+def test_one_shared_step_is_no_ensemble(steps: int, members: int) -> None:
+    """Its members would be equal, which looks certain."""
+    shared: dict[str, Any] = {"schedule": SCHEDULE, "target": MaskTarget(2), "shared_first_step": True}
+    DiffusionPredictor(nn.Identity(), **shared, steps=steps, members=members)
+    with pytest.raises(ValueError, match="one member"):
+        DiffusionPredictor(nn.Identity(), **shared, steps=1, members=2)

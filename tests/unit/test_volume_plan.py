@@ -32,12 +32,14 @@ ORGANS = replace(
 )
 THICK = replace(ORGANS, spacing=((1.0, 1.0), (4.0, 4.0)))
 FEW = replace(ORGANS, sizes=((192,) * 3, (192,) * 3, (8, 10, 12)))
+SOLID = parse_settings(["dimensions=3"])
 
 
-def test_the_data_choose_the_dimensions() -> None:
-    assert make_plan(ORGANS).dimensions == "3D"
-    assert [make_plan(seen).dimensions for seen in (PICTURES, THICK, FEW)] == ["2D"] * 3
-    assert make_plan(THICK).neighbours == 1
+def test_a_plan_is_2d_and_says_where_3d_may_help() -> None:
+    plans = [make_plan(seen) for seen in (ORGANS, PICTURES, THICK, FEW)]
+    assert [plan.dimensions for plan in plans] == ["2D"] * 4
+    assert ["dimensions=3" in plan.reasons["dimensions"] for plan in plans] == [True, False, False, False]
+    assert plans[2].neighbours == 1
 
 
 @pytest.mark.parametrize("text", ["2", "2d", "2D"])
@@ -50,7 +52,9 @@ def test_a_user_chooses_otherwise(text: str) -> None:
 
 
 def test_sides_and_levels_of_thick_slices() -> None:
-    plan = make_plan(ORGANS, given=parse_settings(["spacing=1", "between=4", "crop=64,64,16", "widths=32,64,96"]))
+    plan = make_plan(
+        ORGANS, given=parse_settings(["dimensions=3", "spacing=1", "between=4", "crop=64,64,16", "widths=32,64,96"])
+    )
     # 1, 1, 4 -> 2, 2, 4 -> 4, 4, 4: only then the slices are halved, too
     assert plan.levels.stem == (2, 2, 1)
     assert plan.levels.strides == ((2, 2, 1), (2, 2, 2))
@@ -69,20 +73,20 @@ def test_a_patch_is_cut_where_it_is_longest_in_mm() -> None:
 
 
 def test_memory_bounds_batch_and_patch() -> None:
-    whole = make_plan(ORGANS)
-    less = make_plan(ORGANS, memory=0.8 * whole.memory)
+    whole = make_plan(ORGANS, given=SOLID)
+    less = make_plan(ORGANS, given=SOLID, memory=0.8 * whole.memory)
     assert less.memory <= 0.8 * whole.memory
     assert less.batch_size * math.prod(less.crop) < whole.batch_size * math.prod(whole.crop)
 
 
 def test_memory_holds_whole_volumes() -> None:
-    plan = make_plan(ORGANS)
+    plan = make_plan(ORGANS, given=SOLID)
     one, two = (training_memory(plan, ["MR"], ["x"], volumes).held for volumes in (1, 2))
     assert two - one == math.prod(plan.field) * (4 + 2 * 2)  # float32 image, two classes in half precision
 
 
 def test_the_planned_network_takes_the_planned_patch() -> None:
-    plan = make_plan(ORGANS, given=parse_settings(["widths=32,32", "crop=16,16,8", "spacing=1"]))
+    plan = make_plan(ORGANS, given=parse_settings(["dimensions=3", "widths=32,32", "crop=16,16,8", "spacing=1"]))
     parser = rehearsal_parser(Rehearsal(plan, ["T2", "ADC"], ["x"]))
     network, batch = parser.get_parsed_content("network_def"), parser.get_parsed_content("train#dataset")[0]
     assert batch["image"].shape == (2, 20, 20, 10)
@@ -110,11 +114,11 @@ def test_settings_that_cannot_be(seen: object, text: str, word: str) -> None:
         assert make_plan(seen, given=parse_settings([text])).dimensions == "3D"  # type: ignore[arg-type]
         return
     with pytest.raises(InputError, match=word):
-        make_plan(seen, given=parse_settings([text]))  # type: ignore[arg-type]
+        make_plan(seen, given=parse_settings(["dimensions=3", text]))  # type: ignore[arg-type]
 
 
 def test_a_plan_survives_its_file_and_its_page_tells_the_levels(tmp_path: Path) -> None:
-    plan = make_plan(ORGANS)
+    plan = make_plan(ORGANS, given=SOLID)
     write_plan(plan, tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == plan
     page = plan_page(ORGANS, plan, {"train": ["a"], "validation": [], "test": []}, "organs")
