@@ -44,8 +44,11 @@ NAMES = ("Doe^Jane", "Roe^Richard", "Poe^Edgar", "Moe^Mary", "Loe^Liam")
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[cluster.DaskEngine]:
-    with open_cluster("local:2") as engine:
-        yield engine
+    """Two workers, whose processes know the scripts from their beginning, as the tests' own does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPO / "scripts"))
+        with open_cluster("local:2") as engine:
+            yield engine
 
 
 @pytest.fixture
@@ -288,9 +291,8 @@ def _plain(path: Path) -> str:
 
 
 @pytest.mark.slow
-def test_workers_killed_at_random(two: cluster.DaskEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_killed_at_random(two: cluster.DaskEngine, tmp_path: Path) -> None:
     """A small one of what scripts/cluster_faults.py does with 200 studies and 10 kills."""
-    monkeypatch.syspath_prepend(str(REPO / "scripts"))
     found = load_script("cluster_faults").trial(two, tmp_path, studies=16, kills=2, seed=0)
     assert found == {"studies": 16, "killed": 2, "done": 16, "twice": 0, "failed": 0, "differing_files": 0}
 
