@@ -77,7 +77,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / "models" / "calibration.json").unlink()
     edit(copy / "configs" / "inference.yaml", **SETTINGS)
     smoke = ConfigParser.load_config_file(REPO / "configs" / "smoke.yaml")
-    edit(copy / "configs" / "train.yaml", **{key: smoke[key] for key in ("channels", "spacing", "field", "crop")})
+    small = {key: smoke[key] for key in ("channels", "spacing", "field", "crop")}
+    edit(copy / "configs" / "train.yaml", **small, ema_momentum=0.5)
+    edit(copy / "configs" / "label.yaml", learning_rate=0.05)  # few steps, after which masks shall be others
     subprocess.run([sys.executable, *of_page("python -c")[1:]], check=True, cwd=copy)
     base = ConfigParser()
     base.read_config(str(copy / "configs" / "train.yaml"))
