@@ -175,8 +175,8 @@ def segment_with(engine: Engine, work: StudyWork, cases: Sequence[Case], shard: 
     with CaseBar("segmenting", [case.key for case in mine]) as bar:
         if shard is not None:
             bar.line(f"part {shard}: {len(group_studies(mine))} of {len(group_studies(cases))} studies")
-        if facts.ignored is not None:
-            bar.line(facts.ignored)
+        for note in facts.notes:
+            bar.line(note)
 
         def report(key: str, error: InputError | None) -> None:
             complain(error, bar) if error else bar.note(f"segmented {key}")

@@ -16,6 +16,7 @@ import torch
 from cgdpm_med.apps.dicom_seg import check_codes, seg_files, write_dicom_seg
 from cgdpm_med.apps.resume import finished
 from cgdpm_med.apps.segment_options import Options
+from cgdpm_med.diffusion.sampling import Sampling
 from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
 from cgdpm_med.files import InputError, sweep_temporaries
 from cgdpm_med.inference.components import keep_largest
@@ -52,14 +53,14 @@ class Model:
     Attributes:
         origin: recorded beside the results; a study made otherwise is made again by ``--continue``.
         calibration: of its ensembles.
-        ignored: why a calibration that lies beside the weights is not applied, in words.
+        notes: lines for who runs it: why a calibration beside the weights is not applied, and members that are alike.
         labels: of its structures.
     """
 
     segmenter: Segments
     origin: Provenance
     calibration: Calibration | None = None
-    ignored: str | None = None
+    notes: tuple[str, ...] = ()
     labels: Labels = DEFAULT_LABELS
 
 
@@ -69,7 +70,7 @@ class Facts:
 
     labels: Labels
     origin: Provenance
-    ignored: str | None
+    notes: tuple[str, ...]
 
 
 def model_of(segmenter: Segmenter, options: Options) -> Model:
@@ -78,8 +79,9 @@ def model_of(segmenter: Segmenter, options: Options) -> Model:
     made = {**ensemble_settings(segmenter), "precision": arithmetic}  # "auto" depends on the device
     calibration, ignored = _calibration(segmenter, made, options)
     made["calibration"] = "none" if calibration is None else calibration.digest
+    notes = tuple(note for note in (ignored, _alike(segmenter.predictor.sampling)) if note is not None)
     return Model(
-        segmenter, options.on_top_of(provenance(made, *segmenter.weights)), calibration, ignored, segmenter.labels
+        segmenter, options.on_top_of(provenance(made, *segmenter.weights)), calibration, notes, segmenter.labels
     )
 
 
@@ -98,7 +100,15 @@ def build_model(build: Callable[[], Segmenter], options: Options) -> Model:
 def facts_of(model: Callable[[], Model]) -> Facts:
     """Of the model that ``model`` gives."""
     held = model()
-    return Facts(held.labels, held.origin, held.ignored)
+    return Facts(held.labels, held.origin, held.notes)
+
+
+def _alike(sampling: Sampling) -> str | None:
+    """A line for members whose agreement would look like certainty."""
+    if sampling.steps > 1 or sampling.members == 1:
+        return None
+    alike = f"after one step all {sampling.members} members are nearly the same, so their agreement says nothing"
+    return f"note: {alike}. Give --steps 2 or more"
 
 
 def _calibration(

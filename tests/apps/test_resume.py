@@ -59,6 +59,15 @@ def test_other_timesteps_are_another_run(tmp_path: Path) -> None:
     assert again(tmp_path / "in", tmp_path / "out", steps=2, shared_first_step=True) == ["a"]
 
 
+@pytest.mark.parametrize(("steps", "members", "told"), [(1, 2, True), (1, 1, False), (2, 2, False)])
+def test_members_of_a_single_step_are_told_to_be_alike(
+    steps: int, members: int, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan(tmp_path / "in" / "a.nii.gz", 0)
+    again(tmp_path / "in", tmp_path / "out", steps=steps, members=members)
+    assert ("members are nearly the same" in capsys.readouterr().err) is told
+
+
 def test_records_of_version_0_1_call_the_combination_of_members_fusion(tmp_path: Path) -> None:
     scan(tmp_path / "in" / "a.nii.gz", 0)
     again(tmp_path / "in", tmp_path / "out")
