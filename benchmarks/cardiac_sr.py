@@ -22,6 +22,7 @@ from cgdpm_med.apps.evaluate_volumes import (
     evaluate_acdc_volumes,
     format_volume_summary,
 )
+from cgdpm_med.inference.predictor import predictor_settings
 from cgdpm_med.models.weights import weights_digest
 
 from .harness import Claim, Journal, Result, Table, console
@@ -35,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset-dir", type=Path, help="ACDC's training folder; with --quick phantoms are drawn")
     parser.add_argument("--section", choices=("validation", "test"), default="validation")
     parser.add_argument("--volumes", type=int, help="of the section, evenly chosen; all by default")
+    parser.add_argument("--patients", type=int, help="of the section, evenly chosen, with all of their volumes")
     parser.add_argument("--weights", type=Path, help="instead of the bundle's")
     parser.add_argument("--regression", type=Path, help="model file of a regression of equal budget")
     parser.add_argument("--lpips", type=Path, help="TorchScript file")
@@ -42,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=1, help="of each sample")
     parser.add_argument("--no-dice", action="store_true", help="leave the segmentation out")
     parser.add_argument("--segment-members", type=int, default=2)
-    parser.add_argument("--segment-steps", type=int, default=3)
+    parser.add_argument("--segment-steps", type=int, help="evenly spaced; by default the timesteps of its bundle")
 
 
 def run(arguments: argparse.Namespace) -> Result:
@@ -60,15 +62,18 @@ def compare(arguments: argparse.Namespace, root: Path) -> Result:
     """All methods on one section."""
     resolver = resolver_of(arguments.weights, arguments, steps=arguments.steps, members=arguments.members)
     rivals = {} if arguments.regression is None else {REGRESSION: resolver_of(arguments.regression, arguments)}
-    settings = settings_of(arguments, [resolver, *rivals.values()])
+    segmenter = None if arguments.no_dice else segmenter_of(arguments)
+    settings = settings_of(arguments, [resolver, *rivals.values()], segmenter)
+    chosen = {"section": arguments.section, "patients": arguments.patients, "volumes": arguments.volumes}
     journal = Journal(arguments.output / f".{BUNDLE}.journal.json", settings)
     summary = evaluate_acdc_volumes(
         resolver,
         root,
         arguments.section,
         most=arguments.volumes,
+        patients=arguments.patients,
         rivals=rivals,
-        segmenter=None if arguments.no_dice else segmenter_of(arguments),
+        segmenter=segmenter,
         lpips=arguments.lpips,
         remember=None if arguments.quick else journal.get,
     )
@@ -77,7 +82,7 @@ def compare(arguments: argparse.Namespace, root: Path) -> Result:
         raise SystemExit(f"{len(summary['failed'])} volumes failed")
     rows = [[name, *(found[column] for column in COLUMNS)] for name, found in summary["methods"].items()]
     table = Table(f"{summary['volumes']} volumes, {arguments.section}", ["method", *COLUMNS], rows)
-    return Result(settings, claims_of(summary["methods"]), [table], {"summary": summary})
+    return Result({**chosen, **settings}, claims_of(summary["methods"]), [table], {"summary": summary})
 
 
 def resolver_of(weights: Path | None, arguments: argparse.Namespace, **settings: Any) -> SuperResolver:
@@ -88,17 +93,31 @@ def resolver_of(weights: Path | None, arguments: argparse.Namespace, **settings:
 
 
 def segmenter_of(arguments: argparse.Namespace) -> Segmenter:
-    """The shipped segmentation."""
+    """The shipped segmentation, at its own timesteps where no number of steps is said."""
     dials = {"members": arguments.segment_members, "steps": arguments.segment_steps, "device": arguments.device}
     return Segmenter.from_bundle("acdc_segmentation", **dials)
 
 
-def settings_of(arguments: argparse.Namespace, resolvers: list[SuperResolver]) -> dict[str, Any]:
-    """What the numbers depend on."""
-    names = ("section", "volumes", "members", "steps", "no_dice", "segment_members", "segment_steps")
+def segmenter_settings(segmenter: Segmenter) -> dict[str, Any]:
+    """What the Dice depends on."""
+    made = predictor_settings(segmenter.predictor, segmenter.device)
+    return {"weights": [weights_digest(file) for file in segmenter.weights], **made}
+
+
+def settings_of(
+    arguments: argparse.Namespace, resolvers: list[SuperResolver], segmenter: Segmenter | None
+) -> dict[str, Any]:
+    """What the numbers of a volume depend on."""
     digests = [None if each.weights is None else weights_digest(each.weights) for each in resolvers]
     lpips = None if arguments.lpips is None else arguments.lpips.name
-    return {**{name: getattr(arguments, name) for name in names}, "weights": digests, "lpips": lpips}
+    segmented = None if segmenter is None else segmenter_settings(segmenter)
+    return {
+        "members": arguments.members,
+        "steps": arguments.steps,
+        "weights": digests,
+        "lpips": lpips,
+        "segmenter": segmented,
+    }
 
 
 def claims_of(methods: dict[str, dict[str, float | None]]) -> list[Claim]:

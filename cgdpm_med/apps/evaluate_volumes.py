@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ PERCENTILES = (0.5, 99.5)
 MEASURES = ("psnr", "ssim", "lpips", "off_mean", "off_largest")
 TRUE, ZERO_FILLED, BICUBIC, REFINED = "true", "zero-filled", "bicubic", "refined"
 
+T = TypeVar("T")
 Array = NDArray[np.float32]
 Scores = dict[str, dict[str, float | None]]
 Remember = Callable[[str, Callable[[], Scores]], Scores]
@@ -74,12 +75,14 @@ def evaluate_acdc_volumes(
     *,
     split: str | Path | Split | None = None,
     most: int | None = None,
+    patients: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """:func:`evaluate_volumes` on one section of a folder in ACDC's layout; see :func:`~cgdpm_med.acdc_datalist`.
 
     Args:
         most: volumes to score, evenly chosen; None is all.
+        patients: the same of patients, with all of their volumes.
         options: of :func:`evaluate_volumes`.
 
     Raises:
@@ -90,8 +93,15 @@ def evaluate_acdc_volumes(
     if section in ("validation", "test"):
         weights = [each.weights for each in resolvers if each.weights is not None]
         check_unseen({item["patient"] for item in items}, weights, section)
-    chosen = np.linspace(0, len(items) - 1, min(most or len(items), len(items)))
-    return evaluate_volumes(resolver, [items[int(i)] for i in chosen], output, **options)
+    chosen = evenly(sorted({item["patient"] for item in items}), patients)
+    theirs = [item for item in items if item["patient"] in chosen]
+    return evaluate_volumes(resolver, evenly(theirs, most), output, **options)
+
+
+def evenly(things: Sequence[T], most: int | None) -> list[T]:
+    """So many of them, from the first to the last; None is all."""
+    chosen = np.linspace(0, len(things) - 1, min(most or len(things), len(things)))
+    return [things[int(i)] for i in chosen]
 
 
 def evaluate_volumes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import sys
@@ -16,7 +17,13 @@ from conftest import REPO
 from resolvers import noisy_resolver, small_bundle
 from stubs import Thresholder
 
-from cgdpm_med.apps.evaluate_volumes import evaluate_acdc_volumes, evaluate_volumes, format_volume_summary, read_pair
+from cgdpm_med.apps.evaluate_volumes import (
+    evaluate_acdc_volumes,
+    evaluate_volumes,
+    evenly,
+    format_volume_summary,
+    read_pair,
+)
 from cgdpm_med.apps.resolver import SuperResolver
 from cgdpm_med.diffusion.degradation import KSpaceDegradation
 from cgdpm_med.files import InputError
@@ -26,6 +33,7 @@ from cgdpm_med.phantom import write_phantom_dataset
 sys.path.insert(0, str(REPO))
 
 from benchmarks.__main__ import main
+from benchmarks.cardiac_sr import claims_of, segmenter_of, segmenter_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::cgdpm_med.volumes.HeaderWarning")
 SIZE: dict[str, Any] = {"shape": (50, 46, 3), "spacing": (2.8, 2.8, 24.0), "num_frames": 6}
@@ -100,6 +108,19 @@ def test_lpips_takes_every_slice(patients: Path, tmp_path: Path) -> None:
     assert 0 < found["zero-filled"]["lpips"] < found["refined"]["lpips"]
 
 
+def test_patients_are_taken_with_all_of_their_volumes(patients: Path) -> None:
+    asked: list[str] = []
+
+    def remember(key: str, compute: Any) -> Any:
+        asked.append(key.split("_")[0])
+        return {"refined": {"psnr": 1.0}}
+
+    evaluate_acdc_volumes(scanner(), patients, "all", patients=2, remember=remember)
+    first, last = sorted(set(asked))
+    assert asked == [first, first, last, last]
+    assert evenly([1, 2, 3, 4, 5], 3) == [1, 3, 5]
+
+
 def test_bad_volumes_are_named_and_the_others_scored(tmp_path: Path) -> None:
     good = item(tmp_path / "a.nii", np.random.default_rng(0).normal(size=(16, 16, 2)))
     small = item(tmp_path / "b.nii", np.random.default_rng(0).normal(size=(3, 16, 2)))
@@ -130,3 +151,17 @@ def test_the_benchmark_runs_on_phantoms(tmp_path: Path) -> None:
     claims = {claim["name"]: claim["value"] for claim in result["claims"]}
     assert claims["PSNR above the regression"] == 0
     assert claims["largest disagreement with the coarse scan"] < 1e-3
+
+
+def test_the_benchmark_segments_at_the_timesteps_that_are_shipped() -> None:
+    arguments = argparse.Namespace(segment_members=2, segment_steps=None, device="cpu")
+    settings = segmenter_settings(segmenter_of(arguments))
+    assert (settings["timesteps"], settings["members"], settings["guidance_scale"]) == ((999, 666, 333), 2, 0)
+    arguments.segment_steps = 2
+    assert segmenter_settings(segmenter_of(arguments))["timesteps"] is None
+
+
+def test_the_benchmark_tells_which_part_of_the_lost_dice_comes_back() -> None:
+    dice = {"true": 92.0, "zero-filled": 86.0, "bicubic": 86.5, "refined": 88.0}
+    methods = {name: {"psnr": 25.0, "off_largest": 0.0, "dice": value} for name, value in dice.items()}
+    assert claims_of(methods)[-1].value == pytest.approx(2 / 6)
