@@ -8,6 +8,7 @@ patients are scored once. A stopped run goes on where it was.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,7 @@ from cgdpm_med.apps.evaluate_volumes import (
     REFINED,
     TRUE,
     ZERO_FILLED,
+    Scores,
     evaluate_acdc_volumes,
     format_volume_summary,
 )
@@ -66,6 +68,12 @@ def compare(arguments: argparse.Namespace, root: Path) -> Result:
     settings = settings_of(arguments, [resolver, *rivals.values()], segmenter)
     chosen = {"section": arguments.section, "patients": arguments.patients, "volumes": arguments.volumes}
     journal = Journal(arguments.output / f".{BUNDLE}.journal.json", settings)
+    rows: dict[str, Scores] = {}
+
+    def remember(key: str, compute: Callable[[], Scores]) -> Scores:
+        rows[key] = compute() if arguments.quick else journal.get(key, compute)
+        return rows[key]
+
     summary = evaluate_acdc_volumes(
         resolver,
         root,
@@ -75,14 +83,21 @@ def compare(arguments: argparse.Namespace, root: Path) -> Result:
         rivals=rivals,
         segmenter=segmenter,
         lpips=arguments.lpips,
-        remember=None if arguments.quick else journal.get,
+        remember=remember,
     )
     console.print(format_volume_summary(summary), markup=False)
     if summary["failed"]:
         raise SystemExit(f"{len(summary['failed'])} volumes failed")
-    rows = [[name, *(found[column] for column in COLUMNS)] for name, found in summary["methods"].items()]
-    table = Table(f"{summary['volumes']} volumes, {arguments.section}", ["method", *COLUMNS], rows)
-    return Result({**chosen, **settings}, claims_of(summary["methods"]), [table], {"summary": summary})
+    return result_of(summary, rows, {**chosen, **settings})
+
+
+def result_of(summary: Mapping[str, Any], rows: Mapping[str, Scores], settings: dict[str, Any]) -> Result:
+    """The means over volumes, and the Dice of each."""
+    methods = summary["methods"]
+    means = [[name, *(found[column] for column in COLUMNS)] for name, found in methods.items()]
+    table = Table(f"{summary['volumes']} volumes, {settings['section']}", ["method", *COLUMNS], means)
+    dice = {key: dice_of(scores) for key, scores in rows.items() if TRUE in scores}
+    return Result(settings, [*claims_of(methods), *dice_claims(dice)], [table], {"summary": summary, "dice": dice})
 
 
 def resolver_of(weights: Path | None, arguments: argparse.Namespace, **settings: Any) -> SuperResolver:
@@ -120,7 +135,7 @@ def settings_of(
     }
 
 
-def claims_of(methods: dict[str, dict[str, float | None]]) -> list[Claim]:
+def claims_of(methods: Scores) -> list[Claim]:
     """Held against the targets of a trained network in one step."""
     refined, zero = methods[REFINED], methods[ZERO_FILLED]
     claims = [
@@ -132,11 +147,28 @@ def claims_of(methods: dict[str, dict[str, float | None]]) -> list[Claim]:
         claims.append(
             Claim("PSNR above the regression", _less(refined["psnr"], methods[REGRESSION]["psnr"]), -0.3, unit=" dB")
         )
-    if methods.get(TRUE, {}).get("dice") is not None:
-        lost = _less(methods[TRUE]["dice"], zero["dice"])
-        won = _less(refined["dice"], zero["dice"])
-        claims.append(Claim("Dice won back of what zero-filling loses", won / lost if lost else float("nan"), 0.5))
     return claims
+
+
+def dice_of(scores: Scores) -> dict[str, float]:
+    """Of one volume by method, percent."""
+    return {method: _number(measures["dice"]) for method, measures in scores.items()}
+
+
+def dice_claims(dice: Mapping[str, Mapping[str, float]]) -> list[Claim]:
+    """What comes back of the Dice that zero-filling loses; its spread is that of leaving out one patient."""
+    if not dice:
+        return []
+    patients = sorted({key.partition("_")[0] for key in dice})
+    others = [won_back([row for key, row in dice.items() if key.partition("_")[0] != one]) for one in patients]
+    spread = (min(others), max(others)) if len(patients) > 1 else None
+    return [Claim("Dice won back of what zero-filling loses", won_back(list(dice.values())), 0.5, spread)]
+
+
+def won_back(rows: Sequence[Mapping[str, float]]) -> float:
+    """(refined - zero-filled) / (true - zero-filled), of the sums over volumes."""
+    lost, won = (sum(row[method] - row[ZERO_FILLED] for row in rows) for method in (TRUE, REFINED))
+    return won / lost if lost else float("nan")
 
 
 def _less(a: float | None, b: float | None) -> float:

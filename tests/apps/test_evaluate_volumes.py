@@ -33,7 +33,7 @@ from cgdpm_med.phantom import write_phantom_dataset
 sys.path.insert(0, str(REPO))
 
 from benchmarks.__main__ import main
-from benchmarks.cardiac_sr import claims_of, segmenter_of, segmenter_settings
+from benchmarks.cardiac_sr import dice_claims, segmenter_of, segmenter_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::cgdpm_med.volumes.HeaderWarning")
 SIZE: dict[str, Any] = {"shape": (50, 46, 3), "spacing": (2.8, 2.8, 24.0), "num_frames": 6}
@@ -163,5 +163,8 @@ def test_the_benchmark_segments_at_the_timesteps_that_are_shipped() -> None:
 
 def test_the_benchmark_tells_which_part_of_the_lost_dice_comes_back() -> None:
     dice = {"true": 92.0, "zero-filled": 86.0, "bicubic": 86.5, "refined": 88.0}
-    methods = {name: {"psnr": 25.0, "off_largest": 0.0, "dice": value} for name, value in dice.items()}
-    assert claims_of(methods)[-1].value == pytest.approx(2 / 6)
+    nothing = {**dice, "refined": 86.0}
+    (claim,) = dice_claims({"a_1": dice, "a_2": dice, "b_1": nothing, "b_2": nothing})
+    assert claim.value == pytest.approx(1 / 6)
+    assert claim.spread == pytest.approx((0, 1 / 3))
+    assert dice_claims({"a_1": dice})[0].spread is None
