@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cgdpm_med import Segmenter, SuperResolver, write_phantom_dataset
+from cgdpm_med import Segmenter, SuperResolver, keep_freed_memory, write_phantom_dataset
 from cgdpm_med.apps.evaluate_volumes import (
     BICUBIC,
     MEASURES,
@@ -39,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--section", choices=("validation", "test"), default="validation")
     parser.add_argument("--volumes", type=int, help="of the section, evenly chosen; all by default")
     parser.add_argument("--patients", type=int, help="of the section, evenly chosen, with all of their volumes")
+    parser.add_argument("--names", nargs="+", help="of patients of the section instead")
     parser.add_argument("--weights", type=Path, help="instead of the bundle's")
     parser.add_argument("--regression", type=Path, help="model file of a regression of equal budget")
     parser.add_argument("--lpips", type=Path, help="TorchScript file")
@@ -50,6 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Result:
+    keep_freed_memory()
     if arguments.quick:
         with TemporaryDirectory() as folder:
             size: dict[str, Any] = {"shape": (64, 56, 3), "spacing": (2.8, 2.8, 24.0), "num_frames": 6}
@@ -66,7 +68,8 @@ def compare(arguments: argparse.Namespace, root: Path) -> Result:
     rivals = {} if arguments.regression is None else {REGRESSION: resolver_of(arguments.regression, arguments)}
     segmenter = None if arguments.no_dice else segmenter_of(arguments)
     settings = settings_of(arguments, [resolver, *rivals.values()], segmenter)
-    chosen = {"section": arguments.section, "patients": arguments.patients, "volumes": arguments.volumes}
+    patients = arguments.names or arguments.patients
+    chosen = {"section": arguments.section, "patients": patients, "volumes": arguments.volumes}
     journal = Journal(arguments.output / f".{BUNDLE}.journal.json", settings)
     rows: dict[str, Scores] = {}
 
@@ -79,7 +82,7 @@ def compare(arguments: argparse.Namespace, root: Path) -> Result:
         root,
         arguments.section,
         most=arguments.volumes,
-        patients=arguments.patients,
+        patients=patients,
         rivals=rivals,
         segmenter=segmenter,
         lpips=arguments.lpips,

@@ -75,27 +75,36 @@ def evaluate_acdc_volumes(
     *,
     split: str | Path | Split | None = None,
     most: int | None = None,
-    patients: int | None = None,
+    patients: int | Sequence[str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """:func:`evaluate_volumes` on one section of a folder in ACDC's layout; see :func:`~cgdpm_med.acdc_datalist`.
 
     Args:
         most: volumes to score, evenly chosen; None is all.
-        patients: the same of patients, with all of their volumes.
+        patients: names of some of the section, or how many, evenly chosen; with all of their volumes.
         options: of :func:`evaluate_volumes`.
 
     Raises:
-        InputError: where patients for validation or test trained a network; or no volume could be scored.
+        InputError: where patients for validation or test trained a network, a name is not of the section, or no volume
+            could be scored.
     """
     items = acdc_datalist(root, section, split=split, labels=options.get("segmenter") is not None)
     resolvers = [resolver, *(options.get("rivals") or {}).values()]
     if section in ("validation", "test"):
         weights = [each.weights for each in resolvers if each.weights is not None]
         check_unseen({item["patient"] for item in items}, weights, section)
-    chosen = evenly(sorted({item["patient"] for item in items}), patients)
+    chosen = _chosen(sorted({item["patient"] for item in items}), patients)
     theirs = [item for item in items if item["patient"] in chosen]
     return evaluate_volumes(resolver, evenly(theirs, most), output, **options)
+
+
+def _chosen(names: Sequence[str], patients: int | Sequence[str] | None) -> Sequence[str]:
+    if patients is None or isinstance(patients, int):
+        return evenly(names, patients)
+    if others := [name for name in patients if name not in names]:
+        raise InputError(f"{others[0]} is not of this section", remedy=f"Choose among {', '.join(names)}")
+    return patients
 
 
 def evenly(things: Sequence[T], most: int | None) -> list[T]:

@@ -119,6 +119,10 @@ def test_patients_are_taken_with_all_of_their_volumes(patients: Path) -> None:
     first, last = sorted(set(asked))
     assert asked == [first, first, last, last]
     assert evenly([1, 2, 3, 4, 5], 3) == [1, 3, 5]
+    evaluate_acdc_volumes(scanner(), patients, "all", patients=[last], remember=remember)
+    assert asked[4:] == [last, last]
+    with pytest.raises(InputError, match="nobody"):
+        evaluate_acdc_volumes(scanner(), patients, "all", patients=["nobody"])
 
 
 def test_bad_volumes_are_named_and_the_others_scored(tmp_path: Path) -> None:
