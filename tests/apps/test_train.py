@@ -132,6 +132,8 @@ def test_two_channels_two_classes_in_volumes(nnunet: Path, tmp_path: Path) -> No
     source = nib.load(nnunet / "imagesTs" / "case_3_0000.nii.gz")  # type: ignore[attr-defined]
     assert made.shape == source.shape
     np.testing.assert_allclose(made.affine, source.affine)
+    with pytest.raises(InputError, match="is a file"):
+        segment_folder(segmenter, nnunet / "imagesTs", nnunet / "dataset.json")
 
 
 def test_plan_measures_hours_and_refuses_too_few(blobs: Path) -> None:
