@@ -28,7 +28,7 @@ from cgdpm_med.datasets.plan import Plan, parse_settings, plan_page, read_plan, 
 from cgdpm_med.datasets.rehearsal import templates_of
 from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, planned_input
 from cgdpm_med.datasets.split import make_split, of_part
-from cgdpm_med.files import InputError, atomic_write
+from cgdpm_med.files import InputError, atomic_write, check_place
 from cgdpm_med.inference.segmenter import choose_device
 from cgdpm_med.runtime.free_memory import free_memory
 
@@ -260,6 +260,7 @@ def train(
         say(f"continuing {run}")
     else:
         _check_new(run)
+        check_place(run)
         planned = plan_dataset(source, wishes, device=device, say=say)
         write_run(planned, run, source, wishes)
         say(planned.page)
