@@ -34,7 +34,7 @@ from cgdpm_med.studies.folders import (
     volume_files,
 )
 from cgdpm_med.volumes import Spacing, check_spacing
-from cgdpm_med.volumes.formats import VOLUME_SUFFIXES
+from cgdpm_med.volumes.formats import PAIR_VOXELS, VOLUME_SUFFIXES, is_named
 
 
 def super_resolve(
@@ -150,16 +150,17 @@ def find_images(source: str | Path, *, exclude: str | Path | None = None) -> lis
         InputError: when there is none.
     """
     source = Path(source)
+    known = (*PICTURE_SUFFIXES, *VOLUME_SUFFIXES)
+    remedy = f"Give pictures or volumes named {', '.join(known)}"
     if source.is_file():
+        if not is_named(source, (*known, *PAIR_VOXELS)):
+            raise InputError("is named neither as a picture nor as a volume", path=source, remedy=remedy)
         return [Case(source, _name(source))]
     if not source.is_dir():
         raise InputError("there is no such file or folder", path=source, remedy="Check the path")
     files = _files(source, None if exclude is None else Path(exclude))
     if not files:
-        known = ", ".join((*PICTURE_SUFFIXES, *VOLUME_SUFFIXES))
-        raise InputError(
-            "holds no picture and no volume", path=source, remedy=f"Give pictures or volumes named {known}"
-        )
+        raise InputError("holds no picture and no volume", path=source, remedy=remedy)
     cases: dict[str, Case] = {}
     namesakes = []
     for path in files:

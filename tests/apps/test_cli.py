@@ -143,6 +143,19 @@ def test_phantom_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert out.read_text(encoding="utf-8") == "not a folder"
 
 
+@pytest.mark.parametrize("command", [("phantom",), ("demo",), ("export", "model.pt")], ids=lambda words: words[0])
+def test_a_file_where_the_results_should_go(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cgdpm_med.apps.export.load_model", lambda path: path)
+    (tmp_path / "file").write_text("mine")
+    assert run(monkeypatch, *command, tmp_path / "file") == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "file: is a file. Choose a folder" in errors[0]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 # --- segment, evaluate, demo ------------------------------------------------------------------------------------------
 
 

@@ -356,6 +356,9 @@ def test_nothing_to_refine(tmp_path: Path) -> None:
         find_images(tmp_path)
     with pytest.raises(InputError, match="no such file or folder"):
         find_images(tmp_path / "absent")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"neither as a picture nor as a volume.*\.png"):
+        find_images(tmp_path / "notes.txt")
 
 
 @pytest.fixture
