@@ -43,6 +43,12 @@ def progress_bar(console: Console, *, counted: bool = False, transient: bool = F
     )
 
 
+def end(bar: Progress) -> None:
+    """Stop a bar; of one that is not shown, rich 13.0 would leave an empty line."""
+    if not bar.disable:
+        bar.stop()
+
+
 class CaseBar:
     """A progress bar over several cases, each counted by the fraction of it that is done; a context manager.
 
@@ -65,7 +71,7 @@ class CaseBar:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        end(self.bar)
 
     def update(self, key: str, fraction: float) -> None:
         """Show how much of a case is done; several may be in work at once."""

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,6 +73,26 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "Free space there or choose another folder" if full else "Choose a folder that can be written to"
         raise InputError(f"cannot be written: {_reason(error)}", path=path, remedy=remedy) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Raises InputError when results could not be written, before hours of work go into them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        what = "is a file" if folder.is_file() else f"cannot be written: {(error.strerror or str(error)).lower()}"
+        raise InputError(what, path=folder, remedy="Choose a folder that can be written to") from error
+
+
+def check_place(folder: Path) -> None:
+    """As :func:`check_folder`, for a folder that is made later: nothing is left behind.
+
+    Raises:
+        InputError: for a file, and for a folder, or the nearest one above it, in which nothing can be written.
+    """
+    check_folder(next(place for place in (folder, *folder.absolute().parents) if place.exists()))
 
 
 def sweep_temporaries(path: PathLike) -> None:

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by demo.sh and test.sh from the repository root: prepare_environment makes or refreshes ./.venv and sets
+# Sourced by the scripts from the repository root: prepare_environment [EXTRAS] makes or refreshes ./.venv and sets
 # VENV_PYTHON. Packages come from wherever pip is configured to look; on Linux without a GPU, a pip configuration that
 # offers CPU builds of PyTorch saves a large download.
 
@@ -33,14 +33,15 @@ print(digest.hexdigest())
 PY
 }
 
-prepare_environment() {
-    local python stamp_file=".venv/.cgdpm-med-stamp"
+prepare_environment() { # EXTRAS as pip wants them: [dev,docs]
+    local python stamp extras="${1:-}" stamp_file=".venv/.cgdpm-med-stamp"
     if ! "$VENV_PYTHON" -m pip --version >/dev/null 2>&1 || ! _fits "$VENV_PYTHON"; then
         python="$(_find_python)"
         echo "== making .venv with $("$python" --version)"
         "$python" -m venv --clear .venv
     fi
-    if [[ "$(cat "$stamp_file" 2>/dev/null)" == "$(_stamp)" ]]; then
+    stamp="$(_stamp)"
+    if grep -qxF -- "$stamp$extras" "$stamp_file" 2>/dev/null; then
         echo "== .venv is up to date"
         return
     fi
@@ -49,7 +50,7 @@ prepare_environment() {
     # PyTorch first and at its exact version: a range that admits newer releases may pull gigabytes of CUDA libraries.
     echo "== installing $(grep '^torch==' constraints.txt) into .venv (the largest part)"
     "$VENV_PYTHON" -m pip install "${quiet[@]}" -c constraints.txt "$(grep '^torch==' constraints.txt)"
-    echo "== installing cgdpm-med with its development tools into .venv"
-    "$VENV_PYTHON" -m pip install "${quiet[@]}" -c constraints.txt -e '.[dev,docs]'
-    _stamp >"$stamp_file"
+    echo "== installing cgdpm-med$extras into .venv"
+    "$VENV_PYTHON" -m pip install "${quiet[@]}" -c constraints.txt -e ".$extras"
+    printf '%s\n' "$stamp" "$stamp$extras" >"$stamp_file"
 }

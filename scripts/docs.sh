@@ -3,6 +3,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/_env.sh
-prepare_environment
+prepare_environment '[dev,docs]'
 export NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true
 exec "$VENV_PYTHON" -m mkdocs "${1:-build}" --strict --quiet

@@ -18,6 +18,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from cgdpm_med.phantom import PhantomSpec, write_phantom_patient
+
 REPO = Path(__file__).resolve().parents[1]
 IMAGES = REPO / "docs" / "images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -42,12 +44,31 @@ def command(*words: str) -> None:
 
 
 def report(folder: Path, picture: Path) -> None:
-    """The page of a synthetic cine, with the shipped weights and 8 members."""
-    command("-m", "cgdpm_med.apps.cli", "phantom", str(folder / "in"), "--cine")
-    (cine,) = (folder / "in").rglob("*_4d.nii.gz")
+    """The page of a synthetic cine of 8 frames and 7 slices, with the shipped weights and 8 members."""
+    spec = PhantomSpec(seed=3, shape=(144, 160, 7), spacing=(1.6, 1.6, 11.0), affine="plain", num_frames=8)
+    cine = write_phantom_patient(folder / "in", 901, spec, cine=True) / "patient901_4d.nii.gz"
     command("-m", "cgdpm_med.apps.cli", "segment", str(cine), str(folder / "out"))
     (page,) = (folder / "out").glob("*.html")
-    screenshot(page, picture, width=1200, height=1900)
+    screenshot(page, picture, width=900, height=1900)
+
+
+def refined_face(folder: Path, picture: Path) -> None:
+    """The page of a drawn face, made eight times finer in 20 steps by 8 members."""
+    command("scripts/drawn_face.py", str(folder / "face.png"))
+    refine(folder, folder / "face.png", picture, "--bundle", "face_sr_16_128", "--members", "8")
+
+
+def refined_heart(folder: Path, picture: Path) -> None:
+    """The page of a synthetic heart's end of diastole, made four times finer by 8 members."""
+    command("-m", "cgdpm_med.apps.cli", "phantom", str(folder / "in"))
+    refine(folder, sorted((folder / "in").rglob("*_frame01.nii.gz"))[0], picture, "--members", "8")
+
+
+def refine(folder: Path, image: Path, picture: Path, *options: str) -> None:
+    """``super-resolve`` one image; the page that it leaves."""
+    command("-m", "cgdpm_med.apps.cli", "super-resolve", str(image), str(folder / "out"), *options)
+    (page,) = (folder / "out").glob("*.html")
+    screenshot(page, picture, width=1100, height=760)
 
 
 def guidance(folder: Path, picture: Path) -> None:
@@ -87,6 +108,8 @@ def screenshot(page: Path, picture: Path, *, width: int, height: int) -> None:
 
 PICTURES: dict[str, Callable[[Path, Path], None]] = {
     "report.png": report,
+    "refined_face.png": refined_face,
+    "refined_heart.png": refined_heart,
     "guidance_two_modes.png": guidance,
     "demo.png": demo,
     "memory_volumes.png": memory,

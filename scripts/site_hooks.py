@@ -1,7 +1,7 @@
 """What mkdocs does not know by itself: notebooks as pages, and links to files that are not on the site.
 
 Named in mkdocs.yml. A link that leaves ``docs`` becomes one to ``extra.source``, if mkdocs.yml has that address, else
-text.
+text; one to a notebook leads to its page.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Links out of ``docs`` as links to the source."""
+    """Links out of ``docs`` as links to the source, those to notebooks as links to their pages."""
     return with_outward_links(markdown, page.file.src_uri, config["extra"].get("source"))
 
 
 def with_outward_links(markdown: str, page: str, source: str | None) -> str:
-    """The text of a page at a path below ``docs`` without links that leave it."""
+    """The text of a page at a path below ``docs`` without links that leave it or lead to a notebook's file."""
 
     def replace(match: re.Match[str]) -> str:
         text, target, anchor = match[1], match[2], match[3] or ""
         place = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), target))
         if place.startswith("docs/"):
-            return match[0]
+            return f"[{text}]({target.removesuffix('.ipynb')}.md{anchor})" if target.endswith(".ipynb") else match[0]
         return f"[{text}]({source}/{place}{anchor})" if source else text
 
     return LINK.sub(replace, markdown)

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/_env.sh
-prepare_environment
+prepare_environment '[dev,docs]'
 
 failed=()
 echo "== ruff check"

@@ -60,8 +60,11 @@ class Interrupted(SystemExit):
     """Raised where a signal found the program, so that every file being written is cleared away."""
 
 
+_THE_REST = {"segment": "; segment --continue does the rest", "train": "; the same command does the rest"}
+
+
 def _the_rest() -> str:
-    return "; segment --continue does the rest" if "segment" in sys.argv[1:2] else ""
+    return "".join(_THE_REST.get(command, "") for command in sys.argv[1:2])
 
 
 def _interrupt(number: int, frame: object) -> None:

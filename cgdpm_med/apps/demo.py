@@ -13,7 +13,7 @@ import numpy as np
 
 from cgdpm_med.console import CaseBar
 from cgdpm_med.data.acdc import ACDC_LABELS, acdc_patients
-from cgdpm_med.files import atomic_write
+from cgdpm_med.files import atomic_write, check_folder
 from cgdpm_med.heart.structures import LV
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter, choose_device
 from cgdpm_med.metrics.masks import dice_per_structure
@@ -54,6 +54,7 @@ def run_demo(
     """
     chosen = choose_device(device)
     out = Path(out)
+    check_folder(out)
     report("A synthetic cine study: a drawing with known answers, not a patient.")
     write_phantom_dataset(out / "phantom", patients=[patient])
     changes = {name: value for name, value in settings.items() if value is not None}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cgdpm_med import __version__
-from cgdpm_med.files import InputError, atomic_write, listed
+from cgdpm_med.files import InputError, atomic_write, check_place, listed
 from cgdpm_med.inference.bundles import bundle_path, list_bundles
 from cgdpm_med.models.export import Graph, arguments_of, as_onnx, exported, graphs_of, tensors_of
 from cgdpm_med.models.files import Model, load_model
@@ -59,13 +59,14 @@ def export_model(
         What ``model.json`` holds, and ``differences`` by file: None where onnxruntime is not installed.
 
     Raises:
-        InputError: for a file that is no model, a network that cannot be exported, a missing package, or a graph that
-            gives other numbers than torch. Nothing is written then.
+        InputError: for a file that is no model, a place that cannot be written to, a network that cannot be exported, a
+            missing package, or a graph that gives other numbers than torch. Nothing is written then.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise InputError(f"no graph is written as {listed(unknown)}", remedy=f"Choose {' or '.join(FORMATS)}")
     model = load_model(model_file(source))
+    check_place(Path(out))
     graphs = graphs_of(model)
     made = [one for graph in graphs for one in make(graph, other_arguments(model, graph), formats)]
     for one in made:

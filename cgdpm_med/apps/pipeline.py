@@ -6,7 +6,6 @@ everything else, so a study with a JSON is complete, whatever became of the proc
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from cgdpm_med.apps.study_run import (
 )
 from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.evaluation.calibration_file import Calibration
-from cgdpm_med.files import InputError, listed
+from cgdpm_med.files import InputError, check_folder, listed
 from cgdpm_med.inference.segmenter import Segmenter, choose_device, load_segmenter
 from cgdpm_med.report.records import save_cohort, study_record
 from cgdpm_med.runtime.engines import Engine, InProcess, Progress, about
@@ -123,17 +122,6 @@ def segment(
     if label_table:
         result["label_tables"] = [str(path) for path in write_label_tables(Path(output), labels)]
     return result
-
-
-def check_folder(folder: Path) -> None:
-    """Raises InputError when results could not be written, before hours of work go into them."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        what = "is a file" if folder.is_file() else f"cannot be written: {(error.strerror or str(error)).lower()}"
-        raise InputError(what, path=folder, remedy="Choose a folder that can be written to") from error
 
 
 def segment_all(

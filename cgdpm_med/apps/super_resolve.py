@@ -20,7 +20,7 @@ from cgdpm_med.apps.refined_volume import super_resolve_volume
 from cgdpm_med.apps.resolver import SuperResolver
 from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.data.transforms import case_name
-from cgdpm_med.files import InputError, sweep_temporaries
+from cgdpm_med.files import InputError, check_folder, sweep_temporaries
 from cgdpm_med.images import PICTURE_SUFFIXES, image_datalist
 from cgdpm_med.runtime.engines import Engine, InProcess, Progress, about, do_in_order
 from cgdpm_med.studies.cases import Case
@@ -34,7 +34,7 @@ from cgdpm_med.studies.folders import (
     volume_files,
 )
 from cgdpm_med.volumes import Spacing, check_spacing
-from cgdpm_med.volumes.formats import VOLUME_SUFFIXES
+from cgdpm_med.volumes.formats import PAIR_VOXELS, VOLUME_SUFFIXES, is_named
 
 
 def super_resolve(
@@ -74,12 +74,13 @@ def super_resolve_with(
     """:func:`super_resolve` by an engine, whose ``once`` made the resolvers.
 
     Raises:
-        InputError: when there is nothing to refine, or the engine cannot go on.
+        InputError: when there is nothing to refine, no place to write to, or the engine cannot go on.
     """
     check_spacing(spacing)
     cases = find_images(source, exclude=output)
     for line in left_out_lines(Path(source), _left_out(Path(source), Path(output))):
         warnings.warn(line, FolderWarning, stacklevel=2)
+    check_folder(Path(output))
     work = _Refining(resolvers, Path(output), spacing)
     with CaseBar("super-resolving", [case.key for case in cases]) as bar:
         answers = do_in_order(engine, work, cases, bar.update, partial(_show, bar))
@@ -149,16 +150,17 @@ def find_images(source: str | Path, *, exclude: str | Path | None = None) -> lis
         InputError: when there is none.
     """
     source = Path(source)
+    known = (*PICTURE_SUFFIXES, *VOLUME_SUFFIXES)
+    remedy = f"Give pictures or volumes named {', '.join(known)}"
     if source.is_file():
+        if not is_named(source, (*known, *PAIR_VOXELS)):
+            raise InputError("is named neither as a picture nor as a volume", path=source, remedy=remedy)
         return [Case(source, _name(source))]
     if not source.is_dir():
         raise InputError("there is no such file or folder", path=source, remedy="Check the path")
     files = _files(source, None if exclude is None else Path(exclude))
     if not files:
-        known = ", ".join((*PICTURE_SUFFIXES, *VOLUME_SUFFIXES))
-        raise InputError(
-            "holds no picture and no volume", path=source, remedy=f"Give pictures or volumes named {known}"
-        )
+        raise InputError("holds no picture and no volume", path=source, remedy=remedy)
     cases: dict[str, Case] = {}
     namesakes = []
     for path in files:

@@ -28,7 +28,7 @@ from cgdpm_med.datasets.plan import Plan, parse_settings, plan_page, read_plan, 
 from cgdpm_med.datasets.rehearsal import templates_of
 from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, planned_input
 from cgdpm_med.datasets.split import make_split, of_part
-from cgdpm_med.files import InputError, atomic_write
+from cgdpm_med.files import InputError, atomic_write, check_place
 from cgdpm_med.inference.segmenter import choose_device
 from cgdpm_med.runtime.free_memory import free_memory
 
@@ -145,7 +145,7 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
             text = text.replace("dataset_dir: ./data\n", f"dataset_dir: {_place_of(source, run)}\n")
             text = text.replace("\nseed: 0\n", f"\nseed: {wishes.seed or 0}\n")
         if name == "inference.yaml":
-            text = text.replace("\nmembers: 8\n", f"\nmembers: {planned.plan.members}\n")
+            text = sampled_as(planned.plan, text)
         _write(run / "configs" / name, text)
     _write_json(run / "configs" / "metadata.json", metadata(planned))
     _write_json(run / SPLIT, {**planned.parts, "trained_on": sorted(planned.parts["train"])})
@@ -159,6 +159,13 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
     _write_json(run / TASK, {**task, **names, **of_user, "fingerprint": asdict(planned.seen)})
     _write(run / "docs" / "README.md", planned.page + "\n" + (templates / "use.md").read_text(encoding="utf-8"))
     write_plan(planned.plan, run / PLAN)
+
+
+def sampled_as(plan: Plan, text: str) -> str:
+    """``inference.yaml`` with the plan's members and walk."""
+    text = text.replace("\nmembers: 8\n", f"\nmembers: {plan.members}\n")
+    walk = list(plan.timesteps) or "null"
+    return text.replace("\ntimesteps: null ", f"\ntimesteps: {walk} ")
 
 
 def _place_of(source: Path, run: Path) -> str:
@@ -253,6 +260,7 @@ def train(
         say(f"continuing {run}")
     else:
         _check_new(run)
+        check_place(run)
         planned = plan_dataset(source, wishes, device=device, say=say)
         write_run(planned, run, source, wishes)
         say(planned.page)

@@ -29,10 +29,13 @@ def read_dataset(path: str | Path) -> DataSet:
         InputError: for anything else, or a data set that cannot be used, naming the file.
     """
     path = Path(path)
+    remedy = "Give the folder of a data set, or a datalist as JSON"
     if path.is_file():
+        if path.suffix.lower() != ".json":
+            raise InputError("is no folder and no JSON file", path=path, remedy=remedy)
         return read_json_dataset(path)
     if not path.is_dir():
-        raise InputError("no such folder", path=path, remedy="Give the folder of a data set, or a datalist as JSON")
+        raise InputError("no such folder", path=path, remedy=remedy)
     if (path / "dataset.json").is_file():
         return read_json_dataset(path / "dataset.json")
     if (path / "images").is_dir() or any((path / name / "images").is_dir() for name in PART_FOLDERS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from cgdpm_med.datasets.fingerprint import Fingerprint
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.networks.levels import Levels, anisotropic_levels
 
+NOISE_LEVELS = 1000
+"""Of the templates' schedule."""
 INTENSITIES = ("percentiles", "fixed", "as it is")
 
 
@@ -44,6 +47,8 @@ class Plan:
         memory: bytes that the training takes at its peak, about.
         reasons: of the choices, by name.
         between: mm between working slices; 0 in 2D, where slices stay as they are.
+        dice_weight: of the Dice term in the loss, which decides what is doubtful; 0 leaves it open, as readers who
+            disagree have it.
     """
 
     dimensions: str
@@ -68,6 +73,8 @@ class Plan:
     memory: float = 0.0
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
     between: float = 0.0
+    dice_weight: float = 1.0
+    timesteps: tuple[int, ...] = ()
 
     @property
     def volumes(self) -> bool:
@@ -117,6 +124,8 @@ def check_plan(plan: Plan) -> Plan:
     )
     faults = {
         "values must be positive": min(*positive, *counts) <= 0 or plan.neighbours < 0,
+        "dice_weight is 0 or more": plan.dice_weight < 0,
+        "timesteps descend from 999 at most to 0 at least": not descends(plan.timesteps),
         **(_faults_in_3d(plan) if plan.volumes else _faults_in_2d(plan)),
         f"intensity is one of {', '.join(INTENSITIES)}": plan.intensity not in INTENSITIES,
         "patch_size is 1, 2, 4 or 8": plan.patch_size not in (1, 2, 4, 8),
@@ -126,6 +135,12 @@ def check_plan(plan: Plan) -> Plan:
     if wrong := [text for text, fault in faults.items() if fault]:
         raise InputError(f"this plan cannot be: {wrong[0]}", remedy="Correct --set")
     return plan
+
+
+def descends(timesteps: Sequence[int]) -> bool:
+    """Whether a walk from noise to mask can visit these."""
+    within = all(0 <= t < NOISE_LEVELS for t in timesteps)
+    return within and all(a > b for a, b in itertools.pairwise(timesteps))
 
 
 def _faults_in_2d(plan: Plan) -> dict[str, bool]:
@@ -217,6 +232,7 @@ def read_plan(path: str | Path) -> Plan:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         lists = {name: tuple(content[name]) for name in ("field", "crop", "widths")}
+        lists["timesteps"] = tuple(content.get("timesteps", ()))
         window = tuple(tuple(pair) for pair in content["window"])
         return check_plan(Plan(**{**content, **lists, "window": window}))
     except InputError:
@@ -252,7 +268,7 @@ def plan_page(seen: Fingerprint, plan: Plan, parts: Mapping[str, Sequence[str]],
         *([f"{plan.dimensions}: {why}.", ""] if (why := plan.reasons.get("dimensions")) else []),
         "| choice | value | why |",
         "| --- | --- | --- |",
-        *(f"| {key} | {_shown(getattr(plan, key))} | {plan.reasons.get(key, '')} |" for key in _shown_names(plan)),
+        *(f"| {key} | {_value_shown(plan, key)} | {plan.reasons.get(key, '')} |" for key in _shown_names(plan)),
         *_levels_shown(plan),
         "",
         f"The training takes about {plan.memory / 2**30:.1f} GiB of memory.",
@@ -263,6 +279,11 @@ def plan_page(seen: Fingerprint, plan: Plan, parts: Mapping[str, Sequence[str]],
 
 def _shown_names(plan: Plan) -> list[str]:
     return [name for name in SETTABLE if name not in ("dimensions", "neighbours" if plan.volumes else "between")]
+
+
+def _value_shown(plan: Plan, name: str) -> str:
+    value = getattr(plan, name)
+    return ", ".join(map(str, value)) or "-" if name == "timesteps" else _shown(value)
 
 
 def _levels_shown(plan: Plan) -> list[str]:

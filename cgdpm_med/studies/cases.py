@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from cgdpm_med.data.acdc import AcdcPatient, acdc_patient_folders, read_acdc_patient
 from cgdpm_med.data.transforms import case_name
 from cgdpm_med.files import InputError
+from cgdpm_med.images.pictures import PICTURE_SUFFIXES
 from cgdpm_med.studies.folders import (
+    PICTURES,
     Contents,
     FolderWarning,
     is_below,
@@ -26,12 +28,13 @@ from cgdpm_med.studies.folders import (
 from cgdpm_med.studies.map_names import OUTPUTS
 from cgdpm_med.studies.phases import cine_of, phase_pairs
 from cgdpm_med.volumes import Spacing, Volume, read_volume
-from cgdpm_med.volumes.formats import READABLE, files_of, is_dicom_file
+from cgdpm_med.volumes.formats import READABLE, files_of, is_dicom_file, is_named
 
 if TYPE_CHECKING:
     from cgdpm_med.volumes.dicom.stack import DicomStack
 
 CINES = "cines whose ED and ES frames are segmented"
+_FOR_PICTURES = "pictures need --bundle with a run that cgdpm-med train made from pictures"
 
 # --- inputs of a segmentation -----------------------------------------------------------------------------------------
 
@@ -176,6 +179,9 @@ def search(source: str | Path, *, exclude: str | Path | None = None, series: Col
     if not source.is_dir():
         if is_dicom_file(source):
             raise InputError("is one DICOM file", path=source, remedy="Give the folder of its series")
+        if is_named(source, PICTURE_SUFFIXES):
+            what = "is a picture, and this model reads volumes"
+            raise InputError(what, path=source, remedy=f"Give {READABLE}; {_FOR_PICTURES}")
         return Found([Case(source, _without_channel(case_name(source)))], {})
     outside = None if exclude is None else Path(exclude)
     contents = survey(source, outside)
@@ -206,7 +212,8 @@ def _nothing(source: Path, exclude: Path | None, contents: Contents) -> InputErr
     if contents.left_out:
         left = "; ".join(f"{len(paths)} {reason}" for reason, paths in contents.left_out.items())
         what = f"holds no .nii or .nii.gz file or other volume to segment, only {left}"
-    return InputError(what, path=source, remedy=f"Give {READABLE}, a DICOM series, or a folder of them")
+    pictures = f"; {_FOR_PICTURES}" if PICTURES in contents.left_out else ""
+    return InputError(what, path=source, remedy=f"Give {READABLE}, a DICOM series, or a folder of them{pictures}")
 
 
 def _paired_phases(scans: list[Case], contents: Contents) -> list[Case]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cgdpm_med.console import progress_bar
+from cgdpm_med.console import end, progress_bar
 from cgdpm_med.diffusion.targets import Target
 from cgdpm_med.inference.predictor import DiffusionPredictor
 
@@ -119,7 +119,7 @@ class Progress:
 
     def _stop(self, engine: Any) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            end(self.bar)
             self.bar = None
 
     def _fail(self, engine: Any, error: BaseException) -> None:

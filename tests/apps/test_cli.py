@@ -47,7 +47,8 @@ def test_info_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     info = json.loads(capsys.readouterr().out)
     assert info["cgdpm_med"] == cgdpm_med.__version__
     assert info["python"] == platform.python_version()
-    assert info["packages"]["torch"] == torch.__version__
+    # "2.8.0" of a wheel that calls itself "2.8.0+cu128"
+    assert info["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     digest = hashlib.sha256(b"weights").hexdigest()
     assert info["bundles"] == [{"name": "some_task", "version": "4.5.6", "weights": {"model.pt": digest}}]
 
@@ -140,6 +141,19 @@ def test_phantom_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     out.write_text("not a folder", encoding="utf-8")
     assert run(monkeypatch, "phantom", str(out)) == 1
     assert out.read_text(encoding="utf-8") == "not a folder"
+
+
+@pytest.mark.parametrize("command", [("phantom",), ("demo",), ("export", "model.pt")], ids=lambda words: words[0])
+def test_a_file_where_the_results_should_go(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cgdpm_med.apps.export.load_model", lambda path: path)
+    (tmp_path / "file").write_text("mine")
+    assert run(monkeypatch, *command, tmp_path / "file") == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "file: is a file. Choose a folder" in errors[0]
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 # --- segment, evaluate, demo ------------------------------------------------------------------------------------------

@@ -161,10 +161,17 @@ def test_a_json_of_others_names_no_results(tmp_path: Path) -> None:
 
 def test_pictures_are_left_out_and_nothing_else_is_no_answer(tmp_path: Path) -> None:
     put(tmp_path / "a.png")
-    with pytest.raises(InputError, match=r"holds no \.nii.*1 pictures"):
+    with pytest.raises(InputError, match=r"holds no \.nii.*1 pictures.*--bundle"):
         find_cases(tmp_path)
     save(tmp_path / "a.nii.gz")
     assert found(tmp_path) == (["a"], {PICTURES: ["a.png"]}, {})
+
+
+@pytest.mark.parametrize("name", ["photo.JPG", "größe 1.png", "cell.tif"])
+def test_a_picture_by_itself_needs_a_run(name: str, tmp_path: Path) -> None:
+    put(tmp_path / name)
+    with pytest.raises(InputError, match=r"is a picture.*NIfTI.*--bundle.*cgdpm-med train"):
+        find_cases(tmp_path / name)
 
 
 def test_a_warning_names_each_reason_once(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_spacing_by_hand_counts_for_millilitres_and_for_continue(
     capsys.readouterr()
     for options, skipped in ((("--spacing", "1.25,1.4,4"), True), ((), False), ((), True), (("--flip-slices",), False)):
         record = segment(monkeypatch, source, out, "--continue", *options)
-        assert ("1 complete before" in capsys.readouterr().out) == skipped
+        assert ("1 study complete before" in capsys.readouterr().out) == skipped
     assert record["made_with"]["settings"]["spacing"] == "auto"
 
 

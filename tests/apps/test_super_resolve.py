@@ -344,11 +344,21 @@ def test_a_folder_is_mirrored_and_bad_files_are_reported(tmp_path: Path, capsys:
     assert "x.tif: has the name of x.png" in errors
 
 
+def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="is a file"):
+        super_resolve(resolver(), tmp_path / "a.png", tmp_path / "file")
+
+
 def test_nothing_to_refine(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no picture and no volume"):
         find_images(tmp_path)
     with pytest.raises(InputError, match="no such file or folder"):
         find_images(tmp_path / "absent")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"neither as a picture nor as a volume.*\.png"):
+        find_images(tmp_path / "notes.txt")
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from command import run
 from data_sets import picture
 from PIL import Image
 from typer.testing import CliRunner
@@ -129,6 +132,8 @@ def test_two_channels_two_classes_in_volumes(nnunet: Path, tmp_path: Path) -> No
     source = nib.load(nnunet / "imagesTs" / "case_3_0000.nii.gz")  # type: ignore[attr-defined]
     assert made.shape == source.shape
     np.testing.assert_allclose(made.affine, source.affine)
+    with pytest.raises(InputError, match="is a file"):
+        segment_folder(segmenter, nnunet / "imagesTs", nnunet / "dataset.json")
 
 
 def test_plan_measures_hours_and_refuses_too_few(blobs: Path) -> None:
@@ -153,6 +158,33 @@ def test_a_folder_of_something_else_is_left_alone(blobs: Path, tmp_path: Path) -
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="something else"):
         train(blobs, tmp_path / "run", QUICK)
+
+
+@pytest.mark.parametrize("place", ["file/run", "/proc/cgdpm_med_run"])
+def test_a_place_that_cannot_be_written_is_told_before_any_measurement(place: str, blobs: Path, tmp_path: Path) -> None:
+    if place.startswith("/proc") and not Path("/proc/self").is_dir():
+        pytest.skip("no file system on which not even root may create a folder")
+    (tmp_path / "file").write_text("mine")
+    said: list[str] = []
+    with pytest.raises(InputError, match="can be written to"):
+        train(blobs, tmp_path / place, Wishes(hours=0.05), say=said.append)
+    assert said == []
+
+
+def test_an_interrupt_says_how_to_go_on(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cgdpm_med.apps.train.run_stages", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert run(monkeypatch, "train", str(blobs), str(tmp_path / "run"), "--device", "cpu", "--iterations", "3") == 130
+    assert "interrupted" in (last := capsys.readouterr().err.splitlines()[-1])
+    assert "same command" in last
+
+
+def test_bad_data_leave_no_folder_behind(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputError, match="holds no data set"):
+        train(tmp_path / "data", tmp_path / "new" / "run", QUICK)
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_command_plans_and_refuses_options_for_hearts(blobs: Path, tmp_path: Path) -> None:

@@ -43,7 +43,16 @@ IMAGENET = ("imagenet_sr_64_256", "imagenet_sr_128_512")
 BUNDLES = (*FACES, *IMAGENET)
 # in which two sizes of a bundle differ: pixels, the network, the budget, and the names of ADM's files
 VALUES = {"size", "channels", "attention_levels", "num_res_blocks", "epochs", "iterations", "batch_size", "warmup"}
-VALUES |= {"learning_rate", "ema_momentum", "held_out", "cached", "workers", "max_batch"}
+VALUES |= {
+    "learning_rate",
+    "ema_momentum",
+    "timestep_power",
+    "patch_size",
+    "held_out",
+    "cached",
+    "workers",
+    "max_batch",
+}
 VALUES |= {"weights", "initial_weights", "model"}
 CLASSES = {"n00000001": 0, "n00000002": 1}
 SIZE, FACTOR = 16, 4  # of configs/sr_smoke.yaml

@@ -130,11 +130,16 @@ def picture(folder: Path) -> dict[str, Summary]:
 
 def residual_picture(folder: Path) -> dict[str, Summary]:
     """The same by weights that predict the residual, as the bundle has it."""
-    return _members(folder)
+    return _members(folder, **AS_RECORDED_FACES)
 
 
+AS_RECORDED_FACES: dict[str, Any] = {"patch_size": 2, "attention_levels": [False, False, False, True]}
+"""Of the face bundle's network when the record was made."""
+UNIFORM: dict[str, Any] = {"loss#timesteps": "$cgdpm_med.diffusion.losses.uniform_timesteps"}
+"""How its training drew t."""
 # of version 0.1
 PICTURE_ITSELF: dict[str, Any] = {
+    **AS_RECORDED_FACES,
     "target": {"_target_": "cgdpm_med.ImageTarget", "channels": 3, "factor": "@factor"},
     "prediction_type": "v_prediction",
     "attention_levels": [False, False, True, True],
@@ -177,22 +182,20 @@ def cardiac_training(folder: Path) -> dict[str, Any]:
 def face_training(folder: Path) -> dict[str, Any]:
     """Four steps of stage 1 of super-resolution, and two of stage 2, with the settings of version 0.1."""
     optimiser = {"learning_rate": 2e-4, "warmup": 500, "ema_momentum": 0.0005}
-    chosen = {name: value for name, value in PICTURE_ITSELF.items() if name != "attention_levels"}
+    chosen = {name: value for name, value in PICTURE_ITSELF.items() if name not in AS_RECORDED_FACES}
     return _face_training(folder, shrink=None, **optimiser, **chosen)
 
 
 def residual_training(folder: Path) -> dict[str, Any]:
     """The same as the bundle has it: residuals, and pictures of several scales."""
-    return _face_training(folder)
+    return _face_training(folder, learning_rate=5e-4, ema_momentum=0.002)
 
 
 def _face_training(folder: Path, **settings: Any) -> dict[str, Any]:
     _write_pictures(folder / "in")
     common: dict[str, Any] = {"dataset_dir": str(folder / "in"), "val_interval": 2, **settings}
-    found = _trained(FACES, folder / "out", "sr_smoke", epochs=2, iterations=2, **common)
-    second: dict[str, Any] = {"denoiser_weights": str(folder / "out" / "model.pt")}
-    if "learning_rate" in settings:
-        second["learning_rate"] = 1e-4
+    found = _trained(FACES, folder / "out", "sr_smoke", epochs=2, iterations=2, **UNIFORM, **common)
+    second: dict[str, Any] = {"denoiser_weights": str(folder / "out" / "model.pt"), "learning_rate": 1e-4}
     names = ("train", "train_guidance")
     return found | _trained(FACES, folder / "guide", "sr_smoke", names, **{**common, **second})
 

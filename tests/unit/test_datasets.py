@@ -114,6 +114,8 @@ def test_monai_datalist_keeps_its_parts(pictures: Path) -> None:
     content = {"training": items[:2], "validation": items[2:3], "testing": items[3:]}
     (pictures / "list.json").write_text(json.dumps(content))
     dataset = read_dataset(pictures / "list.json")
+    with pytest.raises(InputError, match="no folder and no JSON"):
+        read_dataset(pictures / "images" / "p0.png")
     assert [example.part for example in dataset.examples] == ["train", "train", "validation", "test"]
     assert dataset.labels == ("foreground",)
 

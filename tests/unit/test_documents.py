@@ -79,6 +79,22 @@ def test_scripts_that_pages_run_exist() -> None:
     assert [name for name in named if not (REPO / name).is_file()] == []
 
 
+def prose(page: Path) -> str:
+    """The text of a page, or of a notebook's pages."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: page.stem)
+def test_links_lead_to_files_of_the_repository(page: Path) -> None:
+    """Who reads in the repository meets files, not the pages that the site makes of them."""
+    targets = re.findall(r"\]\((?!\w+:)([^)#\s]+)", prose(page))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
 def test_the_front_page_leads_everywhere() -> None:
     text = (REPO / "docs" / "index.md").read_text(encoding="utf-8")
     for page in ("scaling", "integration", "own_data", "export", "api", "concepts", "architecture"):
@@ -97,6 +113,7 @@ def test_a_link_out_of_the_documents_is_text_or_source() -> None:
     assert "[a file](https://example.org/tree/cgdpm_med/files.py#L3)" in linked
     inside = hooks.with_outward_links("[a page](../train.md)", "tutorials/a.md", None)
     assert inside == "[a page](../train.md)"
+    assert hooks.with_outward_links("[n](tutorials/a.ipynb#b)", "index.md", None) == "[n](tutorials/a.md#b)"
 
 
 def test_a_notebook_becomes_a_page_with_what_it_printed_and_drew() -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from data_sets import volume
 from fingerprints import PICTURES
 
+import cgdpm_med.datasets
 from cgdpm_med import InputError
+from cgdpm_med.apps.train import sampled_as
 from cgdpm_med.datasets.choices import make_plan
 from cgdpm_med.datasets.dataset import DataSet, Example
 from cgdpm_med.datasets.fingerprint import centred_reach, fingerprint, piece_diameters
@@ -174,15 +177,43 @@ def test_settings_that_cannot_be_read(text: str, word: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["spacing=-1", "spacing=0", "patch_size=0", "crop=50,50", "widths=33", "intensity=log", "patch_size=3", "flip=2"],
+    [
+        "spacing=-1",
+        "spacing=0",
+        "patch_size=0",
+        "crop=50,50",
+        "widths=33",
+        "intensity=log",
+        "patch_size=3",
+        "flip=2",
+        "dice_weight=-1",
+        "timesteps=1000,5",
+        "timesteps=5,5",
+        "timesteps=5,900",
+        "timesteps=9,-1",
+    ],
 )
 def test_settings_that_cannot_be(text: str) -> None:
     with pytest.raises(InputError, match="cannot be"):
         make_plan(PICTURES, given=parse_settings([text]))
 
 
+@pytest.mark.parametrize("walk", [(), (999, 800, 0)])
+def test_a_run_samples_as_its_plan_says(walk: tuple[int, ...]) -> None:
+    template = Path(cgdpm_med.datasets.__path__[0]) / "templates" / "inference.yaml"
+    plan = replace(make_plan(PICTURES), members=3, timesteps=walk)
+    written = yaml.safe_load(sampled_as(plan, template.read_text(encoding="utf-8")))
+    assert (written["members"], written["timesteps"]) == (3, list(walk) or None)
+
+
+def test_the_page_shows_the_walk() -> None:
+    parts = {"train": ["a"], "validation": ["b"], "test": ["c"]}
+    page = plan_page(PICTURES, make_plan(PICTURES, given=parse_settings(["timesteps=999,800"])), parts, "pictures")
+    assert "| timesteps | 999, 800 | given |" in page
+
+
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:
-    plan = make_plan(HEARTS)
+    plan = make_plan(HEARTS, given=parse_settings(["timesteps=999,500"]))
     write_plan(plan, tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == plan
     (tmp_path / "plan.json").write_text("{}")

@@ -33,8 +33,10 @@ def phantom(
     as_json: AsJson = False,
 ) -> None:
     """Write synthetic short-axis cine studies, with their masks, in ACDC's folder layout."""
+    from cgdpm_med.files import check_folder
     from cgdpm_med.phantom import write_phantom_dataset
 
+    check_folder(out)
     folders = [str(folder) for folder in write_phantom_dataset(out, patients=patients, seed=seed, cine=cine)]
     if as_json:
         print_json({"patients": folders})

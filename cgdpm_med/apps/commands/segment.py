@@ -190,7 +190,8 @@ def _report_segmented(result: Any, out: Path, as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
-        skipped = f", {len(result['skipped'])} complete before" if result["skipped"] else ""
+        count = len(result["skipped"])
+        skipped = f", {count} {'study' if count == 1 else 'studies'} complete before" if count else ""
         typer.echo(f"{len(result['cases'])} segmented, {len(result['failed'])} failed{skipped}; results in {out}")
     exit_code(result["failed"])
 
