@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cgdpm_med.datasets.fingerprint import Fingerprint
+from cgdpm_med.diffusion.sampling import check_timesteps
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.networks.levels import Levels, anisotropic_levels
 
@@ -125,7 +125,7 @@ def check_plan(plan: Plan) -> Plan:
     faults = {
         "values must be positive": min(*positive, *counts) <= 0 or plan.neighbours < 0,
         "dice_weight is 0 or more": plan.dice_weight < 0,
-        "timesteps descend from 999 at most to 0 at least": not descends(plan.timesteps),
+        "timesteps are different numbers from 0 to 999": not is_walk(plan.timesteps),
         **(_faults_in_3d(plan) if plan.volumes else _faults_in_2d(plan)),
         f"intensity is one of {', '.join(INTENSITIES)}": plan.intensity not in INTENSITIES,
         "patch_size is 1, 2, 4 or 8": plan.patch_size not in (1, 2, 4, 8),
@@ -137,10 +137,12 @@ def check_plan(plan: Plan) -> Plan:
     return plan
 
 
-def descends(timesteps: Sequence[int]) -> bool:
-    """Whether a walk from noise to mask can visit these."""
-    within = all(0 <= t < NOISE_LEVELS for t in timesteps)
-    return within and all(a > b for a, b in itertools.pairwise(timesteps))
+def is_walk(timesteps: Sequence[int]) -> bool:
+    """Whether sampling can visit these; none stand for its own choice."""
+    try:
+        return not timesteps or bool(check_timesteps(timesteps, NOISE_LEVELS))
+    except ValueError:
+        return False
 
 
 def _faults_in_2d(plan: Plan) -> dict[str, bool]:

@@ -189,7 +189,6 @@ def test_settings_that_cannot_be_read(text: str, word: str) -> None:
         "dice_weight=-1",
         "timesteps=1000,5",
         "timesteps=5,5",
-        "timesteps=5,900",
         "timesteps=9,-1",
     ],
 )
