@@ -130,6 +130,19 @@ def test_the_gpu_recipe_trains_and_infers(phantoms: Path, tmp_path: Path) -> Non
     assert len(list((tmp_path / "out").rglob("*_entropy.nii.gz"))) == 6
 
 
+def test_fewer_steps_are_learned_from_the_weights_of_a_run(phantoms: Path, trained: Path, tmp_path: Path) -> None:
+    teacher, run = trained / "model.pt", tmp_path / "run"
+    small = {"initial_weights": str(teacher), "phantom_folders": [], "iterations": 2, "epochs": 1, "val_interval": 1}
+    train(phantoms, run, "finetune", "train_distillation", **small).run()
+    student = load_model(run / "model.pt")
+    assert student.description.training.patients == (f"patient{TRAIN:03d}",)
+    before = load_model(teacher).network.state_dict()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in student.network.state_dict().items())
+    given = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path / "out"), "steps": None, "timesteps": [999, 666]}
+    workflow("infer", "inference", weights=str(run / "model.pt"), **given).run()
+    assert len(list((tmp_path / "out").rglob("*_entropy.nii.gz"))) == 6
+
+
 def test_monai_finds_what_its_applications_need(phantoms: Path, trained: Path, tmp_path: Path) -> None:
     given = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path / "out")}
     for names in (("inference",), ("inference", "evaluate")):
