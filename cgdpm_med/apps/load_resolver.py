@@ -106,6 +106,7 @@ def load_resolver(
     weights: str | Path | None,
     bundle: str | Path | None = None,
     *,
+    factor: int | None = None,
     class_index: int | None = None,
     window: int | None = None,
     device: str = "auto",
@@ -115,14 +116,15 @@ def load_resolver(
 
     Args:
         weights: None is the bundle's own.
+        factor: fine pixels per pixel, for a bundle with weights for several.
         class_index: of the images, for networks that have classes.
         window: side of the network's field; None is the bundle's own, or 256 for ADM weights.
         device: see :func:`~cgdpm_med.inference.segmenter.choose_device`.
         settings: keys of the bundle's configuration, or of the predictor; None keeps the default.
 
     Raises:
-        InputError: for weights, a class or a device that cannot be used, a bundle without weights, or guidance without
-            a bundle.
+        InputError: for weights, a class or a device that cannot be used, weights of another factor, a bundle without
+            weights, or guidance without a bundle.
     """
     chosen = choose_device(device)
     if bundle is not None:
@@ -134,16 +136,29 @@ def load_resolver(
         own = {} if weights is None else {"weights": str(weights)}
         if weights is None:
             _check_has_weights(bundle)
-        return SuperResolver.from_bundle(bundle, **own, device=chosen, **changes)
+            changes |= {} if factor is None else {"factor": factor}
+        return of_factor(factor, SuperResolver.from_bundle(bundle, **own, device=chosen, **changes))
     if weights is None:
         raise InputError("there is neither a bundle nor weights", remedy="Give --bundle NAME")
     if "guidance_scale" in changes or "guidance_weights" in changes:
         remedy = "Give --bundle, for ADM's weights imagenet_sr_64_256 or imagenet_sr_128_512"
         raise InputError("only a bundle says what its guidance network looks like", remedy=remedy)
     try:
-        return SuperResolver.from_adm(weights, class_index, device=chosen, **changes)
+        return of_factor(factor, SuperResolver.from_adm(weights, class_index, device=chosen, **changes))
     except ValueError as error:
         raise _of_option(error) from error
+
+
+def of_factor(factor: int | None, resolver: SuperResolver) -> SuperResolver:
+    """The resolver, where it refines so many times or nothing was said of it.
+
+    Raises:
+        InputError: for another factor.
+    """
+    if factor not in (None, resolver.factor):
+        what = f"refines {resolver.factor} times, not {factor}"
+        raise InputError(what, path=resolver.weights, remedy="Leave out --factor, or give weights of that factor")
+    return resolver
 
 
 def _check_has_weights(bundle: str | Path) -> None:

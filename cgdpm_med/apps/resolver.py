@@ -26,6 +26,7 @@ from cgdpm_med.networks.unet import ConditionalUNet
 ADM_WINDOW = 256
 _OPTIONS = {
     "class_index": "--class-index",
+    "factor": "--factor",
     "guidance_weights": "--guidance-weights",
     "project": "--project",
 }

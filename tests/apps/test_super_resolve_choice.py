@@ -125,6 +125,36 @@ def test_weights_of_ones_own_replace_those_of_the_bundle_for_volumes(tmp_path: P
     assert "--bundle" in str(result.exception)
 
 
+def test_a_bundle_may_have_weights_for_several_factors(shipped: Path, tmp_path: Path) -> None:
+    four_times(shipped, tmp_path)
+    scan = volume(tmp_path / "scan.nii")
+    for options, shape in (((), (14, 16, 2)), (("--factor", 2), (14, 16, 2)), (("--factor", 4), (28, 32, 2))):
+        out = tmp_path / f"out{len(options)}{shape[0]}"
+        assert run(scan, out, *options).exit_code == 0
+        assert nib.load(out / "scan.nii.gz").shape == shape
+
+
+def test_factors_that_a_bundle_has_not_are_refused(shipped: Path, tmp_path: Path) -> None:
+    scan = volume(tmp_path / "scan.nii")
+    assert "Leave out --factor" in str(run(scan, tmp_path / "out", "--factor", 4).exception)  # no such key
+    own = four_times(shipped, tmp_path)
+    assert "model_3x.pt" in str(run(scan, tmp_path / "out", "--factor", 3).exception)
+    error = str(run(scan, tmp_path / "out", "--factor", 2, "--weights", own).exception)
+    assert "refines 4 times, not 2" in error
+    assert not (tmp_path / "out").exists()
+
+
+def four_times(bundle: Path, folder: Path) -> Path:
+    """Give a bundle that refines two times weights for four; where they are."""
+    own = small_bundle(folder / "four", SCANS, factor=4) / "models" / "model.pt"
+    config = bundle / "configs" / "inference.yaml"
+    text = config.read_text()
+    several = "'model.pt' if @factor == 2 else 'model_' + str(@factor) + 'x.pt'"
+    weights = f"factor: 2\nweights: \"$@bundle_root + '/models/' + ({several})\"\n"
+    config.write_text(re.sub("^weights:.*\n", weights, text, flags=re.MULTILINE))
+    return own.rename(bundle / "models" / "model_4x.pt")
+
+
 @pytest.mark.usefixtures("shipped")
 def test_several_samples_in_one_step_are_remarked_upon(tmp_path: Path) -> None:
     scan = volume(tmp_path / "scan.nii")

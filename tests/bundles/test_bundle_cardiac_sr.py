@@ -66,6 +66,15 @@ def test_a_model_file_says_how_slices_are_brought_in(weights: Path) -> None:
     assert not model.target.clip
 
 
+def test_two_times_are_trained_by_a_file_on_top(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path, "train_2x.yaml", val_interval=1)
+    model = load_model(tmp_path / "model.pt")
+    assert model.target.size_factor == 2
+    assert model.input.spacing == (2.7, 3.9)
+    resolver = SuperResolver.from_bundle(BUNDLE, weights=str(tmp_path / "model.pt"), device="cpu")
+    assert resolver(torch.zeros(1, 1, 20, 24), keys=["a"]).shape[-2:] == (40, 48)
+
+
 def test_monai_finds_what_its_applications_need(weights: Path, tmp_path: Path) -> None:
     settings = {"bundle_root": str(BUNDLE), "dataset_dir": str(tmp_path), "weights": str(weights), "cases": []}
     flow = ConfigWorkflow(str(CONFIGS / "inference.yaml"), workflow_type="infer", logging_file=False, **settings)

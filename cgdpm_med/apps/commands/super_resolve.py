@@ -47,6 +47,12 @@ def super_resolve(
         Path | None,
         typer.Option(help="Weights of the bundle, or without one an ADM upsampler's.", show_default="the bundle's"),
     ] = None,
+    factor: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="How many times finer, of a bundle with weights for several.", show_default="4 of cardiac_sr"
+        ),
+    ] = None,
     class_index: Annotated[
         int | None, typer.Option(min=0, help="ImageNet class of the images, for ADM weights.")
     ] = None,
@@ -104,6 +110,7 @@ def super_resolve(
         kinds_of(find_images(reachable(source, dask), exclude=out)),
         weights and reachable(weights, dask),
         bundle and reachable_bundle(bundle, dask),
+        factor=factor,
         class_index=class_index,
         window=window,
         device=device,
