@@ -135,6 +135,7 @@ def test_fewer_steps_are_learned_from_the_weights_of_a_run(phantoms: Path, train
     small = {"initial_weights": str(teacher), "phantom_folders": [], "iterations": 2, "epochs": 1, "val_interval": 1}
     train(phantoms, run, "finetune", "train_distillation", **small).run()
     student = load_model(run / "model.pt")
+    assert student.description.training is not None
     assert student.description.training.patients == (f"patient{TRAIN:03d}",)
     before = load_model(teacher).network.state_dict()
     assert any(not torch.equal(tensor, before[name]) for name, tensor in student.network.state_dict().items())
