@@ -40,6 +40,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     VERSION_0_1: {"steps": 4, "timesteps": None, "shared_first_step": False, **GUIDED},
     "999 666 333": {"timesteps": [999, 666, 333], **SHARED},
     "999 666 333, guided": {"timesteps": [999, 666, 333], "shared_first_step": True, **GUIDED},
+    "999 666, distilled": {"timesteps": [999, 666], **SHARED},
+    "999 666": {"timesteps": [999, 666], "weights": "$@denoiser_weights", **SHARED},
     "999 700": {"timesteps": [999, 700], **SHARED},
     "999 750 400": {"timesteps": [999, 750, 400], **SHARED},
     "999 850 600": {"timesteps": [999, 850, 600], **SHARED},

@@ -51,7 +51,7 @@ def info_lines(info: dict[str, Any]) -> list[str]:
 def model_lines(said: dict[str, Any]) -> list[str]:
     """What :func:`~cgdpm_med.models.files.describe_file` returned as aligned lines of text."""
     training, labels = said["training"], said["labels"]
-    rows = [("kind", said["kind"] if said["denoiser"] is None else f"guidance of the denoiser {said['denoiser'][:16]}")]
+    rows = [("kind", _kind(said))]
     rows += [(part, _one_line(said[part])) for part in ("network", "target", "schedule")]
     rows.append(("parameters", str(said["parameters"])))
     rows.append(("input", ", ".join(f"{name} {_one_line(value)}" for name, value in said["input"].items())))
@@ -64,6 +64,14 @@ def model_lines(said: dict[str, Any]) -> list[str]:
     rows.append(("digest", said["digest"]))
     width = max(len(label) for label, _ in rows)
     return [f"{label:<{width}}  {value}" for label, value in rows]
+
+
+def _kind(said: dict[str, Any]) -> str:
+    if said["denoiser"] is not None:
+        return f"guidance of the denoiser {said['denoiser'][:16]}"
+    if walk := said.get("walk"):
+        return f"denoiser at the timesteps {', '.join(map(str, walk))}, distilled from {said['teacher'][:16]}"
+    return str(said["kind"])
 
 
 def _one_line(value: Any) -> str:
@@ -92,5 +100,5 @@ def _describe_bundle(folder: Path) -> dict[str, Any]:
     return {
         "name": folder.name,
         "version": metadata.get("version", "unknown"),
-        "weights": {path.name: weights_digest(path) for path in weights},
+        "weights": {path.relative_to(folder / "models").as_posix(): weights_digest(path) for path in weights},
     }

@@ -141,12 +141,20 @@ class RegionInferer(Inferer):
         smallest: least side of the region.
         multiple: sides are rounded up to this.
         scout_steps: steps of the scout's single member.
+        scout_timesteps: that it visits instead, for a network that knows no others.
     """
 
     def __init__(
-        self, inferer: Inferer, margin: int = 16, smallest: int = 96, multiple: int = 16, scout_steps: int = 2
+        self,
+        inferer: Inferer,
+        margin: int = 16,
+        smallest: int = 96,
+        multiple: int = 16,
+        scout_steps: int = 2,
+        scout_timesteps: Sequence[int] | None = None,
     ) -> None:
         self.inferer, self.scout_steps = inferer, scout_steps
+        self.scout_timesteps = None if scout_timesteps is None else tuple(scout_timesteps)
         self.margin, self.smallest, self.multiple = margin, smallest, multiple
 
     def __call__(self, inputs: Tensor, network: DiffusionPredictor, *args: Any, **kwargs: Any) -> Tensor:
@@ -154,7 +162,9 @@ class RegionInferer(Inferer):
         if inputs.shape[0] != 1:
             raise ValueError(f"a region belongs to one volume; got a batch of {inputs.shape[0]}")
         scout = copy.copy(network)
-        scout.sampling = replace(network.sampling, members=1, steps=self.scout_steps, start=None, timesteps=None)
+        scout.sampling = replace(
+            network.sampling, members=1, steps=self.scout_steps, start=None, timesteps=self.scout_timesteps
+        )
         first = torch.as_tensor(self.inferer(inputs, scout, *args, **kwargs))[0, 0]
         place = self.region(first > 0.5 if network.out_channels == 1 else first < 0.5)
         if place is None:

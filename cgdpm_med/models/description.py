@@ -241,6 +241,8 @@ class ModelDescription:
         labels: of the classes 1, 2, …; none where no mask is made.
         training: None where it is not known.
         denoiser: of a guidance network, the digest of the tensors it guides.
+        walk: of a distilled network, the timesteps of the only walk that it knows; else ().
+        teacher: of a distilled network, the digest of the denoiser whose longer walk it has learned.
         precision: of the floating-point tensors in the file; read, they are float32.
         rounded_from: where they were rounded to that precision, the digest of what they were before: a guidance network
             that was trained on those guides these too.
@@ -255,6 +257,8 @@ class ModelDescription:
     labels: tuple[Label, ...] = ()
     training: TrainingData | None = None
     denoiser: str | None = None
+    walk: tuple[int, ...] = ()
+    teacher: str | None = None
     precision: str = "float32"
     rounded_from: str | None = None
     versions: Mapping[str, str] = field(default_factory=versions)
@@ -266,6 +270,9 @@ class ModelDescription:
             raise ValueError(f"the precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         if (self.kind == "guidance") != (self.denoiser is not None):
             raise ValueError("a guidance network, and no other, names the denoiser it guides")
+        object.__setattr__(self, "walk", tuple(self.walk))
+        if bool(self.walk) != (self.teacher is not None) or (self.walk and self.kind == "guidance"):
+            raise ValueError("a distilled denoiser, and no other network, has a walk and a teacher")
 
     @property
     def channel_names(self) -> dict[str, str]:
@@ -287,6 +294,8 @@ class ModelDescription:
         """In plain values that JSON and ``torch.load(weights_only=True)`` take."""
         kind = next(name for name, chosen in INPUTS.items() if isinstance(self.input, chosen))
         content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if not self.walk:  # version 0.2 knows neither, and shall read what is not distilled
+            del content["walk"], content["teacher"]
         return {**content, "input": {"kind": kind, **content["input"]}}
 
     @classmethod

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from cgdpm_med.diffusion.guidance import ScaledGuide, guidance_weighting
+from cgdpm_med.diffusion.sampling import Sampling
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskTarget, Target
 from cgdpm_med.files import InputError, atomic_write
@@ -95,6 +96,23 @@ class Model:
         """Of the tensors; see :func:`~cgdpm_med.models.weights.digest_of`."""
         return weights_digest(self.path)
 
+    @property
+    def walk(self) -> tuple[int, ...]:
+        """Timesteps of the only walk that a distilled network knows; () for a denoiser of every t."""
+        return self.description.walk
+
+    def denoiser(self, sampling: Sampling) -> nn.Module:
+        """The network as a denoiser of x_0, for samples that are drawn so.
+
+        Raises:
+            InputError: where the network was distilled for another walk: at other timesteps it is no denoiser.
+        """
+        if self.walk and (sampling.timesteps != self.walk or sampling.method != "ddim" or sampling.eta):
+            visited = ", ".join(map(str, self.walk))
+            what = f"was distilled for DDIM at the timesteps {visited}, and knows no other walk"
+            raise InputError(what, path=self.path, remedy="Leave out other steps, or give the weights of its teacher")
+        return self.target.denoiser(self.network)
+
     def guide(self, path: str | Path) -> ScaledGuide:
         """The guidance network of this denoiser from its file.
 
@@ -126,6 +144,8 @@ def describe(
     labels: Sequence[Any] = (),
     training: TrainingData | None = None,
     guides: str | Path | None = None,
+    walk: Sequence[int] = (),
+    teacher: str | Path | None = None,
 ) -> ModelDescription:
     """The description of a network that is about to be trained.
 
@@ -134,6 +154,7 @@ def describe(
         input: what the network sees, or its fields with a ``kind``, "volume" or "picture".
         labels: of the classes 1, 2, …: names, or tables with name and colour.
         guides: where ``network`` is a guidance network, the file of its denoiser.
+        walk, teacher: where it is distilled, the timesteps that it visits and the file of the denoiser it learns from.
 
     Raises:
         InputError: for parts that do not fit together, a network that its description would not make again, or a
@@ -149,6 +170,8 @@ def describe(
             labels=labels_from(labels),
             training=training,
             denoiser=None if guides is None else weights_digest(guides),
+            walk=tuple(walk),
+            teacher=None if teacher is None else weights_digest(teacher),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise error if isinstance(error, InputError) else InputError(str(error), remedy="Correct it") from error
@@ -344,6 +367,27 @@ def guidance_beside(weights: str | Path) -> Path:
     """
     beside = Path(weights).with_name("guidance.pt")
     return beside if beside.exists() else beside.parent / "guidance" / beside.name
+
+
+def distilled_beside(weights: str | Path) -> Path:
+    """The network distilled from this denoiser, ``distilled/model.pt`` in its folder, or else the denoiser itself.
+
+    One that another denoiser taught is passed over: the denoiser was trained on since.
+
+    Raises:
+        InputError: for a file there that is none.
+    """
+    beside = Path(weights).parent / "distilled" / "model.pt"
+    if not beside.is_file():
+        return Path(weights)
+    teacher = _description_of(beside).teacher
+    known = (weights_digest(weights), _description_of(weights).rounded_from)
+    return beside if teacher is not None and teacher in known else Path(weights)
+
+
+def _description_of(path: str | Path) -> ModelDescription:
+    content = read_content(path)[1]
+    return _old(Path(path), None) if content is None else ModelDescription.from_dict(content, path)
 
 
 def _old(path: Path, description: ModelDescription | str | Path | None) -> ModelDescription:

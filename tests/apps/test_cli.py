@@ -62,6 +62,9 @@ def test_info_of_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     lines = capsys.readouterr().out
     for piece in ("spacing 1.25", "label 2", "Myo", "70 patients", "cosine", said["digest"]):
         assert piece in lines
+    distilled = REPO / "bundles" / "acdc_segmentation" / "models" / "distilled" / "model.pt"
+    assert run(monkeypatch, "info", str(distilled)) == 0
+    assert f"at the timesteps 999, 666, distilled from {said['digest'][:16]}" in capsys.readouterr().out
     assert run(monkeypatch, "info", str(tmp_path / "absent.pt")) != 0
     assert "no weights here" in capsys.readouterr().err
 

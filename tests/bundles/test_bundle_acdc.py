@@ -69,7 +69,7 @@ def test_metadata_agree_with_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, {"timesteps": (999, 666, 333), "members": 8, "guidance_scale": 0.0, "shared_first_step": True}),
+        ({}, {"timesteps": (999, 666), "members": 8, "guidance_scale": 0.0, "shared_first_step": True}),
         ({"steps": 10}, {"timesteps": None, "steps": 10, "start": None, "members": 8}),
         ({"steps": 1}, {"timesteps": None, "steps": 1, "members": 1}),  # a mask without doubt
         ({"start": 600}, {"timesteps": None, "steps": 4, "start": 600}),
@@ -79,8 +79,48 @@ def test_metadata_agree_with_the_configuration() -> None:
     ids=str,
 )
 def test_what_is_given_stands_in_place_of_the_default_sampling(given: dict[str, Any], expected: dict[str, Any]) -> None:
-    found = built_from_bundle(BUNDLE, "sampling", given, example="", unknown=lambda name, known: name)
+    found = built("sampling", **given)
     assert {name: getattr(found, name) for name in expected} == expected
+
+
+def built(entry: str, bundle: Path = BUNDLE, **given: Any) -> Any:
+    return built_from_bundle(bundle, entry, given, example="", unknown=lambda name, known: name)
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ({}, "distilled"),
+        ({"members": 2, "seed": 1}, "distilled"),
+        ({"timesteps": [999, 666]}, "distilled"),
+        ({"timesteps": (999, 666, 333)}, "models"),
+        ({"timesteps": [999, 700]}, "models"),
+        ({"steps": 4}, "models"),
+        ({"steps": 1}, "models"),
+        ({"start": 600}, "models"),
+        ({"guidance_scale": 0.25}, "models"),
+        ({"method": "dpmpp_2m"}, "models"),
+    ],
+    ids=str,
+)
+def test_the_distilled_network_serves_the_walk_that_it_learned_and_no_other(given: dict[str, Any], folder: str) -> None:
+    assert Path(built("weights", **given)).parent.name == folder
+
+
+def test_weights_of_ones_own_walk_over_three_timesteps_unless_they_are_distilled(trained: Path) -> None:
+    assert built("sampling", weights=str(trained / "model.pt")).timesteps == (999, 666, 333)
+    distilled = str(BUNDLE / "models" / "distilled" / "model.pt")
+    assert built("sampling", weights=distilled).timesteps == (999, 666)
+    with pytest.raises(InputError, match="distilled for DDIM at the timesteps 999, 666"):
+        Segmenter.from_bundle(BUNDLE, weights=distilled, steps=4)
+
+
+def test_a_denoiser_that_was_trained_on_leaves_its_distilled_network_behind(trained: Path, tmp_path: Path) -> None:
+    """As MONAI Label does: it trains models/model.pt of its copy of the bundle."""
+    copy = Path(shutil.copytree(BUNDLE, tmp_path / "bundle"))
+    shutil.copyfile(trained / "model.pt", copy / "models" / "model.pt")
+    assert Path(built("weights", copy)).parent.name == "models"
+    assert built("sampling", copy).timesteps == (999, 666, 333)
 
 
 @pytest.mark.parametrize("more", [(), ("gpu",)], ids=["cpu", "gpu"])
@@ -135,11 +175,12 @@ def test_fewer_steps_are_learned_from_the_weights_of_a_run(phantoms: Path, train
     small = {"initial_weights": str(teacher), "phantom_folders": [], "iterations": 2, "epochs": 1, "val_interval": 1}
     train(phantoms, run, "finetune", "train_distillation", **small).run()
     student = load_model(run / "model.pt")
+    assert (student.walk, student.description.teacher) == ((999, 666), load_model(teacher).digest)
     assert student.description.training is not None
     assert student.description.training.patients == (f"patient{TRAIN:03d}",)
     before = load_model(teacher).network.state_dict()
     assert any(not torch.equal(tensor, before[name]) for name, tensor in student.network.state_dict().items())
-    given = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path / "out"), "steps": None, "timesteps": [999, 666]}
+    given = {"dataset_dir": str(phantoms), "output_dir": str(tmp_path / "out"), "steps": None}
     workflow("infer", "inference", weights=str(run / "model.pt"), **given).run()
     assert len(list((tmp_path / "out").rglob("*_entropy.nii.gz"))) == 6
 

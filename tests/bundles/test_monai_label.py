@@ -159,9 +159,9 @@ def test_the_app_is_offered_one_model() -> None:
     config = ConfigParser()
     config.read_config(str(BUNDLE / "configs" / "inference.yaml"))
     config["bundle_root"] = str(BUNDLE)
-    guide = Path(config.get_parsed_content("guidance_weights"))
-    assert guide.is_file()
     assert config.get_parsed_content("guidance_scale") == 0  # the network is there, and off
+    config["guidance_scale"] = 0.25
+    assert Path(config.get_parsed_content("guidance_weights")).is_file()
 
 
 def test_a_guidance_network_beside_the_weights_comes_first(tmp_path: Path) -> None:

@@ -30,8 +30,10 @@ from cgdpm_med import (
     Target,
 )
 from cgdpm_med.diffusion.degradation import AreaDegradation
+from cgdpm_med.diffusion.sampling import Sampling
+from cgdpm_med.diffusion.targets import MaskDenoiser
 from cgdpm_med.models.description import Label, ModelDescription, PictureInput, TrainingData, VolumeInput
-from cgdpm_med.models.files import OldModelWarning, describe, describe_file, load_model, save_model
+from cgdpm_med.models.files import OldModelWarning, describe, describe_file, distilled_beside, load_model, save_model
 from cgdpm_med.models.rebuild import described, rebuilt
 from cgdpm_med.models.weights import digest_of, load_weights, save_weights, weights_digest
 
@@ -256,6 +258,49 @@ def test_stage_2_of_another_configuration_is_refused(denoiser: Path, changes: di
 def test_stage_2_takes_a_denoiser_whose_file_leaves_defaults_out(denoiser: Path) -> None:
     changed(denoiser, lambda said: said["target"].update(arguments={"num_classes": 4, "scale": 0.3}))
     assert mask_description(guides=denoiser).kind == "guidance"
+
+
+# --- distillation -----------------------------------------------------------------------------------------------------
+
+
+def distilled(path: Path, teacher: Path, seed: int = 5) -> Path:
+    save_model(path, network(seed), mask_description(teacher=teacher, walk=(99, 66)))
+    return path
+
+
+def test_a_distilled_network_says_its_walk_and_its_teacher(denoiser: Path, tmp_path: Path) -> None:
+    model = load_model(distilled(tmp_path / "few.pt", denoiser))
+    assert model.walk == (99, 66)
+    assert model.description.teacher == weights_digest(denoiser)
+    assert load_model(denoiser).walk == ()
+    assert not {"walk", "teacher"} & load_model(denoiser).description.as_dict().keys()  # version 0.2 reads it
+
+
+def test_a_distilled_network_is_a_denoiser_on_its_walk_alone(denoiser: Path, tmp_path: Path) -> None:
+    model = load_model(distilled(tmp_path / "few.pt", denoiser))
+    assert isinstance(model.denoiser(Sampling(timesteps=(66, 99))), MaskDenoiser)
+    for other in ({"steps": 2}, {"timesteps": (99, 50)}, {"timesteps": (99, 66), "method": "ddpm"}):
+        with pytest.raises(InputError, match="distilled for DDIM at the timesteps 99, 66"):
+            model.denoiser(Sampling(**other))
+    assert isinstance(load_model(denoiser).denoiser(Sampling(steps=2)), MaskDenoiser)
+
+
+def test_the_distilled_network_of_a_denoiser_lies_in_a_folder_beside_it(denoiser: Path, tmp_path: Path) -> None:
+    assert distilled_beside(denoiser) == denoiser
+    beside = distilled(tmp_path / "distilled" / "model.pt", denoiser)
+    assert distilled_beside(denoiser) == beside
+    save_model(denoiser, network(1), mask_description(), torch.float16)  # the same, rounded
+    assert distilled_beside(denoiser) == beside
+    save_model(denoiser, network(2), mask_description())  # trained on
+    assert distilled_beside(denoiser) == denoiser
+    save_model(beside, network(5), mask_description())  # not distilled
+    assert distilled_beside(denoiser) == denoiser
+
+
+@pytest.mark.parametrize("changes", [{"walk": (99, 66)}, {"teacher": "digest"}])
+def test_walk_and_teacher_come_together(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a walk and a teacher"):
+        replace(mask_description(), **changes)
 
 
 # --- a class of one's own ---------------------------------------------------------------------------------------------

@@ -91,4 +91,6 @@ def test_the_scout_is_one_member_of_few_steps_and_the_predictor_stays_as_it_was(
         image((16, 12, 2), (slice(4, 6),) * 2 + (slice(0, 1),)), predictor
     )
     assert seen == [(1, 2), (2, 9)]
+    RegionInferer(Spy(), smallest=4, multiple=4, margin=0, scout_timesteps=[70, 50, 3])(image((16, 12, 2)), predictor)
+    assert seen[2:] == [(1, 3), (2, 9)]
     assert (predictor.sampling.members, predictor.sampling.steps) == (2, 9)
