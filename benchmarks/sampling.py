@@ -27,6 +27,7 @@ from cgdpm_med.inference.labels import DEFAULT_LABELS
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.metrics.masks import dice_per_structure, foreground_region
 from cgdpm_med.metrics.volumetry import FrameVolumes
+from cgdpm_med.models.weights import weights_digest
 from cgdpm_med.studies.study import Study
 from cgdpm_med.volumes import read_volume
 
@@ -41,7 +42,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "999 666 333": {"timesteps": [999, 666, 333], **SHARED},
     "999 666 333, guided": {"timesteps": [999, 666, 333], "shared_first_step": True, **GUIDED},
     "999 666, distilled": {"timesteps": [999, 666], **SHARED},
-    "999 666": {"timesteps": [999, 666], "weights": "$@denoiser_weights", **SHARED},
+    "999 666": {"timesteps": [999, 666], "weights": "$@bundle_root + '/models/denoiser/model.pt'", **SHARED},
     "999 700": {"timesteps": [999, 700], **SHARED},
     "999 750 400": {"timesteps": [999, 750, 400], **SHARED},
     "999 850 600": {"timesteps": [999, 850, 600], **SHARED},
@@ -84,7 +85,8 @@ def observe_all(
     """By setting a row for each patient; the same command continues a stopped run."""
     common = {"members": arguments.members, "seed": 0, **(QUICK if arguments.quick else {})}
     segmenters = {name: Segmenter.from_bundle(**{**keys, **common}) for name, keys in settings.items()}
-    journal = Journal(arguments.output / ".sampling.journal.json", common)
+    digests = {name: [weights_digest(path) for path in each.weights] for name, each in segmenters.items()}
+    journal = Journal(arguments.output / ".sampling.journal.json", {**common, "weights": digests})
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in settings}
     for patient, items in patients.items():
         for name, segmenter in segmenters.items():

@@ -1,7 +1,9 @@
 """Draws masks from an exported model with numpy and onnxruntime alone: neither torch nor this package is imported.
 
     cgdpm-med export acdc_segmentation EXPORTED
-    python examples/sample_with_numpy.py EXPORTED SLICE.npy MASK.npy --members 8 --steps 4
+    python examples/sample_with_numpy.py EXPORTED SLICE.npy MASK.npy --members 8
+
+A distilled network has its own timesteps, "walk" of model.json. Others take --steps evenly spaced ones.
 
 SLICE.npy holds one condition as the network was trained to see it, float32 (Cc, H, W): "input" of model.json says which
 spacing, slices and intensities. H and W are divisible by "multiple". MASK.npy gets class probabilities (C, H, W).
@@ -37,11 +39,11 @@ def x0_and_eps(output: Array, x_t: Array, alpha_bar: float, predicts: str) -> tu
     return signal * x_t - noise * output, noise * x_t + signal * output  # v_prediction
 
 
-def sample(condition: Graph, denoiser: Graph, y: Array, x_T: Array, about: dict[str, Any], steps: int) -> Array:
+def sample(condition: Graph, denoiser: Graph, y: Array, x_T: Array, about: dict[str, Any], steps: int = 4) -> Array:
     """DDIM without noise of its own: y (1, Cc, H, W) and x_T (K, C, H, W) -> x_0 (K, C, H, W), the K members."""
     members = [np.repeat(feature, len(x_T), axis=0) for feature in condition(y)]  # once for an image
     x_t, scale = x_T, about["target"]["arguments"]["scale"]
-    visited = timesteps(len(about["alpha_bar"]), steps)
+    visited = about.get("walk") or timesteps(len(about["alpha_bar"]), steps)
     for t, following in zip(visited, [*visited[1:], None], strict=True):
         alpha_bar = about["alpha_bar"][t]
         (output,) = denoiser(x_t, np.array([t]), *members)

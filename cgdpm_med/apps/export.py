@@ -173,7 +173,7 @@ def signature_of(model: Model, graphs: Sequence[Graph]) -> dict[str, Any]:
         "multiple": model.multiple,
         "predicts": model.schedule.prediction_type,
         "alpha_bar": model.schedule.alpha_bar.tolist(),
-        **{name: description[name] for name in ("target", "input", "labels")},
+        **{name: description[name] for name in ("target", "input", "labels", "walk") if name in description},
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cgdpm_med.apps.resolver import SuperResolver
 from cgdpm_med.files import InputError
-from cgdpm_med.inference.bundles import bundle_path, list_bundles
+from cgdpm_med.inference.bundles import bundle_folder, bundle_path, list_bundles
 from cgdpm_med.inference.segmenter import choose_device
 from cgdpm_med.models.weights import read_content
 from cgdpm_med.studies.cases import Case
@@ -136,7 +136,7 @@ def load_resolver(
         own = {} if weights is None else {"weights": str(weights)}
         if weights is None:
             _check_has_weights(bundle)
-            changes |= {} if factor is None else {"factor": factor}
+            changes |= {} if factor is None or not _has_factors(bundle) else {"factor": factor}
         return of_factor(factor, SuperResolver.from_bundle(bundle, **own, device=chosen, **changes))
     if weights is None:
         raise InputError("there is neither a bundle nor weights", remedy="Give --bundle NAME")
@@ -159,6 +159,12 @@ def of_factor(factor: int | None, resolver: SuperResolver) -> SuperResolver:
         what = f"refines {resolver.factor} times, not {factor}"
         raise InputError(what, path=resolver.weights, remedy="Leave out --factor, or give weights of that factor")
     return resolver
+
+
+def _has_factors(bundle: str | Path) -> bool:
+    """Whether the bundle chooses its weights by a factor; others have one, of their weights."""
+    lines = (bundle_folder(bundle) / "configs" / "inference.yaml").read_text(encoding="utf-8").splitlines()
+    return any(line.startswith("factor:") for line in lines)
 
 
 def _check_has_weights(bundle: str | Path) -> None:

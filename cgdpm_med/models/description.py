@@ -270,7 +270,7 @@ class ModelDescription:
             raise ValueError(f"the precision is one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         if (self.kind == "guidance") != (self.denoiser is not None):
             raise ValueError("a guidance network, and no other, names the denoiser it guides")
-        object.__setattr__(self, "walk", tuple(self.walk))
+        object.__setattr__(self, "walk", tuple(sorted(self.walk, reverse=True)))
         if bool(self.walk) != (self.teacher is not None) or (self.walk and self.kind == "guidance"):
             raise ValueError("a distilled denoiser, and no other network, has a walk and a teacher")
 

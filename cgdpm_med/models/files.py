@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from cgdpm_med.diffusion.guidance import ScaledGuide, guidance_weighting
-from cgdpm_med.diffusion.sampling import Sampling
+from cgdpm_med.diffusion.sampling import Sampling, check_timesteps
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskTarget, Target
 from cgdpm_med.files import InputError, atomic_write
@@ -108,8 +108,7 @@ class Model:
             InputError: where the network was distilled for another walk: at other timesteps it is no denoiser.
         """
         if self.walk and (sampling.timesteps != self.walk or sampling.method != "ddim" or sampling.eta):
-            visited = ", ".join(map(str, self.walk))
-            what = f"was distilled for DDIM at the timesteps {visited}, and knows no other walk"
+            what = f"was distilled for DDIM at the timesteps {_listed(self.walk)}, and knows no other walk"
             raise InputError(what, path=self.path, remedy="Leave out other steps, or give the weights of its teacher")
         return self.target.denoiser(self.network)
 
@@ -177,8 +176,9 @@ def describe(
         raise error if isinstance(error, InputError) else InputError(str(error), remedy="Correct it") from error
     check(made, network, target, schedule)
     _check_rebuilds(made, network)
-    if guides is not None and (content := read_content(guides)[1]) is not None:
-        _check_denoiser(made, ModelDescription.from_dict(content, guides), guides, [type(target)])
+    for denoiser in (guides, teacher):
+        if denoiser is not None and (content := read_content(denoiser)[1]) is not None:
+            _check_denoiser(made, ModelDescription.from_dict(content, denoiser), denoiser, [type(target)])
     return made
 
 
@@ -194,6 +194,9 @@ def _check_denoiser(made: ModelDescription, denoiser: ModelDescription, path: st
     if denoiser.kind != "denoiser":
         remedy = "Give the denoiser's own file"
         raise InputError("is a guidance network, and guides a denoiser itself", path=path, remedy=remedy)
+    if denoiser.walk:
+        what = f"was distilled for the timesteps {_listed(denoiser.walk)}, and is no denoiser at others"
+        raise InputError(what, path=path, remedy="Give its teacher's file")
     if differing := made.differences(completed(denoiser, path, allow)):
         what = f"was trained with another {' and '.join(differing)} than this configuration has"
         raise InputError(what, path=path, remedy="Use the configuration of the denoiser's training")
@@ -336,7 +339,7 @@ def check_continues(path: str | Path, description: ModelDescription) -> None:
     Arguments that one of the two leaves to their defaults are not compared.
 
     Raises:
-        InputError: for a file of another network, target, schedule or input.
+        InputError: for a file of another network, target, schedule, input, walk or teacher.
 
     Warns:
         OldModelWarning: for one of version 0.1, which cannot be compared.
@@ -348,7 +351,9 @@ def check_continues(path: str | Path, description: ModelDescription) -> None:
         return
     said, wanted = ModelDescription.from_dict(content, path).as_dict(), description.as_dict()
     if differing := [
-        name for name in ("network", "target", "schedule", "input") if not _alike(said[name], wanted[name])
+        name
+        for name in ("network", "target", "schedule", "input", "walk", "teacher")
+        if not _alike(said.get(name), wanted.get(name))
     ]:
         what = f"was trained with another {' and '.join(differing)} than this configuration has"
         raise InputError(what, path=path, remedy="Give the run another output folder")
@@ -369,25 +374,43 @@ def guidance_beside(weights: str | Path) -> Path:
     return beside if beside.exists() else beside.parent / "guidance" / beside.name
 
 
-def distilled_beside(weights: str | Path) -> Path:
-    """The network distilled from this denoiser, ``distilled/model.pt`` in its folder, or else the denoiser itself.
+def weights_for_walk(weights: str | Path, timesteps: Sequence[int] | None = None, *, other: bool = False) -> Path:
+    """The file that serves a walk: a distilled network its own, and its teacher, in a folder ``denoiser``, any other.
 
-    One that another denoiser taught is passed over: the denoiser was trained on since.
+    A file of any other network serves every walk.
+
+    Args:
+        timesteps: those asked for, in any order; None leaves them to the network.
+        other: something else is asked for that is no part of a distilled network's walk, such as guidance.
 
     Raises:
-        InputError: for a file there that is none.
+        InputError: where the teacher is needed and is not there, or is another denoiser.
     """
-    beside = Path(weights).parent / "distilled" / "model.pt"
-    if not beside.is_file():
+    content = read_content(weights)[1]
+    description = None if content is None else ModelDescription.from_dict(content, weights)
+    if description is None or not description.walk:
         return Path(weights)
-    teacher = _description_of(beside).teacher
-    known = (weights_digest(weights), _description_of(weights).rounded_from)
-    return beside if teacher is not None and teacher in known else Path(weights)
+    if not other and (timesteps is None or check_timesteps(timesteps) == description.walk):
+        return Path(weights)
+    teacher = Path(weights).parent / "denoiser" / "model.pt"
+    if not teacher.is_file() or not _is_teacher(teacher, description):
+        what = (
+            f"was distilled for DDIM at the timesteps {_listed(description.walk)}, and its teacher is not in {teacher}"
+        )
+        raise InputError(what, path=weights, remedy="Leave out other steps, or give the weights of its teacher")
+    return teacher
 
 
-def _description_of(path: str | Path) -> ModelDescription:
+def _is_teacher(path: Path, distilled: ModelDescription) -> bool:
     content = read_content(path)[1]
-    return _old(Path(path), None) if content is None else ModelDescription.from_dict(content, path)
+    known = [weights_digest(path)]
+    if content is not None:
+        known.append(ModelDescription.from_dict(content, path).rounded_from or known[0])
+    return distilled.teacher in known
+
+
+def _listed(timesteps: Sequence[int]) -> str:
+    return ", ".join(map(str, timesteps))
 
 
 def _old(path: Path, description: ModelDescription | str | Path | None) -> ModelDescription:

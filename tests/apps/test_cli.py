@@ -54,7 +54,8 @@ def test_info_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
 
 def test_info_of_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    model = str(REPO / "bundles" / "acdc_segmentation" / "models" / "model.pt")
+    models = REPO / "bundles" / "acdc_segmentation" / "models"
+    model = str(models / "denoiser" / "model.pt")
     assert run(monkeypatch, "info", model, "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["kind"], said["input"]["spacing"], len(said["training"]["patients"])) == ("denoiser", 1.25, 70)
@@ -62,8 +63,7 @@ def test_info_of_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     lines = capsys.readouterr().out
     for piece in ("spacing 1.25", "label 2", "Myo", "70 patients", "cosine", said["digest"]):
         assert piece in lines
-    distilled = REPO / "bundles" / "acdc_segmentation" / "models" / "distilled" / "model.pt"
-    assert run(monkeypatch, "info", str(distilled)) == 0
+    assert run(monkeypatch, "info", str(models / "model.pt")) == 0
     assert f"at the timesteps 999, 666, distilled from {said['digest'][:16]}" in capsys.readouterr().out
     assert run(monkeypatch, "info", str(tmp_path / "absent.pt")) != 0
     assert "no weights here" in capsys.readouterr().err

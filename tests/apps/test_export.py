@@ -82,15 +82,18 @@ def test_graphs_agree_with_torch_at_another_size(exported: dict[str, Any], folde
 @pytest.mark.slow
 @needs_onnx
 @pytest.mark.usefixtures("exported")
-@pytest.mark.parametrize("steps", [1, 4])
-def test_numpy_around_the_graphs_samples_what_we_sample(folder: Path, steps: int) -> None:
+@pytest.mark.parametrize("steps", [1, 4, (999, 400)])
+def test_numpy_around_the_graphs_samples_what_we_sample(folder: Path, steps: int | tuple[int, int]) -> None:
     example, model = numpy_example(), load_model(folder / "model.pt")
     y, x_T = phantom_slice(), torch.randn(3, 4, 64, 56, generator=torch.Generator().manual_seed(0))
     denoiser = model.target.denoiser(model.network)
-    ours = sample(denoiser, x_T, y, model.schedule, Sampling(steps=steps), clip=(-1, 1))
     about = json.loads((folder / "out" / "model.json").read_text(encoding="utf-8"))
+    sampling = Sampling(steps=steps) if isinstance(steps, int) else Sampling(timesteps=steps)
+    if sampling.timesteps is not None:
+        about["walk"] = list(sampling.timesteps)  # as of a distilled network
+    ours = sample(denoiser, x_T, y, model.schedule, sampling, clip=(-1, 1))
     graphs = [example.load_graph(folder / "out", name, about) for name in ("condition", "denoiser")]
-    theirs = example.sample(*graphs, y.numpy(), x_T.numpy(), about, steps)
+    theirs = example.sample(*graphs, y.numpy(), x_T.numpy(), about, sampling.steps)
     np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-4)
     assert ours.std(dim=0).max() > 0.01  # the members differ, so x_T reached the graph
     probable = example.probabilities(theirs, 1.0)

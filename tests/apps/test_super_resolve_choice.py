@@ -136,7 +136,7 @@ def test_a_bundle_may_have_weights_for_several_factors(shipped: Path, tmp_path: 
 
 def test_factors_that_a_bundle_has_not_are_refused(shipped: Path, tmp_path: Path) -> None:
     scan = volume(tmp_path / "scan.nii")
-    assert "Leave out --factor" in str(run(scan, tmp_path / "out", "--factor", 4).exception)  # no such key
+    assert "refines 2 times, not 4" in str(run(scan, tmp_path / "out", "--factor", 4).exception)  # it has one
     own = four_times(shipped, tmp_path)
     assert "model_3x.pt" in str(run(scan, tmp_path / "out", "--factor", 3).exception)
     error = str(run(scan, tmp_path / "out", "--factor", 2, "--weights", own).exception)

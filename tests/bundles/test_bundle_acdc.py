@@ -90,16 +90,17 @@ def built(entry: str, bundle: Path = BUNDLE, **given: Any) -> Any:
 @pytest.mark.parametrize(
     ("given", "folder"),
     [
-        ({}, "distilled"),
-        ({"members": 2, "seed": 1}, "distilled"),
-        ({"timesteps": [999, 666]}, "distilled"),
-        ({"timesteps": (999, 666, 333)}, "models"),
-        ({"timesteps": [999, 700]}, "models"),
-        ({"steps": 4}, "models"),
-        ({"steps": 1}, "models"),
-        ({"start": 600}, "models"),
-        ({"guidance_scale": 0.25}, "models"),
-        ({"method": "dpmpp_2m"}, "models"),
+        ({}, "models"),
+        ({"members": 2, "seed": 1}, "models"),
+        ({"timesteps": [999, 666]}, "models"),
+        ({"timesteps": [666, 999]}, "models"),
+        ({"timesteps": (999, 666, 333)}, "denoiser"),
+        ({"timesteps": [999, 700]}, "denoiser"),
+        ({"steps": 4}, "denoiser"),
+        ({"steps": 1}, "denoiser"),
+        ({"start": 600}, "denoiser"),
+        ({"guidance_scale": 0.25}, "denoiser"),
+        ({"method": "dpmpp_2m"}, "denoiser"),
     ],
     ids=str,
 )
@@ -109,17 +110,18 @@ def test_the_distilled_network_serves_the_walk_that_it_learned_and_no_other(give
 
 def test_weights_of_ones_own_walk_over_three_timesteps_unless_they_are_distilled(trained: Path) -> None:
     assert built("sampling", weights=str(trained / "model.pt")).timesteps == (999, 666, 333)
-    distilled = str(BUNDLE / "models" / "distilled" / "model.pt")
+    distilled = str(BUNDLE / "models" / "model.pt")
     assert built("sampling", weights=distilled).timesteps == (999, 666)
     with pytest.raises(InputError, match="distilled for DDIM at the timesteps 999, 666"):
         Segmenter.from_bundle(BUNDLE, weights=distilled, steps=4)
 
 
-def test_a_denoiser_that_was_trained_on_leaves_its_distilled_network_behind(trained: Path, tmp_path: Path) -> None:
-    """As MONAI Label does: it trains models/model.pt of its copy of the bundle."""
+def test_a_network_that_is_trained_in_the_bundle_takes_the_place_of_both(trained: Path, tmp_path: Path) -> None:
+    """As MONAI Label does: it writes models/model.pt of its copy of the bundle."""
     copy = Path(shutil.copytree(BUNDLE, tmp_path / "bundle"))
     shutil.copyfile(trained / "model.pt", copy / "models" / "model.pt")
-    assert Path(built("weights", copy)).parent.name == "models"
+    for given in ({}, {"steps": 4}, {"timesteps": [999, 666]}):
+        assert Path(built("weights", copy, **given)).parent.name == "models"
     assert built("sampling", copy).timesteps == (999, 666, 333)
 
 

@@ -23,7 +23,7 @@ from cgdpm_med import InputError, LoadVolumed, Segmenter, read_volume
 from cgdpm_med.phantom import PhantomSpec, make_phantom
 
 BUNDLE = REPO / "bundles" / "acdc_segmentation"
-FAST: dict[str, Any] = {"members": 2, "steps": 1, "precision": "float32", "field": 96}
+FAST: dict[str, Any] = {"members": 2, "precision": "float32", "field": 96}
 
 
 @pytest.fixture

@@ -73,7 +73,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(Path(PYTHON).parents[1] / "monailabel" / "sample-apps" / "monaibundle", apps / "monaibundle")
     copy = apps / "monaibundle" / "model" / "acdc_segmentation"
     shutil.copytree(BUNDLE, copy)
-    shutil.rmtree(copy / "models" / "guidance")
+    (copy / "models" / "denoiser" / "model.pt").replace(copy / "models" / "model.pt")
+    shutil.rmtree(copy / "models" / "denoiser")
     (copy / "models" / "calibration.json").unlink()
     edit(copy / "configs" / "inference.yaml", **SETTINGS)
     smoke = ConfigParser.load_config_file(REPO / "configs" / "smoke.yaml")

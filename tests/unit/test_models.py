@@ -33,7 +33,15 @@ from cgdpm_med.diffusion.degradation import AreaDegradation
 from cgdpm_med.diffusion.sampling import Sampling
 from cgdpm_med.diffusion.targets import MaskDenoiser
 from cgdpm_med.models.description import Label, ModelDescription, PictureInput, TrainingData, VolumeInput
-from cgdpm_med.models.files import OldModelWarning, describe, describe_file, distilled_beside, load_model, save_model
+from cgdpm_med.models.files import (
+    OldModelWarning,
+    check_continues,
+    describe,
+    describe_file,
+    load_model,
+    save_model,
+    weights_for_walk,
+)
 from cgdpm_med.models.rebuild import described, rebuilt
 from cgdpm_med.models.weights import digest_of, load_weights, save_weights, weights_digest
 
@@ -273,6 +281,7 @@ def test_a_distilled_network_says_its_walk_and_its_teacher(denoiser: Path, tmp_p
     assert model.walk == (99, 66)
     assert model.description.teacher == weights_digest(denoiser)
     assert load_model(denoiser).walk == ()
+    assert replace(model.description, walk=(66, 99)).walk == (99, 66)
     assert not {"walk", "teacher"} & load_model(denoiser).description.as_dict().keys()  # version 0.2 reads it
 
 
@@ -285,16 +294,49 @@ def test_a_distilled_network_is_a_denoiser_on_its_walk_alone(denoiser: Path, tmp
     assert isinstance(load_model(denoiser).denoiser(Sampling(steps=2)), MaskDenoiser)
 
 
-def test_the_distilled_network_of_a_denoiser_lies_in_a_folder_beside_it(denoiser: Path, tmp_path: Path) -> None:
-    assert distilled_beside(denoiser) == denoiser
-    beside = distilled(tmp_path / "distilled" / "model.pt", denoiser)
-    assert distilled_beside(denoiser) == beside
-    save_model(denoiser, network(1), mask_description(), torch.float16)  # the same, rounded
-    assert distilled_beside(denoiser) == beside
-    save_model(denoiser, network(2), mask_description())  # trained on
-    assert distilled_beside(denoiser) == denoiser
-    save_model(beside, network(5), mask_description())  # not distilled
-    assert distilled_beside(denoiser) == denoiser
+def test_a_distilled_network_serves_its_walk_and_its_teacher_every_other(tmp_path: Path) -> None:
+    teacher = tmp_path / "denoiser" / "model.pt"
+    save_model(teacher, network(1), mask_description())
+    weights = distilled(tmp_path / "model.pt", teacher)
+    for own in (None, (99, 66), [66, 99]):
+        assert weights_for_walk(weights, own) == weights
+    assert weights_for_walk(weights, other=True) == teacher
+    assert weights_for_walk(weights, (99, 66), other=True) == teacher
+    assert weights_for_walk(weights, (99, 66, 33)) == teacher
+    save_model(teacher, network(1), mask_description(), torch.float16)  # the same, rounded
+    assert weights_for_walk(weights, other=True) == teacher
+    save_model(teacher, network(2), mask_description())  # trained on
+    with pytest.raises(InputError, match=r"distilled for DDIM at the timesteps 99, 66, and its teacher is not in"):
+        weights_for_walk(weights, other=True)
+    teacher.unlink()
+    with pytest.raises(InputError, match="its teacher is not in"):
+        weights_for_walk(weights, (99, 50))
+    assert weights_for_walk(weights) == weights
+
+
+def test_what_is_not_distilled_serves_every_walk(denoiser: Path, tmp_path: Path) -> None:
+    save_weights(network(1), tmp_path / "old.pt")  # of version 0.1
+    for weights in (denoiser, tmp_path / "old.pt"):
+        assert weights_for_walk(weights, (99, 66), other=True) == weights
+
+
+def test_a_distilled_network_teaches_and_is_guided_by_none(denoiser: Path, tmp_path: Path) -> None:
+    few = distilled(tmp_path / "few.pt", denoiser)
+    with pytest.raises(InputError, match="is no denoiser at others"):
+        mask_description(teacher=few, walk=(99,))
+    with pytest.raises(InputError, match="is no denoiser at others"):
+        mask_description(guides=few)
+    with pytest.raises(InputError, match="was trained with another target"):
+        mask_description(teacher=denoiser, walk=(99,), target=MaskTarget(4, 0.1))
+
+
+def test_a_training_does_not_go_on_with_another_walk_or_teacher(denoiser: Path, tmp_path: Path) -> None:
+    few = distilled(tmp_path / "few.pt", denoiser)
+    said = load_model(few).description
+    check_continues(few, said)
+    for changed_description in (replace(said, walk=(99,)), replace(said, teacher="f" * 64), mask_description()):
+        with pytest.raises(InputError, match=r"walk|teacher"):
+            check_continues(few, changed_description)
 
 
 @pytest.mark.parametrize("changes", [{"walk": (99, 66)}, {"teacher": "digest"}])
