@@ -39,7 +39,7 @@ def x0_and_eps(output: Array, x_t: Array, alpha_bar: float, predicts: str) -> tu
     return signal * x_t - noise * output, noise * x_t + signal * output  # v_prediction
 
 
-def sample(condition: Graph, denoiser: Graph, y: Array, x_T: Array, about: dict[str, Any], steps: int = 4) -> Array:
+def sample(condition: Graph, denoiser: Graph, y: Array, x_T: Array, about: dict[str, Any], steps: int) -> Array:
     """DDIM without noise of its own: y (1, Cc, H, W) and x_T (K, C, H, W) -> x_0 (K, C, H, W), the K members."""
     members = [np.repeat(feature, len(x_T), axis=0) for feature in condition(y)]  # once for an image
     x_t, scale = x_T, about["target"]["arguments"]["scale"]
@@ -78,16 +78,18 @@ def main() -> None:
     parser.add_argument("slice", type=Path)
     parser.add_argument("mask", type=Path)
     parser.add_argument("--members", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
     wanted = parser.parse_args()
     about = json.loads((wanted.exported / "model.json").read_text())
+    if wanted.steps and "walk" in about:
+        parser.error("a distilled network has its own timesteps: leave out --steps")
     y = np.load(wanted.slice)[None].astype(np.float32)
     shape = (wanted.members, about["channels"], *y.shape[2:])
     x_T = np.random.default_rng(wanted.seed).standard_normal(shape, dtype=np.float32)
     condition = load_graph(wanted.exported, "condition", about)
     denoiser = load_graph(wanted.exported, "denoiser", about)
-    x_0 = sample(condition, denoiser, y, x_T, about, wanted.steps)
+    x_0 = sample(condition, denoiser, y, x_T, about, wanted.steps or 4)
     np.save(wanted.mask, probabilities(x_0, about["target"]["arguments"]["scale"]).mean(axis=0))
 
 

@@ -93,13 +93,14 @@ def picture_bundles_with_weights() -> list[str]:
     return [
         name
         for name in list_bundles()
-        if name != VOLUME_BUNDLE and (bundle_path(name) / _WEIGHTS).is_file() and _refines(bundle_path(name))
+        if name != VOLUME_BUNDLE and (bundle_path(name) / _WEIGHTS).is_file() and _states(bundle_path(name), "resolver")
     ]
 
 
-def _refines(bundle: Path) -> bool:
+def _states(bundle: Path, key: str) -> bool:
+    """Whether the bundle's inference configuration has a key at its top."""
     lines = (bundle / "configs" / "inference.yaml").read_text(encoding="utf-8").splitlines()
-    return any(line.startswith("resolver:") for line in lines)
+    return any(line.startswith(f"{key}:") for line in lines)
 
 
 def load_resolver(
@@ -136,7 +137,8 @@ def load_resolver(
         own = {} if weights is None else {"weights": str(weights)}
         if weights is None:
             _check_has_weights(bundle)
-            changes |= {} if factor is None or not _has_factors(bundle) else {"factor": factor}
+            # others have one factor, that of their weights
+            changes |= {"factor": factor} if factor is not None and _states(bundle_folder(bundle), "factor") else {}
         return of_factor(factor, SuperResolver.from_bundle(bundle, **own, device=chosen, **changes))
     if weights is None:
         raise InputError("there is neither a bundle nor weights", remedy="Give --bundle NAME")
@@ -159,12 +161,6 @@ def of_factor(factor: int | None, resolver: SuperResolver) -> SuperResolver:
         what = f"refines {resolver.factor} times, not {factor}"
         raise InputError(what, path=resolver.weights, remedy="Leave out --factor, or give weights of that factor")
     return resolver
-
-
-def _has_factors(bundle: str | Path) -> bool:
-    """Whether the bundle chooses its weights by a factor; others have one, of their weights."""
-    lines = (bundle_folder(bundle) / "configs" / "inference.yaml").read_text(encoding="utf-8").splitlines()
-    return any(line.startswith("factor:") for line in lines)
 
 
 def _check_has_weights(bundle: str | Path) -> None:

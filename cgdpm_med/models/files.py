@@ -125,7 +125,7 @@ class Model:
                 description = ModelDescription.from_dict(content, path)
                 if description.kind != "guidance":
                     raise InputError("is a denoiser, not a guidance network", path=path)
-                if description.denoiser not in (self.digest, self.description.rounded_from):
+                if not _is_meant(description.denoiser, self.digest, self.description):
                     raise InputError("was trained to guide another denoiser", path=path)
             network = _made(content["network"] if content else self.description.network, path, self.allow)
             place_tensors(network, tensors, path)
@@ -403,10 +403,13 @@ def weights_for_walk(weights: str | Path, timesteps: Sequence[int] | None = None
 
 def _is_teacher(path: Path, distilled: ModelDescription) -> bool:
     content = read_content(path)[1]
-    known = [weights_digest(path)]
-    if content is not None:
-        known.append(ModelDescription.from_dict(content, path).rounded_from or known[0])
-    return distilled.teacher in known
+    description = None if content is None else ModelDescription.from_dict(content, path)
+    return _is_meant(distilled.teacher, weights_digest(path), description)
+
+
+def _is_meant(named: str | None, digest: str, description: ModelDescription | None) -> bool:
+    """Whether the digest that another file names is that of these tensors, or of what they were before rounding."""
+    return named is not None and named in (digest, description and description.rounded_from)
 
 
 def _listed(timesteps: Sequence[int]) -> str:
