@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -123,11 +124,11 @@ def adm_upsampler(
     if fusion not in ("input", "encoder"):
         raise ValueError(f"ADM weights need fusion 'input' or 'encoder', whose input has the condition, not {fusion!r}")
     topology = read_topology(tensors)
-    arguments = {"cond_scale": cond_scale, **_head_split(topology, num_heads, num_head_channels)}
+    arguments: dict[str, Any] = {"cond_scale": cond_scale, **_head_split(topology, num_heads, num_head_channels)}
     with torch.device("meta"):  # a wrong file is found out before any memory is taken
-        expected = _build(topology, "input", arguments).state_dict()
+        expected = adm_network(topology, **arguments).state_dict()
     renamed = _renamed(tensors, topology, expected)
-    network = _build(topology, fusion, arguments)
+    network = adm_network(topology, fusion=fusion, **arguments)
     # the branches of fusion="encoder" are the only parameters that ADM does not have
     network.load_state_dict(renamed, strict=fusion == "input")
     for module in network.modules():
@@ -137,7 +138,13 @@ def adm_upsampler(
     return network.eval()
 
 
-def _build(topology: AdmTopology, fusion: str, arguments: Mapping[str, Any]) -> ConditionalUNet:
+def adm_network(topology: AdmTopology, *, fusion: str = "input", **arguments: Any) -> ConditionalUNet:
+    """An untrained network of ADM's architecture.
+
+    Args:
+        fusion: see :func:`load_adm_upsampler`.
+        arguments: ``cond_scale``, and the head split of the attention.
+    """
     return ConditionalUNet(
         in_channels=topology.image_channels,
         cond_channels=topology.image_channels,
@@ -153,6 +160,21 @@ def _build(topology: AdmTopology, fusion: str, arguments: Mapping[str, Any]) -> 
         resblock_updown=True,
         **arguments,
     )
+
+
+def adm_tensors(network: ConditionalUNet, topology: AdmTopology) -> dict[str, Tensor]:
+    """The tensors of :func:`adm_network` by ADM's names: what :func:`adm_upsampler` reads, and what ADM writes.
+
+    Args:
+        network: with fusion "input", of this topology.
+    """
+    theirs = {ours: adm for adm, ours in _module_names(topology)}
+    tensors = network.state_dict()
+    # ADM convolves the concatenation (x_t, y): one weight, one bias
+    for leaf, joined in (("weight", partial(torch.cat, dim=1)), ("bias", sum)):
+        tensors[f"stem.{leaf}"] = joined([tensors[f"stem.{leaf}"], tensors.pop(f"cond_stem.{leaf}")])
+    parts = ((*name.rpartition("."), tensor) for name, tensor in tensors.items())
+    return {f"{theirs[module]}.{leaf}": tensor for module, _, leaf, tensor in parts}
 
 
 def _head_split(topology: AdmTopology, num_heads: int | None, num_head_channels: int | None) -> dict[str, int]:
@@ -217,16 +239,15 @@ def read_topology(tensors: Mapping[str, Tensor]) -> AdmTopology:
 def _num_res_blocks(tensors: Mapping[str, Tensor]) -> int:
     """A decoder level has one block more than an encoder level, and its last one up-samples too."""
     total = _count(tensors, "output_blocks")
-    first_up = next((i for i in range(total) if _up(tensors, i)), total - 1)
+    first_up = next((i for i in range(total) if _up_samples(tensors, i)), total - 1)
     if first_up < 1 or total % (first_up + 1) or _count(tensors, "input_blocks") != total:
         raise ValueError(f"its {total} decoder blocks do not mirror its encoder blocks. {REMEDY}")
     return first_up
 
 
-def _up(tensors: Mapping[str, Tensor], index: int) -> str | None:
-    """Name of the up-sampling residual block behind an output block, if there is one: after attention, or without."""
-    places = (f"output_blocks.{index}.{place}" for place in (1, 2))
-    return next((place for place in places if f"{place}.in_layers.0.weight" in tensors), None)
+def _up_samples(tensors: Mapping[str, Tensor], index: int) -> bool:
+    """Whether a second residual block stands in an output block, after attention or without."""
+    return any(f"output_blocks.{index}.{place}.in_layers.0.weight" in tensors for place in (1, 2))
 
 
 def _count(tensors: Mapping[str, Tensor], stack: str) -> int:
@@ -239,7 +260,7 @@ def _count(tensors: Mapping[str, Tensor], stack: str) -> int:
 
 def _renamed(tensors: Mapping[str, Tensor], topology: AdmTopology, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under our names, the first convolution split in two; every one used, every one needed found."""
-    theirs = {ours: adm for adm, ours in _module_names(tensors, topology)}
+    theirs = {ours: adm for adm, ours in _module_names(topology)}
     sources = {name: f"{theirs[module]}.{leaf}" for name in expected for module, _, leaf in [name.rpartition(".")]}
     shapes = {adm: expected[name].shape for name, adm in sources.items()}
     stem, cond_stem = (expected[f"{name}.weight"].shape for name in ("stem", "cond_stem"))
@@ -253,7 +274,7 @@ def _renamed(tensors: Mapping[str, Tensor], topology: AdmTopology, expected: Map
     return renamed
 
 
-def _module_names(tensors: Mapping[str, Tensor], topology: AdmTopology) -> Iterator[tuple[str, str]]:
+def _module_names(topology: AdmTopology) -> Iterator[tuple[str, str]]:
     """Pairs (ADM's name, ours) of the layers."""
     for name in ("time_embed.0", "time_embed.2"):
         yield name, name
@@ -277,8 +298,11 @@ def _module_names(tensors: Mapping[str, Tensor], topology: AdmTopology) -> Itera
         for block in range(blocks + 1):
             yield from _inside(f"output_blocks.{first + block}.0", f"decoder.levels.{level}.{block}", RES_BLOCK)
             yield from _inside(f"output_blocks.{first + block}.1", f"decoder.attentions.{level}.{block}", ATTENTION)
-        if up := _up(tensors, first + blocks):
-            yield from _inside(up, f"decoder.ups.{level}", RES_BLOCK)
+        if level < levels - 1:
+            place = (
+                2 if topology.attention_levels[levels - 1 - level] else 1
+            )  # behind the attention, where there is one
+            yield from _inside(f"output_blocks.{first + blocks}.{place}", f"decoder.ups.{level}", RES_BLOCK)
 
 
 def _inside(adm: str, ours: str, layers: Mapping[str, str]) -> Iterator[tuple[str, str]]:

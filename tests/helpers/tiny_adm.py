@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cgdpm_med.networks.adm import AdmTopology, _build, _module_names
+from cgdpm_med.networks.adm import AdmTopology, adm_network, adm_tensors
 
 TOPOLOGY = AdmTopology(3, (8, 16), 1, (False, True), 2, True)
 NUM_HEADS = 1
@@ -16,17 +16,9 @@ NUM_HEADS = 1
 def write_tiny_adm(path: Path, cond_scale: int = 4, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _build(TOPOLOGY, "input", {"cond_scale": cond_scale, "num_heads": NUM_HEADS})
+        network = adm_network(TOPOLOGY, cond_scale=cond_scale, num_heads=NUM_HEADS)
         for parameter in network.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.02)
-    # the one place where ADM's names depend on the tensors: up-sampling stands behind the coarse level's attention
-    theirs = {
-        ours: adm for adm, ours in _module_names({"output_blocks.1.2.in_layers.0.weight": torch.ones(1)}, TOPOLOGY)
-    }
-    ours = network.state_dict()
-    stem = torch.cat([ours.pop("stem.weight"), ours.pop("cond_stem.weight")], dim=1)
-    del ours["cond_stem.bias"]
-    state = {f"{theirs[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": tensor for name, tensor in ours.items()}
-    torch.save({**state, f"{theirs['stem']}.weight": stem}, path)
+    torch.save(adm_tensors(network, TOPOLOGY), path)
     return path

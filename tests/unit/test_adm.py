@@ -17,7 +17,14 @@ from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.inference.inferers import WindowedDenoiser
 from cgdpm_med.inference.predictor import DiffusionPredictor
-from cgdpm_med.networks.adm import adm_upsampler, load_adm_upsampler, read_topology
+from cgdpm_med.networks.adm import (
+    AdmTopology,
+    adm_network,
+    adm_tensors,
+    adm_upsampler,
+    load_adm_upsampler,
+    read_topology,
+)
 from cgdpm_med.networks.classes import ClassConditioned, append_class
 from cgdpm_med.networks.unet import ConditionalUNet
 from cgdpm_med.runtime.batching import sample_ensemble
@@ -62,6 +69,24 @@ def test_the_reference_output_is_reproduced(reference: dict, tiny: ConditionalUN
         encoded = tiny(inputs[0], inputs[1], features, inputs[3])
     assert (output - reference["output"]).abs().max() < 1e-4
     assert torch.equal(encoded, output)
+
+
+def test_tensors_are_written_as_they_were_read(reference: dict, tiny: ConditionalUNet) -> None:
+    written = adm_tensors(tiny, read_topology(reference["state_dict"]))
+    assert set(written) == set(reference["state_dict"])
+    assert all(torch.equal(tensor, reference["state_dict"][name].float()) for name, tensor in written.items())
+
+
+def test_a_bias_of_the_condition_is_kept() -> None:
+    """A network of ours that was trained has two biases where ADM has one."""
+    topology = AdmTopology(3, (8, 16), 1, (True, False), None, False)
+    network = adm_network(topology, num_heads=1).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    again = adm_upsampler(adm_tensors(network, topology), num_heads=1)
+    inputs = (torch.randn(1, 3, 16, 16), torch.tensor([7]), torch.randn(1, 3, 4, 4))
+    with torch.no_grad():
+        assert torch.allclose(again(*inputs), network(*inputs), atol=1e-5)
 
 
 def test_the_head_split_matters(reference: dict) -> None:
