@@ -66,7 +66,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset-dir", type=Path, help="folder of faces; with --quick two pictures are drawn")
     parser.add_argument("--pictures", type=int, help="of the folder, evenly chosen; all by default")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 4, 10, 20, 50])
-    parser.add_argument("--guidance", type=float, nargs="*", default=[], help="w of the guidance network, at 20 steps")
+    parser.add_argument("--guidance", type=float, nargs="*", default=[], help="w of the guidance network")
+    parser.add_argument("--guidance-steps", type=int, default=20, help="of the guided rows")
     parser.add_argument("--doubt-pictures", type=int, default=40, help="of which several samples are drawn; 0 for none")
     parser.add_argument("--doubt-members", type=int, default=8)
     parser.add_argument("--doubt-steps", type=int, default=20)
@@ -126,8 +127,9 @@ def at_once(_: str, compute: Callable[[], Any]) -> Any:
 
 
 def dials_of(arguments: argparse.Namespace) -> list[Setting]:
-    """The rows: steps without guidance, then 20 steps with each w."""
-    return [Setting(steps) for steps in arguments.steps] + [Setting(20, w) for w in arguments.guidance]
+    """The rows: steps without guidance, then guided ones with each w."""
+    guided = [Setting(arguments.guidance_steps, w) for w in arguments.guidance]
+    return [Setting(steps) for steps in arguments.steps] + guided
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

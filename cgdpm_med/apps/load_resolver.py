@@ -139,27 +139,19 @@ def load_resolver(
             _check_has_weights(bundle)
             # others have one factor, that of their weights
             changes |= {"factor": factor} if factor is not None and _states(bundle_folder(bundle), "factor") else {}
-        return of_factor(factor, SuperResolver.from_bundle(bundle, **own, device=chosen, **changes))
+        resolver = SuperResolver.from_bundle(bundle, **own, device=chosen, **changes)
+        resolver.require_factor(factor)
+        return resolver
     if weights is None:
         raise InputError("there is neither a bundle nor weights", remedy="Give --bundle NAME")
     if "guidance_scale" in changes or "guidance_weights" in changes:
         remedy = "Give --bundle, for ADM's weights imagenet_sr_64_256 or imagenet_sr_128_512"
         raise InputError("only a bundle says what its guidance network looks like", remedy=remedy)
     try:
-        return of_factor(factor, SuperResolver.from_adm(weights, class_index, device=chosen, **changes))
+        resolver = SuperResolver.from_adm(weights, class_index, device=chosen, **changes)
     except ValueError as error:
         raise _of_option(error) from error
-
-
-def of_factor(factor: int | None, resolver: SuperResolver) -> SuperResolver:
-    """The resolver, where it refines so many times or nothing was said of it.
-
-    Raises:
-        InputError: for another factor.
-    """
-    if factor not in (None, resolver.factor):
-        what = f"refines {resolver.factor} times, not {factor}"
-        raise InputError(what, path=resolver.weights, remedy="Leave out --factor, or give weights of that factor")
+    resolver.require_factor(factor)
     return resolver
 
 

@@ -44,8 +44,10 @@ class SuperResolver:
         device: where the network runs.
         weights: file of the network, for the record.
         input: what the network was trained on, where the model file says it.
+        factor: of refinement that is expected; None takes that of the predictor.
 
     Raises:
+        InputError: for a predictor of another factor than the expected one.
         ValueError: for a predictor of masks, or a window the network cannot halve as often as it has levels.
     """
 
@@ -59,6 +61,7 @@ class SuperResolver:
         device: torch.device | str = "cpu",
         weights: str | Path | None = None,
         input: PictureInput | CoarseSliceInput | None = None,
+        factor: int | None = None,
     ) -> None:
         if predictor.target.makes != "picture":
             raise ValueError("super-resolution needs a predictor of pictures: give it an ImageTarget or ResidualTarget")
@@ -73,6 +76,17 @@ class SuperResolver:
         self.multiple = math.lcm(predictor.size_factor, 1 if network is None else network.divisor)
         if window is not None and (window < 1 or window % self.multiple):
             raise ValueError(f"the window must be a multiple of {self.multiple}, not {window}")
+        self.require_factor(factor)
+
+    def require_factor(self, factor: int | None) -> None:
+        """Nothing where it refines so many times, or None is given.
+
+        Raises:
+            InputError: for another factor.
+        """
+        if factor not in (None, self.factor):
+            what = f"refines {self.factor} times, not {factor}"
+            raise InputError(what, path=self.weights, remedy="Leave out --factor, or give weights of that factor")
 
     @property
     def factor(self) -> int:

@@ -13,7 +13,7 @@ from conftest import REPO, shared_path
 from monai.bundle import ConfigWorkflow, verify_metadata
 from resolvers import small_bundle
 
-from cgdpm_med import ResidualTarget, SuperResolver
+from cgdpm_med import InputError, ResidualTarget, SuperResolver
 from cgdpm_med.diffusion.degradation import KSpaceDegradation
 from cgdpm_med.models import load_model
 from cgdpm_med.models.description import CoarseSliceInput
@@ -66,6 +66,20 @@ def test_a_model_file_says_how_slices_are_brought_in(weights: Path) -> None:
     assert not model.target.clip
 
 
+def test_a_training_goes_on_from_given_weights(data: Path, weights: Path, tmp_path: Path) -> None:
+    """With no learning left, the network is theirs, and their training patients count as this run's."""
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": ["patient902"], "validation": ["patient903"], "test": []}))
+    given = {"initial_weights": str(weights), "learning_rate": 0.0, "val_interval": 1, "split": str(split)}
+    train(data, tmp_path, "finetune.yaml", **given)
+    model, begun = load_model(tmp_path / "model.pt"), load_model(weights)
+    for name, tensor in begun.network.state_dict().items():
+        torch.testing.assert_close(model.network.state_dict()[name], tensor)
+    before, after = begun.description.training, model.description.training
+    assert before is not None and after is not None
+    assert set(after.patients) == {"patient902", *before.patients}
+
+
 def test_two_times_are_trained_by_a_file_on_top(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path, "train_2x.yaml", val_interval=1)
     model = load_model(tmp_path / "model.pt")
@@ -73,6 +87,8 @@ def test_two_times_are_trained_by_a_file_on_top(data: Path, tmp_path: Path) -> N
     assert model.input.spacing == (2.7, 3.9)
     resolver = SuperResolver.from_bundle(BUNDLE, weights=str(tmp_path / "model.pt"), device="cpu")
     assert resolver(torch.zeros(1, 1, 20, 24), keys=["a"]).shape[-2:] == (40, 48)
+    with pytest.raises(InputError, match="refines 2 times, not 4"):
+        SuperResolver.from_bundle(BUNDLE, weights=str(tmp_path / "model.pt"), device="cpu", factor=4)
 
 
 def test_monai_finds_what_its_applications_need(weights: Path, tmp_path: Path) -> None:
