@@ -76,7 +76,8 @@ def test_a_training_goes_on_from_given_weights(data: Path, weights: Path, tmp_pa
     for name, tensor in begun.network.state_dict().items():
         torch.testing.assert_close(model.network.state_dict()[name], tensor)
     before, after = begun.description.training, model.description.training
-    assert before is not None and after is not None
+    assert before is not None
+    assert after is not None
     assert set(after.patients) == {"patient902", *before.patients}
 
 
