@@ -73,10 +73,10 @@ class SuperResolver:
         networks = (m for m in predictor.denoiser.modules() if isinstance(m, ConditionalUNet))
         network = next(networks, None)
         self.channels = 3 if network is None else network.cond_channels
+        self.require_factor(factor)
         self.multiple = math.lcm(predictor.size_factor, 1 if network is None else network.divisor)
         if window is not None and (window < 1 or window % self.multiple):
             raise ValueError(f"the window must be a multiple of {self.multiple}, not {window}")
-        self.require_factor(factor)
 
     def require_factor(self, factor: int | None) -> None:
         """Nothing where it refines so many times, or None is given.
@@ -85,7 +85,7 @@ class SuperResolver:
             InputError: for another factor.
         """
         if factor not in (None, self.factor):
-            what = f"refines {self.factor} times, not {factor}"
+            what = f"refines {self.factor} times, not {factor!r}"
             raise InputError(what, path=self.weights, remedy="Leave out --factor, or give weights of that factor")
 
     @property

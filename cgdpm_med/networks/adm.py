@@ -1,4 +1,4 @@
-"""Reads ADM ("guided-diffusion") super-resolution checkpoints into a ConditionalUNet.
+"""Reads ADM ("guided-diffusion") super-resolution checkpoints into a ConditionalUNet, and writes them.
 
 ADM (Dhariwal & Nichol, 2021) concatenates x_t and the bilinearly up-sampled low resolution in front of its first
 convolution. That is ``fusion="input"``: the weight splits into ``stem`` and ``cond_stem``. Everything else is the same
@@ -299,9 +299,8 @@ def _module_names(topology: AdmTopology) -> Iterator[tuple[str, str]]:
             yield from _inside(f"output_blocks.{first + block}.0", f"decoder.levels.{level}.{block}", RES_BLOCK)
             yield from _inside(f"output_blocks.{first + block}.1", f"decoder.attentions.{level}.{block}", ATTENTION)
         if level < levels - 1:
-            place = (
-                2 if topology.attention_levels[levels - 1 - level] else 1
-            )  # behind the attention, where there is one
+            # behind the block, and behind the attention where there is one
+            place = 1 + topology.attention_levels[levels - 1 - level]
             yield from _inside(f"output_blocks.{first + blocks}.{place}", f"decoder.ups.{level}", RES_BLOCK)
 
 

@@ -70,7 +70,7 @@ def test_a_training_goes_on_from_given_weights(data: Path, weights: Path, tmp_pa
     """With no learning left, the network is theirs, and their training patients count as this run's."""
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": ["patient902"], "validation": ["patient903"], "test": []}))
-    given = {"initial_weights": str(weights), "learning_rate": 0.0, "val_interval": 1, "split": str(split)}
+    given = {"initial_weights": str(weights), "learning_rate": 0.0, "val_interval": 1, "split": str(split), "seed": 1}
     train(data, tmp_path, "finetune.yaml", **given)
     model, begun = load_model(tmp_path / "model.pt"), load_model(weights)
     for name, tensor in begun.network.state_dict().items():
