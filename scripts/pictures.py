@@ -56,7 +56,7 @@ def report(folder: Path, picture: Path) -> None:
 
 
 def refined_face(folder: Path, picture: Path) -> None:
-    """The page of a drawn face, made eight times finer in 20 steps by 8 members."""
+    """The page of a drawn face, made eight times finer by 8 members."""
     command("scripts/drawn_face.py", str(folder / "face.png"))
     refine(folder, folder / "face.png", picture, "--bundle", "face_sr_16_128", "--members", "8")
 

@@ -53,7 +53,7 @@ CLASSES = {"n00000001": 0, "n00000002": 1}
 HEADS = 1
 TOPOLOGY = AdmTopology(
     image_channels=3,
-    channels=(48, 96),
+    channels=(32, 64),
     num_res_blocks=1,
     attention_levels=(False, True),
     num_classes=len(CLASSES),
@@ -152,7 +152,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=2000, help="of each class, to train on")
     parser.add_argument("--iterations", type=int, default=3000, help="training steps of the upsampler")
     parser.add_argument("--guidance-iterations", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tested", type=int, default=16, help="new pictures of each class")
     parser.add_argument("--members", type=int, default=8, help="samples of each")
     parser.add_argument("--steps", type=int, default=50, help="of the sampler (DDPM)")
