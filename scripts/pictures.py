@@ -62,11 +62,11 @@ def refined_face(folder: Path, picture: Path) -> None:
 
 
 def refined_heart(folder: Path, picture: Path) -> None:
-    """The page of a small synthetic heart, made four times finer by 8 members in 4 steps."""
+    """The page of a small synthetic heart, made two times finer by 8 members in 4 steps."""
     drawn = make_phantom(PhantomSpec.small(seed=1))
     scan = nib.Nifti1Image(drawn.images[1], np.diag([-2.8, -2.8, 22.0, 1.0]))  # type: ignore[attr-defined,no-untyped-call]
     scan.to_filename(folder / "heart.nii.gz")
-    refine(folder, folder / "heart.nii.gz", picture, "--members", "8")
+    refine(folder, folder / "heart.nii.gz", picture, "--members", "8", "--factor", "2")
 
 
 def refine(folder: Path, image: Path, picture: Path, *options: str) -> None:

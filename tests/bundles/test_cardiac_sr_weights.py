@@ -13,7 +13,7 @@ from cgdpm_med.models import load_model
 from cgdpm_med.phantom import write_phantom_dataset
 
 BUNDLE = bundle_path("cardiac_sr")
-FACTORS = {"model": 4}
+FACTORS = {"model": 4, "model_2x": 2}
 FILES = [BUNDLE / "models" / f"{name}.pt" for name in FACTORS]
 each = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
