@@ -27,7 +27,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,13 @@ TOPOLOGY = AdmTopology(
     learn_sigma=True,
 )
 SCALES = (0.0, 0.5, 1.0)
+OPTIONS = {
+    "data": ("pictures", "seed"),
+    "upsampler": ("iterations", "batch"),
+    "guidance": ("guidance_iterations", "steps"),
+    "rows": ("tested", "members"),
+}
+"""What each stage depends on, besides what the stages before it depend on."""
 MEASURES = ("a sample from the truth", "their mean from E[s_0 | y]", "spread of samples")
 Array = NDArray[np.float64]
 
@@ -134,11 +141,13 @@ class GaussianPictures:
 def main(words: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(words)
     output, pictures = arguments.output.resolve(), GaussianPictures()
-    made_with = {name: value for name, value in vars(arguments).items() if name != "output"}
-    stages = {"data": write_pictures, "upsampler": train_upsampler, "guidance": train_guidance}
+    stages = {"data": write_pictures, "upsampler": train_upsampler, "guidance": train_guidance, "rows": measured}
+    made_with: dict[str, Any] = {}
+    found: Row = {}
     for name, stage in stages.items():
-        kept_row(output / name, made_with, lambda stage=stage: stage(output, pictures, arguments))  # type: ignore[misc]
-    rows = kept_row(output / "rows", made_with, lambda: {"rows": measured(output, pictures, arguments)})["rows"]
+        made_with |= {option: getattr(arguments, option) for option in OPTIONS[name]}
+        found = kept_row(output / name, made_with, partial(stage, output, pictures, arguments))
+    rows: list[Row] = found["rows"]
     write_csv(output / "toy_upsampler.csv", rows, number_format=".4f")
     cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows]
     text = markdown_table(("", *MEASURES), cells)
@@ -153,7 +162,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=3000, help="training steps of the upsampler")
     parser.add_argument("--guidance-iterations", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--tested", type=int, default=16, help="new pictures of each class")
+    parser.add_argument("--tested", type=int, default=4, help="new pictures of each class")
     parser.add_argument("--members", type=int, default=8, help="samples of each")
     parser.add_argument("--steps", type=int, default=50, help="of the sampler (DDPM)")
     parser.add_argument("--seed", type=int, default=0)
@@ -311,7 +320,7 @@ class PerfectGuide(PerfectUpsampler):
 # --- measures ---------------------------------------------------------------------------------------------------------
 
 
-def measured(output: Path, pictures: GaussianPictures, arguments: argparse.Namespace) -> list[Row]:
+def measured(output: Path, pictures: GaussianPictures, arguments: argparse.Namespace) -> Row:
     """The closed form, perfect networks and the trained ones with each w, and the trained ones told the wrong class."""
     model = load_upsampler(output / "upsampler" / "upsampler.pt", window=pictures.size, num_heads=HEADS, project=True)
     guidance = model.guide(output / "guidance" / "guidance_last.pt")
@@ -334,7 +343,7 @@ def measured(output: Path, pictures: GaussianPictures, arguments: argparse.Names
             if who == "trained" and not w:
                 swapped = measure(predictor, truth, pictures, swapped=True)
                 rows.append({"": "trained, w = 0, told the other class", **swapped})
-    return rows
+    return {"rows": rows}
 
 
 def drawn(pictures: GaussianPictures, count: int, rng: np.random.Generator) -> list[tuple[int, Array]]:

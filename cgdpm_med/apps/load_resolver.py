@@ -11,6 +11,7 @@ from cgdpm_med.apps.resolver import SuperResolver
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.bundles import bundle_folder, bundle_path, list_bundles
 from cgdpm_med.inference.segmenter import choose_device
+from cgdpm_med.models.files import load_model
 from cgdpm_med.models.weights import read_content
 from cgdpm_med.studies.cases import Case
 from cgdpm_med.studies.folders import is_volume
@@ -139,7 +140,12 @@ def load_resolver(
             _check_has_weights(bundle)
             # others have one factor, that of their weights
             changes |= {"factor": factor} if factor is not None and _states(bundle_folder(bundle), "factor") else {}
-        resolver = SuperResolver.from_bundle(bundle, **own, device=chosen, **changes)
+        try:
+            resolver = SuperResolver.from_bundle(bundle, **own, device=chosen, **changes)
+        except InputError:
+            if "factor" in changes:
+                _check_factor(changes["factor"], bundle_folder(bundle))
+            raise
         resolver.require_factor(factor)
         return resolver
     if weights is None:
@@ -161,6 +167,14 @@ def _check_has_weights(bundle: str | Path) -> None:
     if not any((root / "models").glob("*.pt")):
         remedy = "Train it as its docs/README.md says and give --weights RUN/model.pt"
         raise InputError(f"the bundle {root.name} comes without weights", remedy=remedy)
+
+
+def _check_factor(factor: int, bundle: Path) -> None:
+    """Say which factors there are, where none of the bundle's weights refines so many times."""
+    found = sorted({load_model(file).target.size_factor for file in (bundle / "models").glob("*.pt")})
+    if factor not in found:
+        what = f"{bundle.name} has weights for the factors {' and '.join(map(str, found))}, not {factor}"
+        raise InputError(what, remedy=f"Give --factor {' or '.join(map(str, found))}, or --weights of your own")
 
 
 def _of_option(error: ValueError) -> InputError:
