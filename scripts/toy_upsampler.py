@@ -209,7 +209,6 @@ def train_guidance(output: Path, pictures: GaussianPictures, arguments: argparse
         **shared_keys(output, pictures, arguments),
         **epochs_of(arguments.guidance_iterations, arguments.guidance_iterations),  # its batches come from a buffer
         "initial_weights": output / "upsampler" / "upsampler.pt",
-        "learning_rate": 1.0e-4,  # it starts from f = 0, from which larger steps only lead away: .089 for .004 was seen
         "chain_steps": arguments.steps,
     }
     run(("train", "train_guidance"), settings, output / "guidance")
