@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cgdpm_med import SuperResolver, image_datalist
+from cgdpm_med import SuperResolver, hold_out, image_datalist, readable_pictures
 from cgdpm_med.apps.evaluate_pictures import evaluate_super_resolution, format_picture_summary, read_pairs
 from cgdpm_med.apps.resolver import spread
 from cgdpm_med.console import CaseBar
@@ -65,7 +65,9 @@ class Setting:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset-dir", type=Path, help="folder of faces; with --quick two pictures are drawn")
+    parser.add_argument("--dataset-dir", type=Path, nargs="+", help="folders of faces; --quick draws two pictures")
+    parser.add_argument("--held-out", type=int, help="of these pictures, those that a training on them holds out")
+    parser.add_argument("--held-out-of", nargs="*", default=[], help="names of the folders that they are held out of")
     parser.add_argument("--pictures", type=int, help="of the folder, evenly chosen; all by default")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 4, DEFAULT_STEPS, 10, 20, 50])
     parser.add_argument("--guidance", type=float, nargs="*", default=[], help="w of the guidance network")
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> Result:
     with TemporaryDirectory() as folder:
         draw_pictures(Path(folder), 2)
         arguments.steps, arguments.doubt_steps, arguments.doubt_members = [1, 2], 2, 2
-        return compare(arguments, Path(folder))
+        return compare(arguments, [Path(folder)])
 
 
 def draw_pictures(folder: Path, number: int) -> None:
@@ -102,9 +104,17 @@ def draw_pictures(folder: Path, number: int) -> None:
         )
 
 
-def compare(arguments: argparse.Namespace, folder: Path) -> Result:
+def pictures_of(arguments: argparse.Namespace, folders: Sequence[Path]) -> Sequence[Item]:
+    """Test pictures, or those of the training's folders by which settings are chosen."""
+    found = image_datalist([str(folder) for folder in folders])
+    if arguments.held_out is None:
+        return found
+    return hold_out(readable_pictures(found, min_side=128).kept, arguments.held_out, arguments.held_out_of).validation
+
+
+def compare(arguments: argparse.Namespace, folders: Sequence[Path]) -> Result:
     """All settings on the same pictures."""
-    datalist = evenly(image_datalist(folder), arguments.pictures)
+    datalist = evenly(pictures_of(arguments, folders), arguments.pictures)
     settings = settings_of(arguments)
     remember = at_once if arguments.quick else Journal(arguments.output / f".{BUNDLE}.journal.json", settings).get
     rows: dict[str, Row] = {}
@@ -139,7 +149,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     models = bundle_folder(BUNDLE) / "models"
     weights = arguments.weights or models / "model.pt"
     guidance = (arguments.guidance_weights or models / "guidance" / "guidance.pt") if arguments.guidance else None
-    names = ("pictures", "doubt_pictures", "doubt_members", "doubt_steps")
+    names = ("pictures", "held_out", "held_out_of", "doubt_pictures", "doubt_members", "doubt_steps")
     lpips = None if arguments.lpips is None else arguments.lpips.name
     return {
         **{name: getattr(arguments, name) for name in names},

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cgdpm_med import DiffusionPredictor, InputError, NoiseSchedule, Sampling, bundle_path, load_upsampler
+from cgdpm_med.diffusion.degradation import AreaDegradation
 from cgdpm_med.files import atomic_write
 from cgdpm_med.images import write_picture
 from cgdpm_med.models.files import load_model
@@ -96,8 +97,8 @@ class GaussianPictures:
     @cached_property
     def averaging(self) -> Array:
         """Area averages as a matrix, (coarse * coarse, size * size)."""
-        one = np.kron(np.eye(self.size // self.factor), np.full(self.factor, 1 / self.factor))
-        return np.asarray(np.kron(one, one), dtype=np.float64)
+        pixels = torch.eye(self.size**2, dtype=torch.float64).view(-1, 1, self.size, self.size)
+        return AreaDegradation(self.factor).degrade(pixels).flatten(1).T.numpy()
 
     def mean(self, index: int) -> Array:
         """Of a class, (size * size,): stripes, too fine for the coarse picture; the other class has their negative."""

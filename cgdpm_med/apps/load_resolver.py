@@ -11,6 +11,7 @@ from cgdpm_med.apps.resolver import SuperResolver
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.bundles import bundle_folder, bundle_path, list_bundles
 from cgdpm_med.inference.segmenter import choose_device
+from cgdpm_med.models.description import ModelDescription
 from cgdpm_med.models.files import load_model
 from cgdpm_med.models.weights import read_content
 from cgdpm_med.studies.cases import Case
@@ -171,10 +172,16 @@ def _check_has_weights(bundle: str | Path) -> None:
 
 def _check_factor(factor: int, bundle: Path) -> None:
     """Say which factors there are, where none of the bundle's weights refines so many times."""
-    found = sorted({load_model(file).target.size_factor for file in (bundle / "models").glob("*.pt")})
+    denoisers = [file for file in (bundle / "models").glob("*.pt") if _is_denoiser(file)]
+    found = sorted({load_model(file).target.size_factor for file in denoisers})
     if factor not in found:
         what = f"{bundle.name} has weights for the factors {' and '.join(map(str, found))}, not {factor}"
         raise InputError(what, remedy=f"Give --factor {' or '.join(map(str, found))}, or --weights of your own")
+
+
+def _is_denoiser(file: Path) -> bool:
+    content = read_content(file)[1]
+    return content is not None and ModelDescription.from_dict(content, file).kind == "denoiser"
 
 
 def _of_option(error: ValueError) -> InputError:

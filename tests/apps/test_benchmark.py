@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,13 @@ from small_resolver import small_unet
 
 sys.path.insert(0, str(REPO))
 
-from benchmarks import contestants, distributed, efficiency, memory, nnunet, peer, sampling_scores
+from benchmarks import contestants, distributed, efficiency, face_sr, memory, nnunet, peer, sampling_scores
 from benchmarks.__main__ import main
 from benchmarks.harness import Claim, Journal, alternate, ratio
 from benchmarks.render import MISSING, render, section, show
 from benchmarks.scale import fit
 from benchmarks.validation import difference
+from cgdpm_med import SuperResolver
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ResidualTarget
 from cgdpm_med.models import describe, save_model
@@ -263,6 +265,22 @@ def test_faces_are_told_by_steps_with_their_doubt(tmp_path: Path) -> None:
     assert told["psnr"] == rows["1 step"][0]
     assert -1 <= told["correlation of pixels"] <= 1
     assert 0 <= told["AUROC of the largest 10%"] <= 1
+
+
+def test_faces_that_choose_settings_are_those_that_a_training_holds_out(tmp_path: Path) -> None:
+    folders = [tmp_path / "many", tmp_path / "few"]
+    for folder in folders:
+        folder.mkdir()
+        face_sr.draw_pictures(folder, 3)
+    arguments = Namespace(held_out=1, held_out_of=["few"])
+    assert [item["key"] for item in face_sr.pictures_of(arguments, folders)] == ["few/1.png"]
+    assert len(face_sr.pictures_of(Namespace(held_out=None), folders)) == 6
+
+
+def test_the_default_steps_are_the_bundles(tmp_path: Path) -> None:
+    weights = str(small_face_network(tmp_path / "model.pt"))
+    resolver = SuperResolver.from_bundle(face_sr.BUNDLE, weights=weights, device="cpu")
+    assert resolver.predictor.sampling.steps == face_sr.DEFAULT_STEPS
 
 
 @pytest.mark.slow

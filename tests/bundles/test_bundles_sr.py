@@ -42,18 +42,9 @@ FACES = ("face_sr_16_128", "face_sr_64_512")
 IMAGENET = ("imagenet_sr_64_256", "imagenet_sr_128_512")
 BUNDLES = (*FACES, *IMAGENET)
 # in which two sizes of a bundle differ: pixels, the network, the budget, and the names of ADM's files
-VALUES = {
-    "size",
-    "channels",
-    "attention_levels",
-    "num_res_blocks",
-    "epochs",
-    "iterations",
-    "batch_size",
-    "warmup",
-    "steps",
-}
+VALUES = {"size", "channels", "attention_levels", "num_res_blocks", "epochs", "iterations", "batch_size", "warmup"}
 VALUES |= {
+    "steps",
     "learning_rate",
     "ema_momentum",
     "timestep_power",
