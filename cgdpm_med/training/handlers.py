@@ -76,7 +76,8 @@ class Progress:
         self.console = Console(stderr=True)
         self.bar: Any = None
         self.total, self.count = 0.0, 0
-        self.begin, self.first = 0.0, 0
+        self.begin = 0.0
+        self.first: int | None = None
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
@@ -87,7 +88,7 @@ class Progress:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _start(self, engine: Any) -> None:
-        self.begin, self.first = perf_counter(), engine.state.iteration
+        self.begin, self.first = perf_counter(), None
         if not self.console.is_terminal:
             return
         self.bar = progress_bar(self.console, counted=True)
@@ -97,6 +98,8 @@ class Progress:
 
     def _advance(self, engine: Any) -> None:
         output = engine.state.output[0] if isinstance(engine.state.output, list) else engine.state.output
+        if self.first is None:  # not at the start: what restores a stopped run may come behind this handler
+            self.first = engine.state.iteration - 1
         self.total, self.count = self.total + float(output[CommonKeys.LOSS]), self.count + 1
         if self.bar is not None:
             loss = f"loss {self.total / self.count:.4f}"
@@ -112,7 +115,8 @@ class Progress:
     def _left(self, engine: Any) -> str:
         """When it will be done, judged by this process's own steps, validation included."""
         length = engine.state.epoch_length or 1
-        steps, left = engine.state.iteration - self.first, length * engine.state.max_epochs - engine.state.iteration
+        steps = engine.state.iteration - (self.first or 0)
+        left = length * engine.state.max_epochs - engine.state.iteration
         if left <= 0 or steps <= 0:
             return ""
         return f", about {spoken_time((perf_counter() - self.begin) / steps * left)} left"

@@ -150,6 +150,25 @@ def test_lines_without_a_terminal() -> None:
     assert last == "stage 1: epoch 4/4, loss 2.5000"
 
 
+def test_a_resumed_run_is_judged_by_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten epochs the first seven belong to an earlier process, and the eighth takes a minute."""
+    seconds = [0.0]
+    monkeypatch.setattr("cgdpm_med.training.handlers.perf_counter", lambda: seconds[0])
+
+    def step(engine: Engine, batch: Any) -> dict[str, float]:
+        seconds[0] += 60
+        return {"loss": 1.0}
+
+    progress = Progress()
+    progress.console = console(terminal=False)
+    engine = Engine(step)
+    progress.attach(engine)
+    restored = {"iteration": 7, "epoch": 7}
+    engine.add_event_handler(Events.STARTED, lambda engine: vars(engine.state).update(restored))
+    engine.run([0], max_epochs=10)
+    assert printed(progress).splitlines()[0] == "training: epoch 8/10, loss 1.0000, about 2 min left"
+
+
 def test_silence_when_asked_for() -> None:
     progress = Progress(log_every=0)
     progress.console = console(terminal=False)
