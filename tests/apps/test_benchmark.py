@@ -272,9 +272,15 @@ def test_faces_that_choose_settings_are_those_that_a_training_holds_out(tmp_path
     for folder in folders:
         folder.mkdir()
         face_sr.draw_pictures(folder, 3)
-    arguments = Namespace(held_out=1, held_out_of=["few"])
+    arguments = Namespace(held_out=1, held_out_of=["few"], size=128)
     assert [item["key"] for item in face_sr.pictures_of(arguments, folders)] == ["few/1.png"]
     assert len(face_sr.pictures_of(Namespace(held_out=None), folders)) == 6
+
+
+def test_pictures_of_another_bundle_are_held_against_interpolation() -> None:
+    rows = {"bicubic": {"psnr": 22.0}, "1 step": {"psnr": 23.5}}
+    (gain,) = face_sr.gains(rows)
+    assert (gain.name, gain.value, gain.target) == ("1 step: PSNR above bicubic", 1.5, None)
 
 
 def test_the_default_steps_are_the_bundles(tmp_path: Path) -> None:
