@@ -288,7 +288,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 class Watches:
-    """Attaches :class:`BestWeights` to the evaluator of a training when the trainer starts."""
+    """Attaches :class:`BestWeights` to the evaluator when the trainer starts; at its end the last weights are kept."""
 
     def __init__(self, weights: BestWeights, evaluator: Engine) -> None:
         self.weights, self.evaluator = weights, evaluator
@@ -296,6 +296,7 @@ class Watches:
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
         engine.add_event_handler(Events.STARTED, self._watch)
+        engine.add_event_handler(Events.COMPLETED, self.weights.keep_last)
 
     def _watch(self) -> None:
         if not self.evaluator.has_event_handler(self.weights.update, Events.COMPLETED):  # a trainer may start again
@@ -332,10 +333,14 @@ class BestWeights:
     def update(self, engine: Engine) -> None:
         """Write the last weights, and the best when they are."""
         value = float(engine.state.metrics[self.metric])
-        self._write(self._last)
+        self.keep_last()
         if value > self.best:
             self.best = value
             self._write(self.path)
+
+    def keep_last(self) -> None:
+        """Write the last weights: at a validation, and at the end, which need not be one."""
+        self._write(self._last)
 
     @property
     def _last(self) -> Path:

@@ -96,6 +96,24 @@ def evaluate(best: BestWeights, value: float) -> None:
     engine.run([0], max_epochs=1)
 
 
+def test_the_last_weights_are_those_of_the_end(tmp_path: Path) -> None:
+    """Of a training whose last epoch is not validated."""
+    network = nn.Linear(1, 1, bias=False)
+    evaluator = Engine(lambda engine, batch: None)
+
+    def step(engine: Engine, batch: Any) -> None:
+        with torch.no_grad():
+            network.weight.fill_(engine.state.epoch)
+
+    trainer = Engine(step)
+    BestWeights(network, tmp_path / "model.pt", "score").watching(evaluator).attach(trainer)
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update(score=1.0))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(every=2), lambda: evaluator.run([0]))
+    trainer.run([0], max_epochs=3)
+    saved = (torch.load(tmp_path / name, weights_only=True) for name in ("model.pt", "model_last.pt"))
+    assert [state["weight"].item() for state in saved] == [2.0, 3.0]
+
+
 def test_best_and_last_weights(tmp_path: Path) -> None:
     network = nn.Linear(1, 1, bias=False)
     best = BestWeights(network, tmp_path / "model.pt", "score")
