@@ -215,7 +215,8 @@ class ImageTarget(Target):
         factor: size of the picture / size of its condition.
         learn_sigma: the network also predicts its variance (Nichol & Dhariwal, 2021), and trains with
             :func:`~.objectives.hybrid_loss`.
-        project: the decoded picture is projected onto those whose area average is y; training is not concerned.
+        project: every predicted x_0, and the decoded picture, is projected onto those whose area average is y (Wang et
+            al., 2023). The denoiser's training is not concerned; a guidance network learns the error that is left.
     """
 
     channels: int = 3
@@ -236,13 +237,14 @@ class ImageTarget(Target):
 
     def decode(self, x_0: Tensor, y: Tensor | None = None) -> Tensor:
         """Clipped to [-1, 1], and with ``project`` in agreement with y."""
-        if self.project and y is not None:
-            x_0 = project(x_0.clamp(-1, 1), y[:, : self.channels], AreaDegradation(self.factor))
-        return x_0.clamp(-1, 1)
+        return self.correct(x_0, y).clamp(-1, 1)
 
     def correct(self, x_0: Tensor, y: Tensor | None = None) -> Tensor:
-        """Clipped to [-1, 1]."""
-        return x_0.clamp(-1, 1)
+        """Clipped to [-1, 1]; with ``project`` then brought into agreement with y, which may leave that by a little."""
+        x_0 = x_0.clamp(-1, 1)
+        if not self.project or y is None:
+            return x_0
+        return project(x_0, y[:, : self.channels], AreaDegradation(self.factor))
 
     def objective(
         self, output: Tensor, x_0: Tensor, eps: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule

@@ -33,7 +33,8 @@ def load_upsampler(
 
     Args:
         window: side of the field that ADM's network was trained on; a model file says its own.
-        project: pictures are made to agree with their input (:class:`~cgdpm_med.ImageTarget`).
+        project: pictures are made to agree with their input at every step (:class:`~cgdpm_med.ImageTarget`); ADM itself
+            does not.
         num_heads, num_head_channels: see :func:`~cgdpm_med.load_adm_upsampler`; a model file says its own.
         description, allow: see :func:`~cgdpm_med.load_model`.
 
@@ -48,11 +49,11 @@ def load_upsampler(
         raise InputError("holds no upsampler of ADM", path=path, remedy=_REMEDY)
     else:
         model = load_model(path, allow=allow, description=description)
-    if not project:
-        return model
-    if not isinstance(model.target, ImageTarget):
+    if isinstance(model.target, ImageTarget):
+        return replace(model, target=replace(model.target, project=project))
+    if project:
         raise InputError("makes another target than pictures as they are", path=path, remedy="Leave out project")
-    return replace(model, target=replace(model.target, project=True))
+    return model
 
 
 def _of_tensors(path: Path, tensors: Tensors, window: int, heads: dict[str, Any]) -> Model:

@@ -21,7 +21,7 @@ from torch import nn
 from cgdpm_med.diffusion.guidance import ScaledGuide, guidance_weighting
 from cgdpm_med.diffusion.sampling import Sampling, check_timesteps
 from cgdpm_med.diffusion.schedule import NoiseSchedule
-from cgdpm_med.diffusion.targets import MaskTarget, Target
+from cgdpm_med.diffusion.targets import ImageTarget, MaskTarget, Target
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.models.description import (
     Input,
@@ -116,7 +116,8 @@ class Model:
         """The guidance network of this denoiser from its file.
 
         Raises:
-            InputError: when the file is missing, is no guidance network, or that of another denoiser.
+            InputError: when the file is missing, is no guidance network, that of another denoiser, or was trained on
+                samples that are made to agree with their input where these are not, or the reverse.
         """
         remedy = "Train stage 2 on this denoiser, or set guidance_scale to 0"
         try:
@@ -132,7 +133,16 @@ class Model:
         except InputError as error:
             what = f"{error.what} (guidance network for the denoiser {self.path})"
             raise InputError(what, path=path, remedy=remedy) from error
+        if content is not None:
+            self._check_chains(rebuilt(description.target, path, self.allow), path)
         return ScaledGuide(network.eval(), self.schedule, guidance_weighting(self.schedule))
+
+    def _check_chains(self, trained: Any, path: str | Path) -> None:
+        """A guidance network knows the errors of chains that are corrected as those of its training were."""
+        before, now = (isinstance(target, ImageTarget) and target.project for target in (trained, self.target))
+        if before != now:
+            what = f"was trained on samples that {'agree' if before else 'need not agree'} with their input"
+            raise InputError(what, path=path, remedy=f"Set project to {'true' if before else 'false'}")
 
 
 def describe(

@@ -155,6 +155,15 @@ def test_whatever_was_sampled_the_picture_agrees_with_its_condition(
     torch.testing.assert_close(corrected, RESIDUAL.decode(x_0, y), rtol=0, atol=1e-5)
 
 
+def test_pictures_agree_at_every_step_where_that_is_asked(pair: tuple[Tensor, Tensor]) -> None:
+    picture, y = (0.5 * part for part in pair)
+    brighter = picture + 0.125
+    told = torch.cat([y, torch.ones_like(y[:, :1])], dim=1)  # a class may travel with the condition
+    plain = ImageTarget(picture.shape[1], 4)
+    torch.testing.assert_close(replace(plain, project=True).correct(brighter, told), picture, rtol=0, atol=1e-6)
+    assert torch.equal(plain.correct(brighter, told), brighter)
+
+
 def test_projection_is_the_nearest_picture_that_agrees(pair: tuple[Tensor, Tensor]) -> None:
     picture, y = pair
     moved = RESIDUAL.project(picture + 0.25, y)
