@@ -19,13 +19,15 @@ USUAL_SIDE = {False: 96, True: 160}
 VOXELS = {False: 2**17, True: 2**21}
 """Of a patch at most, on a CPU and on a GPU."""
 LEAST_VOXELS = 2**12
+SMALL_VOLUME, SMALL_PATCH = 2**17, 2**14
+"""Voxels of a volume for which 3D plans were found better than 2D ones, with patches of so many on a CPU."""
 MARGIN = 4
 
 Pick = Callable[[str, Any, str], Any]
 
 
 def dimensions(seen: Fingerprint, given: Mapping[str, Any]) -> tuple[str, str]:
-    """Whether a plan is "2D" or "3D", and why: 3D where it is asked for, as no proof of 3D plans is at hand yet."""
+    """Whether a plan is "2D" or "3D", and why: 3D where it is asked for, and for small volumes of many thin slices."""
     if "neighbours" in given:
         return "2D", "neighbouring slices are given"
     if "between" in given:
@@ -34,7 +36,14 @@ def dimensions(seen: Fingerprint, given: Mapping[str, Any]) -> tuple[str, str]:
         return "2D", "pictures" if seen.pictures else f"fewer than {MANY_SLICES} slices"
     if seen.spacing[1][1] >= THICK * seen.spacing[0][1]:
         return "2D", "slices are thick"
-    return "2D", "3D plans are not proved yet; --set dimensions=3 makes one"
+    if is_small(seen):
+        return "3D", "many thin slices, and small volumes"
+    return "2D", "large volumes, for which 3D plans are not proved; --set dimensions=3 makes one"
+
+
+def is_small(seen: Fingerprint) -> bool:
+    """Whether a small patch sees much of the median volume."""
+    return math.prod(size[1] for size in seen.sizes) <= SMALL_VOLUME
 
 
 def check_depth(seen: Fingerprint) -> None:
@@ -70,6 +79,8 @@ def in_3d(
         InputError: for pictures.
     """
     check_depth(seen)
+    if is_small(seen) and not large:
+        voxels = min(voxels, SMALL_PATCH)
     spacing = pick("spacing", *_spacing(seen, large, quick))
     between = pick("between", round(max(seen.spacing[1][1], spacing), 3), "half of the volumes are finer")
     patch = pick("patch_size", *_patch(seen, spacing, quick))
@@ -113,15 +124,15 @@ def _patch(seen: Fingerprint, spacing: float, quick: bool) -> tuple[int, str]:
     longest = max(seen.extent) / spacing
     if longest <= 24:
         return 1, "the volume is small"
-    if quick and longest >= 48:
+    if quick and longest >= USUAL_SIDE[False]:
         return 4, "few steps in the time given"
     return 2, "an eighth of the work at the finest level, or a quarter where slices are thick"
 
 
 def volume_batch(crop: Sequence[int], large: bool) -> tuple[int, str]:
-    """Examples in a step: as many as make the voxels of two patches of the greatest size; two on a CPU."""
+    """Examples in a step: as many as make the voxels of two patches of the greatest size; few on a CPU."""
     if not large:
-        return 2, "a CPU learns more from twice the steps"
+        return 4 if math.prod(crop) <= SMALL_PATCH else 2, "a CPU learns more from more steps"
     fitting = 2 * VOXELS[large] // math.prod(crop)
     return max(2, min(16, 1 << max(0, fitting.bit_length() - 1))), "small patches come together"
 

@@ -35,7 +35,20 @@ FEW = replace(ORGANS, sizes=((192,) * 3, (192,) * 3, (8, 10, 12)))
 SOLID = parse_settings(["dimensions=3"])
 
 
-def test_a_plan_is_2d_and_says_where_3d_may_help() -> None:
+SMALL = replace(ORGANS, sizes=((48,) * 3, (48,) * 3, (24,) * 3), extent=(48, 48), reach=(40, 40), diameter=15)
+
+
+def test_small_volumes_of_thin_slices_are_planned_in_3d() -> None:
+    plan = make_plan(SMALL)
+    assert (plan.dimensions, plan.patch_size, plan.batch_size) == ("3D", 2, 4)
+    assert math.prod(plan.crop) <= 2**14
+    thick = replace(SMALL, spacing=((1.0, 1.0), (3.0, 3.0)))
+    few = replace(SMALL, sizes=(*SMALL.sizes[:2], (15,) * 3))
+    larger = replace(SMALL, sizes=((96,) * 3, (96,) * 3, (24,) * 3))
+    assert [make_plan(seen).dimensions for seen in (thick, few, larger)] == ["2D"] * 3
+
+
+def test_a_plan_in_2d_says_where_3d_may_help() -> None:
     plans = [make_plan(seen) for seen in (ORGANS, PICTURES, THICK, FEW)]
     assert [plan.dimensions for plan in plans] == ["2D"] * 4
     assert ["dimensions=3" in plan.reasons["dimensions"] for plan in plans] == [True, False, False, False]
