@@ -22,7 +22,15 @@ from cgdpm_med.phantom import write_phantom_dataset
 BUNDLE = REPO / "bundles" / "cardiac_sr"
 CONFIGS = BUNDLE / "configs"
 CPU = "$torch.device('cpu')"
-SMALL = {"epochs": 1, "iterations": 2, "batch_size": 2, "channels": [8, 16, 16], "size": 64, "field": 64}
+SMALL = {
+    "epochs": 1,
+    "iterations": 2,
+    "batch_size": 2,
+    "channels": [8, 16, 16],
+    "attention_levels": [False, False, True],
+    "size": 64,
+    "field": 64,
+}
 
 pytestmark = pytest.mark.usefixtures("leaves_no_determinism")
 
