@@ -192,6 +192,15 @@ def test_two_sizes_differ_in_values_alone(pair: tuple[str, str]) -> None:
         assert differing <= (VALUES if file in ("train.yaml", "inference.yaml") else set()), file
 
 
+def test_photographs_are_trained_as_faces_are() -> None:
+    """A copy: what is mended in one is mended in the other, but for crops, data and numbers."""
+    apart = VALUES | {"field", "factor", "target", "description", "pictures", "preprocessing", "augmentation"}
+    apart |= {"dataset_dir", "shrink", "shrink_prob", "val_interval", "reference_size", "summary", "pairs_of_pictures"}
+    for file in sorted(path.name for path in configs(PHOTO).glob("*.yaml")):
+        one, other = (yaml.safe_load((configs(b) / file).read_text(encoding="utf-8")) for b in (PHOTO, FACES[0]))
+        assert {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} <= apart, file
+
+
 @pytest.mark.parametrize("bundle", [*list_bundles(), *list_recipes()])
 def test_no_key_is_equal_by_hand_in_training_and_use(bundle: str) -> None:
     """What both state can come to differ without a word; the model file says it instead."""
