@@ -1,22 +1,25 @@
 """The paper's ablation (table 5) and its baselines on a folder of faces: every row trained with one budget and scored.
 
-python scripts/ablation_sr.py --dataset-dir TRAIN --test-dir TEST --output OUT --iterations 4000
+python scripts/ablation_sr.py --dataset-dir TRAIN --test-dir TEST --output OUT [--iterations 6000] [--lpips FILE]
 
 Rows: regression, SR3, B1 to B5; B5 is B4 of the same seed with a guidance network. The target is the bundle's residual;
 ``--settings configs/sr_8_64.yaml configs/paper_target.yaml`` takes the paper's own. Writes ablation.csv, ablation.md
 and sheet.png, after every row. The same command continues a run that was stopped: finished rows are kept, and a row in
-work goes on from its last epoch.
+work goes on from its last epoch. So seeds can be trained by one process each, and a last command with all of them
+writes the table. Differences of rows come with 95 % bootstrap intervals over the test pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 from torch import Tensor
@@ -25,6 +28,7 @@ from cgdpm_med import InputError, SuperResolver, bundle_path, image_datalist
 from cgdpm_med.apps.contact_sheet import contact_sheet
 from cgdpm_med.apps.evaluate_pictures import bicubic, evaluate_super_resolution, read_reference
 from cgdpm_med.diffusion.degradation import AreaDegradation
+from cgdpm_med.evaluation.paired_statistics import bootstrap_interval
 from cgdpm_med.files import atomic_write
 from cgdpm_med.images import write_picture
 from cgdpm_med.tables.csv_files import csv_text
@@ -41,6 +45,7 @@ ROWS = {
     "b5": ("B5 = B4 with guidance", 23.74, 0.71),
 }
 MEASURES = {"psnr": 2, "ssim": 3, "consistency": 2}  # and the digits they are told with
+CLAIMS = (("b4", "b1"), ("b4", "b2"), ("b4", "b3"), ("b5", "b4"))  # the paper's: the first is better
 SHOWN = 8  # pictures on the sheet
 Result = dict[str, Any]
 
@@ -59,10 +64,10 @@ def main() -> None:
 
 def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset-dir", type=Path, required=True, help="folder of pictures to train on")
+    parser.add_argument("--dataset-dir", type=Path, nargs="+", required=True, help="folders of pictures to train on")
     parser.add_argument("--test-dir", type=Path, required=True, help="folder of pictures to score")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--iterations", type=int, default=4000, help="training steps of each row")
+    parser.add_argument("--iterations", type=int, default=6000, help="training steps of each row")
     parser.add_argument("--guidance-iterations", type=int, help="of B5's guidance network; a quarter of the others'")
     parser.add_argument("--epoch", type=int, default=250, help="training steps between checkpoints")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler; regression has one pass")
@@ -71,6 +76,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--test-pictures", type=int, help="score the first so many pictures only")
+    parser.add_argument("--lpips", type=Path, help="LPIPS as TorchScript, scored too")
     arguments = parser.parse_args(words)
     if arguments.guidance_iterations is None:
         arguments.guidance_iterations = max(1, arguments.iterations // 4)
@@ -86,7 +92,7 @@ def run_row(row: str, seed: int, arguments: argparse.Namespace) -> Result:
     """Train and score one row, or read what was found before."""
     folder = place(row, seed, arguments)
     made_with = {
-        "dataset": arguments.dataset_dir.name,
+        "dataset": [folder.name for folder in arguments.dataset_dir],
         "test": arguments.test_dir.name,
         "iterations": arguments.iterations,
         "guidance_iterations": arguments.guidance_iterations if row == "b5" else 0,
@@ -121,19 +127,17 @@ def train_row(row: str, seed: int, folder: Path, arguments: argparse.Namespace) 
         extra = {"denoiser_weights": str(weights), "learning_rate": 2e-4}
     epoch = min(arguments.epoch, budget)
     epochs = max(1, round(budget / epoch))
-    # the last epoch must be a validated one: it is what writes model_last.pt
-    every = next(n for n in range(max(1, epochs // 8), epochs + 1) if epochs % n == 0)
     flow = workflow(
         "train",
         stages,
         [*arguments.settings, CONFIGS / f"{row}.yaml"],
         arguments,
-        dataset_dir=str(arguments.dataset_dir),
+        dataset_dir=[str(folder) for folder in arguments.dataset_dir],
         output_dir=str(folder),
         seed=seed,
         epochs=epochs,
         iterations=epoch,
-        val_interval=every,
+        val_interval=max(1, epochs // 8),
         **extra,
     )
     flow.run()
@@ -178,7 +182,10 @@ def score(resolver: SuperResolver, folder: Path, arguments: argparse.Namespace) 
     size = resolver.window
     assert size is not None
     datalist = image_datalist(arguments.test_dir)[: arguments.test_pictures]
-    summary = evaluate_super_resolution(resolver, datalist, folder / "evaluation", size=size, batch_size=16)
+    places = {"output": folder / "evaluation", "lpips": arguments.lpips}
+    summary = evaluate_super_resolution(resolver, datalist, size=size, batch_size=16, **places)
+    with (folder / "evaluation" / "pictures.csv").open(encoding="utf-8", newline="") as file:
+        scores = list(csv.DictReader(file))
     fine = references(arguments, size)
     shown = resolver(AreaDegradation(resolver.factor).degrade(fine), [item["key"] for item in datalist[:SHOWN]])[0]
     with atomic_write(folder / "shown.pt") as stream:
@@ -190,6 +197,8 @@ def score(resolver: SuperResolver, folder: Path, arguments: argparse.Namespace) 
         "device": str(resolver.device),
         "output": summary["means"]["output"],
         "bicubic": summary["means"]["bicubic"],
+        "lpips": summary["lpips"],
+        "of_pictures": {name: [float(score[f"{name}_output"]) for score in scores] for name in ("psnr", "ssim")},
     }
 
 
@@ -204,13 +213,13 @@ def references(arguments: argparse.Namespace, size: int) -> Tensor:
 
 def write_table(results: Mapping[str, Sequence[Result]], folder: Path) -> None:
     """ablation.csv with a row for each method and seed, ablation.md with the means beside the paper's numbers."""
-    columns = ["row", "run", *MEASURES, "parameters", "pictures", "paper_psnr", "paper_ssim"]
+    columns = ["row", "run", *MEASURES, "lpips", "parameters", "pictures", "paper_psnr", "paper_ssim"]
     rows = []
     for row, runs in results.items():
         published = [str(value) for value in ROWS[row][1:]]  # with the paper's own digits
         for index, run in enumerate(runs):
             values = [run["output"][measure] for measure in MEASURES]
-            rows.append([row, index, *values, run["parameters"], run["pictures"], *published])
+            rows.append([row, index, *values, run["lpips"], run["parameters"], run["pictures"], *published])
     with atomic_write(folder / "ablation.csv") as file:
         file.write(csv_text(columns, rows).encode())
     with atomic_write(folder / "ablation.md") as file:
@@ -220,49 +229,59 @@ def write_table(results: Mapping[str, Sequence[Result]], folder: Path) -> None:
 def table(results: Mapping[str, Sequence[Result]]) -> str:
     """Markdown: the paper's numbers beside ours, the settings, and what was found."""
     first = next(iter(results.values()))[0]
-    made_with, fine = first["made_with"], first["size"]
-    coarse = fine // first["factor"]
+    coarse = first["size"] // first["factor"]
     bicubic_row = [f"{first['bicubic'][measure]:.{digits}f}" for measure, digits in MEASURES.items()]
+    here = f"here, {coarse} to {first['size']}: PSNR | SSIM | consistency 1e-5 | LPIPS | parameters"
     lines = [
-        f"| | paper, 16 to 128: PSNR | SSIM | here, {coarse} to {fine}: PSNR | SSIM | consistency 1e-5 | parameters |",
-        "|---|---|---|---|---|---|---|",
-        f"| bicubic | | | {' | '.join(bicubic_row)} | |",
+        f"| | paper, 16 to 128: PSNR | SSIM | {here} |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| bicubic | | | {' | '.join(bicubic_row)} | | |",
     ]
     for row, runs in results.items():
         name, psnr, ssim = ROWS[row]
-        ours = [mean_and_deviation(runs, measure, digits) for measure, digits in MEASURES.items()]
-        lines.append(f"| {name} | {psnr:.2f} | {ssim:.2f} | {' | '.join(ours)} | {runs[0]['parameters'] / 1e6:.2f} M |")
-    most = max(len(runs) for runs in results.values())
-    lines += [
-        "",
-        f"{made_with['iterations']} training steps a row"
-        + (f" and {results['b5'][0]['made_with']['guidance_iterations']} of guidance" if "b5" in results else "")
-        + f", {made_with['steps']} sampling steps (regression: one pass), one sample a picture, "
-        f"{first['pictures']} test pictures, {most} seed(s), {first['device']}; settings "
-        f"{', '.join(made_with['settings'])}.",
-        *found(results),
-        "",
-    ]
-    return "\n".join(lines)
+        ours = [told([run["output"][measure] for run in runs], digits) for measure, digits in MEASURES.items()]
+        ours += [told([run["lpips"] for run in runs], 3), f"{runs[0]['parameters'] / 1e6:.2f} M"]
+        lines.append(f"| {name} | {psnr:.2f} | {ssim:.2f} | {' | '.join(ours)} |")
+    return "\n".join([*lines, "", settings_line(results), "", *claims(results), ""])
 
 
-def mean_and_deviation(runs: Sequence[Result], measure: str, digits: int) -> str:
-    """Mean over seeds, with their standard deviation where there are several."""
-    values = [run["output"][measure] for run in runs]
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
+def told(values: Sequence[float | None], digits: int) -> str:
+    """Mean over seeds, with their standard deviation where there are several; empty for what was not measured."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    deviation = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.{digits}f}{deviation}"
 
 
-def found(results: Mapping[str, Sequence[Result]]) -> list[str]:
+def settings_line(results: Mapping[str, Sequence[Result]]) -> str:
+    """What the rows were made with, in one sentence."""
+    first = next(iter(results.values()))[0]
+    made_with = first["made_with"]
+    guided = f" and {results['b5'][0]['made_with']['guidance_iterations']} of guidance" if "b5" in results else ""
+    return (
+        f"{made_with['iterations']} training steps a row{guided}, {made_with['steps']} sampling steps "
+        f"(regression: one pass), one sample a picture, {first['pictures']} test pictures, "
+        f"{max(len(runs) for runs in results.values())} seed(s), {first['device']}; settings "
+        f"{', '.join(made_with['settings'])}."
+    )
+
+
+def claims(results: Mapping[str, Sequence[Result]]) -> list[str]:
     """The paper's two claims, as they turned out: B4 beats B1 to B3, and B5 beats B4."""
-    mean = {row: statistics.fmean(run["output"]["psnr"] for run in runs) for row, runs in results.items()}
-    lines = []
-    if {"b1", "b2", "b3", "b4"} <= mean.keys():
-        best = max(("b1", "b2", "b3"), key=lambda row: mean[row])
-        lines.append(f"B4 less the best of B1 to B3 ({best.upper()}): {mean['b4'] - mean[best]:+.2f} dB.")
-    if {"b4", "b5"} <= mean.keys():
-        lines.append(f"B5 less B4: {mean['b5'] - mean['b4']:+.2f} dB.")
-    return lines
+    return [claim(results, *pair) for pair in CLAIMS if set(pair) <= results.keys()]
+
+
+def claim(results: Mapping[str, Sequence[Result]], better: str, worse: str) -> str:
+    """Paired differences on the same pictures, means over the seeds that both rows have."""
+    shared = list(zip(results[better], results[worse], strict=False))
+    words = []
+    for name, unit, digits in (("psnr", " dB", 2), ("ssim", " SSIM", 4)):
+        apart = np.array([np.subtract(a["of_pictures"][name], b["of_pictures"][name]) for a, b in shared])
+        low, high = bootstrap_interval(apart.mean(axis=0)) or (float("nan"),) * 2
+        seeds = ", ".join(f"{value:+.{digits}f}" for value in apart.mean(axis=1))
+        words.append(f"{apart.mean():+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f}; by seed {seeds})")
+    return f"- {better.upper()} less {worse.upper()}: {', '.join(words)}."
 
 
 def write_sheet(results: Mapping[str, Sequence[Result]], arguments: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 from typing import Any
 
@@ -184,24 +185,43 @@ def ablation() -> ModuleType:
     return load_script("ablation_sr")
 
 
-def result(psnr: float) -> dict[str, Any]:
-    quality = {"psnr": psnr, "ssim": 0.5, "consistency": 2.0}
+def result(*psnr: float, lpips: float | None = None) -> dict[str, Any]:
+    """Of pictures with these values; SSIM is a hundredth of them."""
+    quality = {"psnr": fmean(psnr), "ssim": 0.5, "consistency": 2.0}
     made_with = {"iterations": 100, "guidance_iterations": 25, "steps": 20, "settings": ["sr_8_64.yaml"]}
-    common = {"parameters": 1_500_000, "pictures": 7, "size": 64, "factor": 8, "device": "cpu"}
-    return {"made_with": made_with, "output": quality, "bicubic": {**quality, "psnr": 20.0}, **common}
+    common = {"parameters": 1_500_000, "pictures": len(psnr), "size": 64, "factor": 8, "device": "cpu", "lpips": lpips}
+    scores = {"psnr": [*psnr], "ssim": [value / 100 for value in psnr]}
+    return {
+        "made_with": made_with,
+        "output": quality,
+        "bicubic": {**quality, "psnr": 20.0},
+        "of_pictures": scores,
+        **common,
+    }
 
 
-def test_the_table_says_what_was_found(ablation: ModuleType, tmp_path: Path) -> None:
-    results = {row: [result(psnr)] for row, psnr in (("b1", 21.0), ("b2", 22.5), ("b3", 22.0), ("b5", 22.25))}
-    results["b4"] = [result(22.0), result(23.0)]
+def test_the_table_shows_means_and_deviations_of_seeds(ablation: ModuleType, tmp_path: Path) -> None:
+    results = {"b3": [result(22.0, 22.0)], "b4": [result(22.0, 22.0, lpips=0.25), result(22.5, 23.5, lpips=0.35)]}
     ablation.write_table(results, tmp_path)
     text = (tmp_path / "ablation.md").read_text(encoding="utf-8")
-    assert "| bicubic | | | 20.00 | 0.500 | 2.00 | |" in text
-    assert "| B4 encoder | 23.51 | 0.68 | 22.50 ± 0.71 | 0.500 ± 0.000 | 2.00 ± 0.00 | 1.50 M |" in text
-    assert "B4 less the best of B1 to B3 (B2): +0.00 dB." in text
-    assert "B5 less B4: -0.25 dB." in text
+    assert "| bicubic | | | 20.00 | 0.500 | 2.00 | | |" in text
+    assert "| B3 encoder and decoder | 23.24 | 0.66 | 22.00 | 0.500 | 2.00 |  | 1.50 M |" in text
+    assert "| B4 encoder | 23.51 | 0.68 | 22.50 ± 0.71 | 0.500 ± 0.000 | 2.00 ± 0.00 | 0.300 ± 0.071 | 1.50 M |" in text
     rows = list(csv.DictReader((tmp_path / "ablation.csv").open(encoding="utf-8")))
-    assert [(row["row"], row["run"], float(row["psnr"])) for row in rows[-2:]] == [("b4", "0", 22.0), ("b4", "1", 23.0)]
+    found = [(row["row"], row["run"], float(row["psnr"]), row["lpips"]) for row in rows]
+    assert found == [("b3", "0", 22.0, ""), ("b4", "0", 22.0, "0.25000"), ("b4", "1", 23.0, "0.35000")]
+
+
+def test_claims_are_paired_by_picture_and_by_seed(ablation: ModuleType) -> None:
+    """B4 is half a dB ahead of B1 on every picture, which the spread among pictures does not blur."""
+    results = {
+        "b1": [result(18.0, 25.0), result(19.0, 24.0)],
+        "b4": [result(18.25, 25.25), result(19.75, 24.75)],
+        "b5": [result(18.25, 25.25)],
+    }
+    one, other = ablation.claims(results)
+    assert one.startswith("- B4 less B1: +0.50 dB (+0.50 to +0.50; by seed +0.25, +0.75), +0.0050 SSIM (+0.0050 to")
+    assert other.startswith("- B5 less B4: +0.00 dB (+0.00 to +0.00; by seed +0.00)")
 
 
 def test_one_command_trains_scores_and_continues(
