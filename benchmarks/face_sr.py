@@ -42,16 +42,18 @@ Row = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class Setting:
-    """Of one row: sampling steps, and w of the guidance network."""
+    """Of one row: sampling steps, w of the guidance network, and the scale of the noise that samples start from."""
 
     steps: int
     guidance: float = 0.0
+    noise: float = 1.0
 
     @property
     def name(self) -> str:
         """As the tables print it."""
         plural = "step" if self.steps == 1 else "steps"
-        return f"{self.steps} {plural}" + (f", w = {self.guidance:g}" if self.guidance else "")
+        guided = f", w = {self.guidance:g}" if self.guidance else ""
+        return f"{self.steps} {plural}{guided}" + (f", noise {self.noise:g}" if self.noise != 1 else "")
 
     def resolver(self, arguments: argparse.Namespace, members: int = 1) -> SuperResolver:
         """The bundle, set so."""
@@ -60,8 +62,8 @@ class Setting:
             for name in ("weights", "guidance_weights")
             if (value := getattr(arguments, name)) is not None
         }
-        dials = {"steps": self.steps, "guidance_scale": self.guidance, "members": members, "device": arguments.device}
-        return SuperResolver.from_bundle(arguments.bundle, **own, **dials)
+        dials = {"steps": self.steps, "guidance_scale": self.guidance, "noise_scale": self.noise, "members": members}
+        return SuperResolver.from_bundle(arguments.bundle, **own, **dials, device=arguments.device)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +76,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 4, DEFAULT_STEPS, 10, 20, 50])
     parser.add_argument("--guidance", type=float, nargs="*", default=[], help="w of the guidance network")
     parser.add_argument("--guidance-steps", type=int, default=DEFAULT_STEPS, help="of the guided rows")
+    parser.add_argument("--noise", type=float, nargs="*", default=[], help="scales of the noise they start from")
+    parser.add_argument("--noise-steps", type=int, default=20, help="of the rows with such a scale")
     parser.add_argument("--doubt-pictures", type=int, default=40, help="of which several samples are drawn; 0 for none")
     parser.add_argument("--doubt-members", type=int, default=8)
     parser.add_argument("--doubt-steps", type=int, default=DEFAULT_STEPS)
@@ -144,9 +148,10 @@ def at_once(_: str, compute: Callable[[], Any]) -> Any:
 
 
 def dials_of(arguments: argparse.Namespace) -> list[Setting]:
-    """The rows: steps without guidance, then guided ones with each w."""
+    """The rows: steps without guidance, then guided ones with each w, then those with each scale of noise."""
     guided = [Setting(arguments.guidance_steps, w) for w in arguments.guidance]
-    return [Setting(steps) for steps in arguments.steps] + guided
+    calmed = [Setting(arguments.noise_steps, noise=scale) for scale in arguments.noise]
+    return [*map(Setting, arguments.steps), *guided, *calmed]
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -226,6 +231,7 @@ def claims_of(rows: Mapping[str, Row]) -> list[Claim]:
         "1 step": {"psnr": 23.9, "ssim": 0.69, "consistency": 0.5},
         f"{DEFAULT_STEPS} steps": samples,
         "20 steps": samples,
+        **{name: samples for name in rows if "noise" in name},
     }
     if guided := [name for name in rows if "w = " in name]:
         wanted[max(guided, key=lambda name: number(rows[name]["psnr"]))] = {"psnr": 23.6, "ssim": 0.68}
@@ -261,12 +267,13 @@ def plot(rows: Mapping[str, Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
-    for guided in (False, True):
-        points = {
-            n: (r["psnr"], r["lpips"]) for n, r in rows.items() if r["lpips"] is not None and ("w = " in n) == guided
-        }
+    kinds = {"w = ": "guided", "noise": "from less noise", "": "by steps"}
+    left = {name: row for name, row in rows.items() if row["lpips"] is not None}
+    for mark, label in kinds.items():
+        points = {name: (row["psnr"], row["lpips"]) for name, row in left.items() if mark in name}
+        left = {name: row for name, row in left.items() if name not in points}
         if points:
-            axis.plot(*zip(*points.values(), strict=True), "o-", label="guided" if guided else "by steps")
+            axis.plot(*zip(*points.values(), strict=True), "o-", label=label)
         for name, point in points.items():
             axis.annotate(name, point, textcoords="offset points", xytext=(5, 4), fontsize=8)
     axis.set(xlabel="PSNR in dB", ylabel="LPIPS")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cgdpm_med.apps.resolver import SuperResolver
+from cgdpm_med.diffusion.sampling import Sampling
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.bundles import bundle_folder, bundle_path, list_bundles
 from cgdpm_med.inference.segmenter import choose_device
@@ -33,8 +34,16 @@ class Resolvers:
     @property
     def alike_members(self) -> bool:
         """Whether several members are drawn in a single step, which hardly differ."""
-        used = (each.predictor.sampling for each in (self.volumes, self.pictures) if each is not None)
-        return any(sampling.members > 1 and sampling.steps == 1 for sampling in used)
+        return any(sampling.members > 1 and sampling.steps == 1 for sampling in self._samplings)
+
+    @property
+    def calm_members(self) -> bool:
+        """Whether several members start from less noise than the network's x_T has, so that they differ less."""
+        return any(sampling.members > 1 and sampling.noise_scale < 1 for sampling in self._samplings)
+
+    @property
+    def _samplings(self) -> list[Sampling]:
+        return [each.predictor.sampling for each in (self.volumes, self.pictures) if each is not None]
 
     def of(self, case: Case) -> SuperResolver:
         """That of a case.

@@ -28,6 +28,7 @@ _OPTIONS = {
     "class_index": "--class-index",
     "factor": "--factor",
     "guidance_weights": "--guidance-weights",
+    "noise_scale": "--noise-scale",
     "project": "--project",
 }
 

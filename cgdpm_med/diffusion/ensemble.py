@@ -142,7 +142,7 @@ def sample_members(
     corrected = None if correct is None else partial(correct, y=per_member(context, rows))
     # members of one image lie beside each other in the batch
     drawn = noise(sampling.seed, [(key, member) for key in keys for member in ids])
-    x_T = drawn.randn((rows, *shape), device=context.device)
+    x_T = sampling.noise_scale * drawn.randn((rows, *shape), device=context.device)
     condition = per_member(features, rows)
     by_field: dict[str, Any] = {"generator": drawn, "first": first, "clip": clip, "correct": corrected}
     x_0 = sample(denoiser, x_T, condition, schedule, sampling, **by_field)
@@ -169,7 +169,8 @@ def shared_first_step(
     """
     if not sampling.shares_first_step(schedule):
         return None
-    x_T = noise(sampling.seed, [(key, 0) for key in keys]).randn((len(context), *shape), device=context.device)
+    drawn = noise(sampling.seed, [(key, 0) for key in keys])
+    x_T = sampling.noise_scale * drawn.randn((len(context), *shape), device=context.device)
     corrected = None if correct is None else partial(correct, y=context)
     return first_prediction(denoiser, x_T, features, schedule, sampling, clip=clip, correct=corrected)
 

@@ -54,11 +54,13 @@ class Sampler(NamedTuple):
         step: ``step(schedule, i, prediction, eta, generator) -> Moved``, with a schedule respaced to the visited
             timesteps and the index i into it.
         stochastic: takes ``eta``.
+        draws: noise in every step but the last, whatever ``eta`` is.
     """
 
     timesteps: Callable[[NoiseSchedule, int], Tensor]
     step: Callable[[NoiseSchedule, int, Prediction, float, GeneratorLike], Moved]
     stochastic: bool = False
+    draws: bool = False
 
 
 def _evenly(schedule: NoiseSchedule, steps: int) -> Tensor:
@@ -81,7 +83,7 @@ def _dpmpp_2m(s: NoiseSchedule, i: int, at: Prediction, eta: float, generator: G
 
 SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler(_evenly, _ddim, stochastic=True),
-    "ddpm": Sampler(_evenly, _ddpm),
+    "ddpm": Sampler(_evenly, _ddpm, draws=True),
     "dpmpp_2m": Sampler(log_snr_timesteps, _dpmpp_2m),
 }
 """DDIM (Song et al., 2021), DDPM (eq. 4) and DPM-Solver++(2M) (Lu et al., 2022)."""

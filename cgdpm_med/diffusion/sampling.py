@@ -33,6 +33,8 @@ class Sampling:
         steps: evaluations of the denoiser for each member.
         method: a name of :data:`~.samplers.SAMPLERS`.
         eta: DDIM's noise, between 0 (deterministic) and 1 (DDPM's variance).
+        noise_scale: standard deviation of the x_T that members start from, in walks that draw no other noise. Below 1
+            they lie nearer to the mean and differ less than the truth may (the temperature of Kingma & Dhariwal, 2018).
         start: the first visited timestep, T-1 by default. A smaller one truncates the chain (Zheng et al., 2022): good
             where x_start is nearly noise still, or made by ``schedule.q_sample`` from an estimate of x_0 (Chung et al.,
             2022).
@@ -53,6 +55,7 @@ class Sampling:
     steps: int = 10
     method: str = "ddim"
     eta: float = 0.0
+    noise_scale: float = 1.0
     start: int | None = None
     timesteps: tuple[int, ...] | None = None
     members: int = 8
@@ -76,8 +79,18 @@ class Sampling:
             raise ValueError(f"eta belongs to ddim; {self.method} has none")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be between 0 and 1, not {self.eta}")
+        if self.noise_scale != 1:
+            self._check_noise_scale()
         if self.members < 1:
             raise ValueError(f"an ensemble needs at least one member, not {self.members}")
+
+    def _check_noise_scale(self) -> None:
+        if not 0 <= self.noise_scale < math.inf:
+            raise ValueError(f"noise_scale must be 0 or more, not {self.noise_scale}")
+        if self.eta or SAMPLERS[self.method].draws:
+            raise ValueError("noise_scale is for walks that draw no noise on the way, ddim with eta 0 or dpmpp_2m")
+        if self.noise_scale == 0 and self.members > 1:
+            raise ValueError(f"noise_scale 0 makes {self.members} members alike: take one member, or a larger scale")
 
     def visited(self, schedule: NoiseSchedule) -> Tensor:
         """The timesteps of the walk, ascending, int64.
@@ -110,7 +123,7 @@ class Sampling:
         return True
 
 
-BEFORE_DIALS: dict[str, Any] = {"eta": 0.0, "timesteps": None, "shared_first_step": False}
+BEFORE_DIALS: dict[str, Any] = {"eta": 0.0, "noise_scale": 1.0, "timesteps": None, "shared_first_step": False}
 """What records of version 0.1 do not say of the sampling, and what it was."""
 
 

@@ -107,7 +107,7 @@ class Model:
         Raises:
             InputError: where the network was distilled for another walk: at other timesteps it is no denoiser.
         """
-        if self.walk and (sampling.timesteps != self.walk or sampling.method != "ddim" or sampling.eta):
+        if self.walk and _steps_of(sampling) != _steps_of(Sampling(timesteps=self.walk)):
             what = f"was distilled for DDIM at the timesteps {_listed(self.walk)}, and knows no other walk"
             raise InputError(what, path=self.path, remedy="Leave out other steps, or give the weights of its teacher")
         return self.target.denoiser(self.network)
@@ -143,6 +143,11 @@ class Model:
         if before != now:
             what = f"was trained on samples that {'agree' if before else 'need not agree'} with their input"
             raise InputError(what, path=path, remedy=f"Set project to {'true' if before else 'false'}")
+
+
+def _steps_of(sampling: Sampling) -> tuple[Any, ...]:
+    """All that decides which x_t a network is shown."""
+    return sampling.timesteps, sampling.method, sampling.eta, sampling.noise_scale
 
 
 def describe(

@@ -256,10 +256,12 @@ def small_face_network(path: Path) -> Path:
 
 def test_faces_are_told_by_steps_with_their_doubt(tmp_path: Path) -> None:
     words = ["face_sr", "--quick", "--weights", str(small_face_network(tmp_path / "model.pt"))]
+    words += ["--noise", "0.5", "--noise-steps", "2"]
     assert main([*words, "--output", str(tmp_path), "--plot", str(tmp_path / "curve.png")]) == 0
     document = json.loads((tmp_path / "quick" / "face_sr.json").read_text(encoding="utf-8"))
     rows = {row[0]: row[1:] for row in document["tables"][0]["rows"]}
-    assert list(rows) == ["bicubic", "1 step", "2 steps"]
+    assert list(rows) == ["bicubic", "1 step", "2 steps", "2 steps, noise 0.5"]
+    assert rows["2 steps, noise 0.5"][0] != rows["2 steps"][0]
     assert rows["1 step"][2] < 0.1 < rows["bicubic"][2]  # made to agree with the coarse picture, up to 8 bits of files
     told = {claim["name"].split(": ")[1]: claim["value"] for claim in document["claims"]}
     assert told["psnr"] == rows["1 step"][0]

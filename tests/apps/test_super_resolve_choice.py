@@ -161,7 +161,14 @@ def test_several_samples_in_one_step_are_remarked_upon(tmp_path: Path) -> None:
     scan = volume(tmp_path / "scan.nii")
     assert "one step" in run(scan, tmp_path / "1", "--members", 2, "--steps", 1).stderr
     assert "one step" in run(scan, tmp_path / "1", "--members", 2).stderr  # the bundle's default
-    assert "one step" not in run(scan, tmp_path / "2", "--members", 2, "--steps", 2).stderr
+    assert "note" not in run(scan, tmp_path / "2", "--members", 2, "--steps", 2).stderr
+
+
+@pytest.mark.usefixtures("shipped")
+def test_samples_from_less_noise_are_remarked_upon_where_they_tell_of_doubt(tmp_path: Path) -> None:
+    scan, less = volume(tmp_path / "scan.nii"), ("--steps", 2, "--noise-scale", 0.5)
+    assert "their spread is too small" in run(scan, tmp_path / "1", "--members", 2, *less).stderr
+    assert "note" not in run(scan, tmp_path / "2", *less).stderr
 
 
 # --- which files ------------------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ weights: $@bundle_root + '/models/model.pt'
 device: cpu
 members: 1
 steps: 1
+noise_scale: 1.0
 seed: 0
 window: $@model.input.window
 model: $cgdpm_med.load_model(@weights)
@@ -71,6 +72,7 @@ resolver:
     schedule: $@model.schedule
     target: $@model.target
     steps: '@steps'
+    noise_scale: '@noise_scale'
     members: '@members'
     seed: '@seed'
   window: '@window'

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracles import Gaussian
 from small_networks import small_mask_denoiser, small_network
 from torch import Tensor, nn
 
@@ -263,6 +264,19 @@ def test_the_condition_is_encoded_once_per_image(
 def test_bad_arguments_are_named(images: Tensor, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sample_ensemble(Recorder(), images, SCHEDULE, shape=SHAPE, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["ddim", "dpmpp_2m"])
+def test_members_of_gaussian_data_spread_as_the_noise_they_start_from(method: str) -> None:
+    """The optimal denoiser of N(m, s^2) is affine, and so is the walk: half the noise is half the way from the mean."""
+    schedule = NoiseSchedule(schedule="cosine", prediction_type="sample")
+    how: dict[str, Any] = {"shape": SHAPE, "start": 900, "steps": 5, "method": method}
+    none, half, whole = (
+        sample_ensemble(Gaussian(schedule), torch.zeros(2, *SHAPE), schedule, noise_scale=scale, members=members, **how)
+        for scale, members in ((0.0, 1), (0.5, 3), (1.0, 3))
+    )
+    assert bool((whole[1:] - whole[:1]).abs().amax() > 0.1)
+    torch.testing.assert_close(half - none, (whole - none) / 2, rtol=0, atol=2e-6)
 
 
 # --- masks and probabilities ----------------------------------------------------------------------------------------

@@ -285,10 +285,13 @@ def test_a_distilled_network_says_its_walk_and_its_teacher(denoiser: Path, tmp_p
     assert not {"walk", "teacher"} & load_model(denoiser).description.as_dict().keys()  # version 0.2 reads it
 
 
+CALM: dict[str, Any] = {"timesteps": (99, 66), "noise_scale": 0.5}
+
+
 def test_a_distilled_network_is_a_denoiser_on_its_walk_alone(denoiser: Path, tmp_path: Path) -> None:
     model = load_model(distilled(tmp_path / "few.pt", denoiser))
     assert isinstance(model.denoiser(Sampling(timesteps=(66, 99))), MaskDenoiser)
-    for other in ({"steps": 2}, {"timesteps": (99, 50)}, {"timesteps": (99, 66), "method": "ddpm"}):
+    for other in ({"steps": 2}, {"timesteps": (99, 50)}, {"timesteps": (99, 66), "method": "ddpm"}, CALM):
         with pytest.raises(InputError, match="distilled for DDIM at the timesteps 99, 66"):
             model.denoiser(Sampling(**other))
     assert isinstance(load_model(denoiser).denoiser(Sampling(steps=2)), MaskDenoiser)

@@ -25,6 +25,7 @@ IMAGES = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
 WALKS: list[dict[str, Any]] = [
     {"steps": 4},
     {"steps": 3, "eta": 0.5},
+    {"steps": 4, "noise_scale": 0.5},
     {"steps": 4, "method": "ddpm"},
     {"steps": 3, "method": "dpmpp_2m"},
     {"timesteps": (999, 666, 333)},

@@ -26,6 +26,7 @@ from cgdpm_med.apps.commands.options import (
 )
 
 ALIKE = "note: one step makes almost the same image each time, and their spread says nothing: give more --steps"
+CALM = "note: samples of --noise-scale below 1 are more alike than the truth allows: their spread is too small"
 
 
 def super_resolve(
@@ -74,6 +75,14 @@ def super_resolve(
     seed: Annotated[
         int | None, typer.Option(min=0, help="The same seed gives the same samples.", show_default="the bundle's")
     ] = None,
+    noise_scale: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Of the noise that samples start from: below 1 they are closer to the truth and more alike.",
+            show_default="the bundle's",
+        ),
+    ] = None,
     guidance_scale: GuidanceScale = None,
     guidance_weights: Annotated[
         Path | None,
@@ -118,6 +127,7 @@ def super_resolve(
         steps=steps,
         method=method and method.value,
         seed=seed,
+        noise_scale=noise_scale,
         guidance_scale=guidance_scale,
         guidance_weights=guidance_weights and str(reachable(guidance_weights, dask)),
         project=project,
@@ -125,8 +135,8 @@ def super_resolve(
     )
     with opened_engine(dask, dask_config) as engine:
         resolvers = engine.once(load)
-        if engine.ask(partial(_alike_members, resolvers)):
-            typer.secho(ALIKE, fg=typer.colors.YELLOW, err=True)
+        if note := engine.ask(partial(_note_on_spread, resolvers)):
+            typer.secho(note, fg=typer.colors.YELLOW, err=True)
         result = super_resolve_with(engine, resolvers, reachable(source, dask), reachable(out, dask), spacing=voxels)
     if as_json:
         print_json(result)
@@ -135,6 +145,7 @@ def super_resolve(
     exit_code(result["failed"])
 
 
-def _alike_members(resolvers: Any) -> bool:
-    """Asked where the networks are."""
-    return bool(resolvers().alike_members)
+def _note_on_spread(resolvers: Any) -> str:
+    """What the spread of several samples does not say, or ""; asked where the networks are."""
+    found = resolvers()
+    return ALIKE if found.alike_members else CALM if found.calm_members else ""
