@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from rich.progress import (
 )
 
 from cgdpm_med.files import InputError
+
+QUIET = 30.0
+"""Seconds after which long work says where it is, where no bar is to be seen."""
 
 
 def progress_bar(console: Console, *, counted: bool = False, transient: bool = False) -> Progress:
@@ -52,7 +56,7 @@ def end(bar: Progress) -> None:
 class CaseBar:
     """A progress bar over several cases, each counted by the fraction of it that is done; a context manager.
 
-    Shown in a terminal only; :meth:`note` is for everywhere else.
+    Shown in a terminal. Elsewhere, as in a log file, long work prints a line every half minute, and :meth:`note` does.
 
     Args:
         what: the work, in front of the bar.
@@ -65,6 +69,7 @@ class CaseBar:
         self.fractions: dict[str, float] = {}
         self.bar = progress_bar(self.console, transient=True)
         self.task = self.bar.add_task(what, total=len(keys), detail="")
+        self.told = time.monotonic()
 
     def __enter__(self) -> CaseBar:
         self.bar.start()
@@ -77,7 +82,10 @@ class CaseBar:
         """Show how much of a case is done; several may be in work at once."""
         self.bar.advance(self.task, fraction - self.fractions.get(key, 0.0))
         self.fractions[key] = fraction
-        self.bar.update(self.task, description=f"{self.what} {len(self.fractions)}/{self.total} {key}")
+        description = f"{self.what} {len(self.fractions)}/{self.total} {key}"
+        self.bar.update(self.task, description=description)
+        if not self.console.is_terminal and fraction < 1 and time.monotonic() - self.told >= QUIET:
+            self.line(f"{description}: {fraction:.0%}")
 
     def note(self, text: str) -> None:
         """Print one line where no bar is to be seen, as in a log file."""
@@ -86,6 +94,7 @@ class CaseBar:
 
     def line(self, text: str) -> None:
         """Print one line, above the bar where there is one."""
+        self.told = time.monotonic()
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -138,4 +138,5 @@ def _facts(refined: Refined) -> list[tuple[str, str]]:
 
 def _percent(fraction: float) -> str:
     digits = 2 if fraction >= 1e-3 else 5
-    return f"{format_number(100 * fraction, digits)} % of the range of intensities"
+    percent = "less than 0.00001" if 0 < fraction < 5e-8 else format_number(100 * fraction, digits)
+    return f"{percent} % of the range of intensities"
