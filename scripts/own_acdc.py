@@ -98,9 +98,13 @@ def by_hand() -> dict[str, Any]:
 
 
 def planned_values(plan: Plan) -> dict[str, Any]:
-    """The same of a plan."""
+    """The same of a plan; the recipe's field is what its network is shown of an image."""
     values = {name: getattr(plan, name) for name in by_hand() if name != "crop in mm"}
-    return {**values, "crop in mm": tuple(round(n * plan.spacing) for n in plan.crop)}
+    return {
+        **values,
+        "field": plan.region or plan.field,
+        "crop in mm": tuple(round(n * plan.spacing) for n in plan.crop),
+    }
 
 
 def apart(one: Any, other: Any) -> float:
@@ -224,7 +228,8 @@ def main(words: Sequence[str] | None = None) -> int:
     dataset = read_dataset(link_raw(given.acdc, given.folder / "raw", given.patients)).grouped(PATIENT)
     seen = fingerprint(dataset)
     plan = make_plan(seen, large=True, memory=1e11)
-    print(choices_table(by_hand(), planned_values(plan), plan.reasons), flush=True)
+    reasons = {**plan.reasons, "field": plan.reasons["region" if plan.region else "field"]}
+    print(choices_table(by_hand(), planned_values(plan), reasons), flush=True)
     size = Size(given.iterations, given.members, tuple(map(int, given.widths.split(","))), given.batch, given.seed)
     for line in compare(given.acdc, given.folder, dataset, seen, size) if given.iterations else ():
         print(line, flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from cgdpm_med.datasets.fingerprint import Fingerprint
 from cgdpm_med.datasets.memory import training_memory
-from cgdpm_med.datasets.plan import Plan, check_plan
+from cgdpm_med.datasets.plan import Plan, check_plan, most_shift
 from cgdpm_med.datasets.volume_choices import (
     LEAST_VOXELS,
     VOXELS,
@@ -27,6 +27,8 @@ LEAST_DIAMETER, QUICK_DIAMETER = 12, 8
 USUAL_FIELD, MOST_FIELD = 128, 256
 MARGIN = 4
 """Working pixels around the structures."""
+CENTRAL, TELLING = 0.9, 10
+"""Structures are central that lie within this part of the median image, in so many examples at least."""
 TRAINED = 0.7
 """Of the slices, those that a training holds."""
 ENOUGH = 1500
@@ -122,6 +124,7 @@ def _in_2d(seen: Fingerprint, pick: Pick, large: bool, quick: bool) -> dict[str,
         "spacing": spacing,
         "field": tuple(max(a, b) for a, b in zip(size, crop, strict=True)),
         "crop": crop,
+        "region": pick("region", *_region(seen, spacing, crop, multiple)),
         "widths": widths,
         "patch_size": patch,
     }
@@ -190,6 +193,17 @@ def _crop(seen: Fingerprint, spacing: float, size: Sequence[int], multiple: int)
     wanted = [_up(n / spacing + 2 * MARGIN, multiple) for n in seen.reach]
     crop = tuple(min(n, side) for n, side in zip(wanted, size, strict=True))
     return crop, "the structures of 95 % of the images and a margin"
+
+
+def _region(seen: Fingerprint, spacing: float, crop: Sequence[int], multiple: int) -> tuple[tuple[int, ...], str]:
+    """Where structures have been seen and crops have been drawn; a network has learned nothing of what lies beyond."""
+    drawn = [n + 2 * most_shift(crop) for n in crop]
+    held = [n / spacing + 2 * MARGIN for n in seen.farthest]
+    region = tuple(_up(max(pair), multiple) for pair in zip(drawn, held, strict=True))
+    central = all(n <= CENTRAL * side / spacing for n, side in zip(region, seen.extent, strict=True))
+    if central and seen.examples - seen.unlabelled >= TELLING:
+        return region, "the structures of all images lie within, and training saw no more"
+    return (), "structures may lie anywhere"
 
 
 def _batch(seen: Fingerprint, large: bool) -> tuple[int, str]:

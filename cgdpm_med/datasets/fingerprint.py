@@ -32,6 +32,7 @@ class Fingerprint:
         spacing: (25th percentile, median) in mm in plane, (25th percentile, median) between slices; 1 for pictures.
         extent: median in plane in mm (X, Y).
         reach: sides in mm (X, Y) of a rectangle about the centre that holds the structures of 95 % of the examples.
+        farthest: the same of all examples.
         intensities: of each channel the percentiles 1, 50, 99 of all voxels.
         foreground: of each channel the percentiles 0.5 and 99.5 inside the structures.
         labels: names.
@@ -51,6 +52,7 @@ class Fingerprint:
     spacing: tuple[tuple[float, float], tuple[float, float]]
     extent: tuple[float, float]
     reach: tuple[float, float]
+    farthest: tuple[float, float]
     intensities: tuple[tuple[float, float, float], ...]
     foreground: tuple[tuple[float, float], ...]
     labels: tuple[str, ...]
@@ -162,6 +164,7 @@ def _summary(dataset: DataSet, seen: Sequence[_Seen]) -> Fingerprint:
         spacing=(_quarter_and_median(plane), _quarter_and_median(between)),
         extent=(float(np.median(extents[:, 0])), float(np.median(extents[:, 1]))),
         reach=(float(np.percentile(reaches[:, 0], 95)), float(np.percentile(reaches[:, 1], 95))),
+        farthest=_pair(reaches.max(axis=0)),
         intensities=tuple(_triple(np.percentile(c, [1, 50, 99])) for c in samples),
         foreground=tuple(_pair(np.percentile(c, [0.5, 99.5])) for c in inside),
         labels=dataset.labels,

@@ -49,6 +49,8 @@ class Plan:
         between: mm between working slices; 0 in 2D, where slices stay as they are.
         dice_weight: of the Dice term in the loss, which decides what is doubtful; 0 leaves it open, as readers who
             disagree have it.
+        timesteps: that sampling visits; () are evenly spaced ones.
+        region: working pixels about the centre (X, Y) that a 2D network is shown of an image; () shows it all.
     """
 
     dimensions: str
@@ -75,6 +77,7 @@ class Plan:
     between: float = 0.0
     dice_weight: float = 1.0
     timesteps: tuple[int, ...] = ()
+    region: tuple[int, ...] = ()
 
     @property
     def volumes(self) -> bool:
@@ -137,6 +140,11 @@ def check_plan(plan: Plan) -> Plan:
     return plan
 
 
+def most_shift(crop: Sequence[int]) -> float:
+    """Working pixels by which augmentation moves a crop's centre at most."""
+    return min(18.0, min(crop) / 10)
+
+
 def is_walk(timesteps: Sequence[int]) -> bool:
     """Whether sampling can visit these; none stand for its own choice."""
     try:
@@ -149,6 +157,11 @@ def _faults_in_2d(plan: Plan) -> dict[str, bool]:
     return {
         "field and crop have two sides": len(plan.field) != 2 or len(plan.crop) != 2,
         f"sides of the crop are multiples of {plan.multiple}": any(n % plan.multiple for n in plan.crop),
+        "the region has two sides, no shorter than the crop's and multiples as they are": bool(plan.region)
+        and (
+            len(plan.region) != 2
+            or any(n < side or n % plan.multiple for n, side in zip(plan.region, plan.crop, strict=True))
+        ),
         "slices of a 2D plan stay where they are, so it has no spacing between them": plan.between != 0,
     }
 
@@ -161,6 +174,7 @@ def _faults_in_3d(plan: Plan) -> dict[str, bool]:
     return {
         "field and crop have three sides": len(plan.field) != 3 or len(plan.crop) != 3,
         "the spacing between slices is positive": plan.between <= 0,
+        "a 3D network is shown whole volumes, so its plan has no region": bool(plan.region),
         "a 3D network sees no neighbours as channels": plan.neighbours != 0,
         "patch_size is 1, 2, 4 or 8": not stem,
         f"a crop of {_shown(plan.crop)} cannot be halved {often} times, as patch_size and widths want": sound
@@ -197,7 +211,9 @@ def _value(name: str, text: str) -> Any:
     try:
         if kind == "tuple[int, ...]":
             values = tuple(int(word) for word in text.split(","))
-            return values * 2 if len(values) == 1 and name in ("field", "crop") else values
+            if name == "region" and not any(values):
+                return ()
+            return values * 2 if len(values) == 1 and name in ("field", "crop", "region") else values
         number = {"int": int, "float": float, "str": str}[kind](text)
     except ValueError as error:
         raise InputError(f"--set {name}={text} is no value of {name}", remedy=f"Give {_KINDS[kind]}") from error
@@ -234,7 +250,7 @@ def read_plan(path: str | Path) -> Plan:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         lists = {name: tuple(content[name]) for name in ("field", "crop", "widths")}
-        lists["timesteps"] = tuple(content.get("timesteps", ()))
+        lists |= {name: tuple(content.get(name, ())) for name in ("timesteps", "region")}
         window = tuple(tuple(pair) for pair in content["window"])
         return check_plan(Plan(**{**content, **lists, "window": window}))
     except InputError:
@@ -280,12 +296,13 @@ def plan_page(seen: Fingerprint, plan: Plan, parts: Mapping[str, Sequence[str]],
 
 
 def _shown_names(plan: Plan) -> list[str]:
-    return [name for name in SETTABLE if name not in ("dimensions", "neighbours" if plan.volumes else "between")]
+    others = {"dimensions", *(("neighbours", "region") if plan.volumes else ("between",))}
+    return [name for name in SETTABLE if name not in others]
 
 
 def _value_shown(plan: Plan, name: str) -> str:
     value = getattr(plan, name)
-    return ", ".join(map(str, value)) or "-" if name == "timesteps" else _shown(value)
+    return ", ".join(map(str, value)) or "-" if name == "timesteps" else _shown(value) or "-"
 
 
 def _levels_shown(plan: Plan) -> list[str]:

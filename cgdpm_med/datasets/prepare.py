@@ -67,16 +67,20 @@ def prepare(
 
     Args:
         multiple: of the sides, which are padded to it.
-        field: sides in place of the image's own.
+        field: sides in place of what the network is shown: the image's own, or the input's region where that is less.
     """
     size = working_size(loaded, seen.spacing)
-    sides = padded_size(size, multiple) if field is None else tuple(field)
+    sides = _shown(padded_size(size, multiple), seen.region) if field is None else tuple(field)
     image = resized(scaled(loaded.image, seen), size)
     out = {"image": centred(image, sides, [-1.0] * len(image))}
     if loaded.label is not None:
         one_hot = F.one_hot(torch.from_numpy(loaded.label).long(), classes).movedim(-1, 0).float()
         out["label"] = centred(resized(one_hot, size), sides, [1.0] + [0.0] * (classes - 1))
     return out
+
+
+def _shown(size: Sequence[int], region: Sequence[int]) -> tuple[int, ...]:
+    return tuple(map(min, size, region)) if region else tuple(size)
 
 
 def back(members: Tensor, loaded: Loaded, seen: SliceInput, channels: int) -> Tensor:

@@ -165,7 +165,7 @@ def planned_input(plan: Plan, channels: Sequence[str]) -> SliceInput | PatchInpu
         return PatchInput(
             (plan.spacing, plan.spacing, plan.between), tuple(channels), (x, y, z), plan.intensity, window
         )
-    return SliceInput(plan.spacing, tuple(channels), plan.neighbours, plan.intensity, window)
+    return SliceInput(plan.spacing, tuple(channels), plan.neighbours, plan.intensity, window, plan.region)
 
 
 class RepeatedSlices(Dataset):

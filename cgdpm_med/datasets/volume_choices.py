@@ -54,9 +54,10 @@ def check_depth(seen: Fingerprint) -> None:
 
 
 def check_no_field(given: Mapping[str, Any]) -> None:
-    """Raise InputError where a field is given: volumes are held whole."""
-    if "field" in given:
-        raise InputError("a 3D plan holds whole volumes, so it has no field to set", remedy="Give --set crop=64,64,32")
+    """Raise InputError where a field or a region is given: volumes are held and seen whole."""
+    if found := [name for name in ("field", "region") if name in given]:
+        what = f"a 3D plan holds whole volumes, so it has no {found[0]} to set"
+        raise InputError(what, remedy="Give --set crop=64,64,32")
 
 
 def in_3d(

@@ -127,6 +127,8 @@ class SliceInput:
         neighbours: slices on each side, as further channels.
         intensity: "percentiles" (1 and 99 of each image), "fixed" (``window``) or "as it is", to -1 and 1.
         window: of each channel, where the intensity is fixed.
+        region: working pixels about the centre (X, Y) that are shown, where structures are never far from it; () shows
+            the whole image.
     """
 
     spacing: float
@@ -134,11 +136,15 @@ class SliceInput:
     neighbours: int = 0
     intensity: str = "percentiles"
     window: tuple[tuple[float, float], ...] = ()
+    region: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "window", tuple((low, high) for low, high in self.window))
-        if not (0 < self.spacing < math.inf and self.names and self.neighbours >= 0 and self.intensity in INTENSITIES):
+        object.__setattr__(self, "region", tuple(self.region))
+        two = not self.region or (len(self.region) == 2 and min(self.region) > 0)
+        known = self.intensity in INTENSITIES
+        if not (0 < self.spacing < math.inf and self.names and self.neighbours >= 0 and known and two):
             raise ValueError(f"no input can be so: {asdict(self)}")
 
     @property
@@ -296,6 +302,8 @@ class ModelDescription:
         content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         if not self.walk:  # version 0.2 knows neither, and shall read what is not distilled
             del content["walk"], content["teacher"]
+        if not content["input"].get("region", True):  # nor this
+            del content["input"]["region"]
         return {**content, "input": {"kind": kind, **content["input"]}}
 
     @classmethod

@@ -65,6 +65,18 @@ def test_preparing_and_going_back_keeps_a_mask() -> None:
     assert {tuple(place[:2]) for place in wrong} <= {(x, y) for x in (4, 11) for y in (6, 17)}
 
 
+def test_what_lies_beyond_the_region_is_background() -> None:
+    """Of 5 x 2 pixels the network sees the three in the middle, along the axis that is longer than its region."""
+    image = np.arange(10, dtype=np.float32).reshape(1, 5, 2, 1)
+    loaded = Loaded(image, (1.0, 1.0, 1.0), View(), None, np.ones((5, 2, 1), np.uint8))
+    seen = SliceInput(1.0, ("red",), intensity="as it is", region=(3, 4))
+    assert prepare(loaded, seen, 2)["image"][0, ..., 0].tolist() == [[2, 3], [4, 5], [6, 7]]
+    answer = torch.stack([torch.zeros(3, 2, 1), torch.ones(3, 2, 1)])
+    background, structure = back(answer, loaded, seen, 2)[..., 0].tolist()
+    assert structure == [[0, 0], [1, 1], [1, 1], [1, 1], [0, 0]]
+    assert background == [[1, 1], [0, 0], [0, 0], [0, 0], [1, 1]]
+
+
 def test_a_fixed_window_is_the_same_for_all() -> None:
     image = np.array([-200, -100, 100, 500], np.float32).reshape(1, 2, 2, 1)
     seen = SliceInput(1.0, ("CT",), intensity="fixed", window=((-100, 300),))

@@ -15,6 +15,7 @@ PICTURES = Fingerprint(
     spacing=((1, 1), (1, 1)),
     extent=(256, 256),
     reach=(250, 250),
+    farthest=(256, 256),
     intensities=((-0.9, 0, 0.9),),
     foreground=((-0.5, 0.9),),
     labels=("foreground",),

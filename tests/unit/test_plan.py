@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from cgdpm_med import InputError
 from cgdpm_med.apps.train import sampled_as
 from cgdpm_med.datasets.choices import make_plan
 from cgdpm_med.datasets.dataset import DataSet, Example
-from cgdpm_med.datasets.fingerprint import centred_reach, fingerprint, piece_diameters
+from cgdpm_med.datasets.fingerprint import Fingerprint, centred_reach, fingerprint, piece_diameters
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.memory import network_bytes, training_memory
 from cgdpm_med.datasets.plan import parse_settings, plan_page, read_plan, write_plan
@@ -33,6 +34,7 @@ HEARTS = replace(
     spacing=((1.37, 1.56), (5, 10)),
     extent=(350, 350),
     reach=(150, 140),
+    farthest=(190, 180),
     fractions=(0.01, 0.01, 0.01),
     present=(90, 90, 90),
     slices=1800,
@@ -94,6 +96,23 @@ def test_hearts_are_planned_as_by_hand() -> None:
     assert plan.crop[0] == pytest.approx(144, rel=0.2)
     assert (plan.neighbours, plan.batch_size, plan.patch_size, plan.scale) == (1, 16, 2, 0.1)
     assert plan.intensity == "percentiles"
+
+
+def test_the_network_is_shown_the_middle_where_all_structures_lie_there() -> None:
+    """Crops of 128 x 112 pixels are drawn up to 11.2 from the centre; structures lie within 190 x 180 mm."""
+    plan = make_plan(HEARTS)
+    assert plan.crop == (128, 112)
+    assert plan.region == (160, 144)  # 150.4 and 139.4 in multiples of 16
+    wide = make_plan(replace(HEARTS, farthest=(220, 180)))
+    assert wide.region == (176, 144)  # 220 / 1.37 + 8
+
+
+@pytest.mark.parametrize(
+    "anywhere",
+    [PICTURES, replace(HEARTS, farthest=(310, 180)), replace(HEARTS, examples=9), replace(HEARTS, extent=(220, 350))],
+)
+def test_whole_images_are_shown_where_structures_may_lie_anywhere(anywhere: Fingerprint) -> None:
+    assert make_plan(anywhere).region == ()
 
 
 def test_ct_has_one_window() -> None:
@@ -158,6 +177,8 @@ def test_what_is_set_is_taken_and_the_rest_follows() -> None:
     assert (plan.spacing, plan.widths, plan.crop) == (4.0, (32, 64), (64, 64))
     assert plan.reasons["spacing"] == "given"
     assert parse_settings(["crop=64"]) == {"crop": (64, 64)}
+    assert parse_settings(["region=0"]) == {"region": ()}
+    assert parse_settings(["region=96"]) == {"region": (96, 96)}
 
 
 @pytest.mark.parametrize(
@@ -190,6 +211,9 @@ def test_settings_that_cannot_be_read(text: str, word: str) -> None:
         "timesteps=1000,5",
         "timesteps=5,5",
         "timesteps=9,-1",
+        "region=112",
+        "region=130",
+        "region=128,128,128",
     ],
 )
 def test_settings_that_cannot_be(text: str) -> None:
@@ -215,6 +239,9 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     plan = make_plan(HEARTS, given=parse_settings(["timesteps=999,500"]))
     write_plan(plan, tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == plan
+    before = {name: value for name, value in asdict(plan).items() if name != "region"}  # version 0.2 knows none
+    (tmp_path / "plan.json").write_text(json.dumps(before))
+    assert read_plan(tmp_path / "plan.json") == replace(plan, region=())
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(InputError, match="no plan"):
         read_plan(tmp_path / "plan.json")

@@ -115,6 +115,7 @@ def test_the_planned_network_takes_the_planned_patch() -> None:
         (PICTURES, "dimensions=3", "pictures"),
         (replace(ORGANS, sizes=((9,) * 3, (9,) * 3, (1,) * 3)), "dimensions=3", "single slice"),
         (ORGANS, "field=64", "no field"),
+        (ORGANS, "region=64", "no region"),
         (ORGANS, "crop=64", "three sides"),
         (ORGANS, "crop=9,9,9", "halved"),
         (ORGANS, "between=-1", "cannot be"),
