@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.inferers import Inferer
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,10 +23,11 @@ from cgdpm_med.datasets.prepare import back, prepare
 from cgdpm_med.datasets.prepare_volumes import prepare_volume, volume_back
 from cgdpm_med.datasets.run import TASK
 from cgdpm_med.diffusion.ensemble import entropy
+from cgdpm_med.diffusion.sampling import Sampling
 from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.bundles import built_from_bundle
-from cgdpm_med.inference.inferers import SliceEnsembleInferer
+from cgdpm_med.inference.inferers import RegionInferer, SliceEnsembleInferer
 from cgdpm_med.inference.labels import Labels
 from cgdpm_med.inference.patches import PatchEnsembleInferer
 from cgdpm_med.inference.predictor import DiffusionPredictor, predictor_settings
@@ -114,11 +117,18 @@ class SliceSegmenter:
         return seen
 
     @property
-    def inferer(self) -> SliceEnsembleInferer | PatchEnsembleInferer:
-        """Slice by slice, or in windows of a 3D network's patch."""
+    def inferer(self) -> Inferer:
+        """Slice by slice, or in windows of a 3D network's patch.
+
+        Where slices are shown in part (``input.region``), structures are found there first, and the ensemble is drawn
+        in a field around them of the size that the network was trained on.
+        """
         if isinstance(self.input, PatchInput):
             return PatchEnsembleInferer(self.input.patch)
-        return SliceEnsembleInferer(neighbours=self.input.neighbours)
+        by_slice = SliceEnsembleInferer(neighbours=self.input.neighbours)
+        if not (self.input.region and self.input.patch):
+            return by_slice
+        return RegionInferer(by_slice, smallest=self.input.patch, multiple=self.model.multiple)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -181,11 +191,23 @@ class FoldSegmenter(SliceSegmenter):
 
 
 class _Some:
-    """A predictor that draws some of its members."""
+    """A predictor that draws some of its members; with another sampling, the first of that."""
 
     def __init__(self, predictor: DiffusionPredictor, member_ids: Sequence[int]) -> None:
         self.predictor, self.member_ids = predictor, member_ids
-        self.sampling = replace(predictor.sampling, members=len(member_ids))
+
+    def __copy__(self) -> _Some:
+        return _Some(self.predictor, self.member_ids)
+
+    @property
+    def sampling(self) -> Sampling:
+        """The predictor's, of these members."""
+        return replace(self.predictor.sampling, members=len(self.member_ids))
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling) -> None:
+        self.predictor, self.member_ids = copy.copy(self.predictor), range(sampling.members)
+        self.predictor.sampling = sampling
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.predictor, name)

@@ -165,7 +165,9 @@ def planned_input(plan: Plan, channels: Sequence[str]) -> SliceInput | PatchInpu
         return PatchInput(
             (plan.spacing, plan.spacing, plan.between), tuple(channels), (x, y, z), plan.intensity, window
         )
-    return SliceInput(plan.spacing, tuple(channels), plan.neighbours, plan.intensity, window, plan.region)
+    return SliceInput(
+        plan.spacing, tuple(channels), plan.neighbours, plan.intensity, window, plan.region, plan.region and plan.crop
+    )
 
 
 class RepeatedSlices(Dataset):

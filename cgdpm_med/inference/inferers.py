@@ -138,7 +138,7 @@ class RegionInferer(Inferer):
         inferer: run on the region; its predictions have the predictor's ``out_channels`` for each member: the
             background first, or the foreground alone.
         margin: pixels added on each side of what the scout found, in plane.
-        smallest: least side of the region.
+        smallest: least side of the region, or one for each axis in plane.
         multiple: sides are rounded up to this.
         scout_steps: steps of the scout's single member.
         scout_timesteps: that it visits instead, for a network that knows no others.
@@ -148,14 +148,15 @@ class RegionInferer(Inferer):
         self,
         inferer: Inferer,
         margin: int = 16,
-        smallest: int = 96,
+        smallest: int | Sequence[int] = 96,
         multiple: int = 16,
         scout_steps: int = 2,
         scout_timesteps: Sequence[int] | None = None,
     ) -> None:
         self.inferer, self.scout_steps = inferer, scout_steps
         self.scout_timesteps = None if scout_timesteps is None else tuple(scout_timesteps)
-        self.margin, self.smallest, self.multiple = margin, smallest, multiple
+        self.margin, self.multiple = margin, multiple
+        self.smallest = (smallest, smallest) if isinstance(smallest, int) else tuple(smallest)
 
     def __call__(self, inputs: Tensor, network: DiffusionPredictor, *args: Any, **kwargs: Any) -> Tensor:
         """inputs: (1, 1, X, Y, Z) -> (1, K * C, X, Y, Z), as the inner inferer; background outside the region."""
@@ -185,7 +186,7 @@ class RegionInferer(Inferer):
             if not len(hits):
                 return None
             low, high = int(hits[0]) - self.margin, int(hits[-1]) + 1 + self.margin
-            side = max(self.smallest, -(-(high - low) // self.multiple) * self.multiple)
+            side = max(self.smallest[axis], -(-(high - low) // self.multiple) * self.multiple)
             if side >= size:
                 sides.append(slice(0, size))
                 continue

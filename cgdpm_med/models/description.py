@@ -129,6 +129,7 @@ class SliceInput:
         window: of each channel, where the intensity is fixed.
         region: working pixels about the centre (X, Y) that are shown, where structures are never far from it; () shows
             the whole image.
+        patch: sides of what the network was trained on, in working pixels; () where it is not known.
     """
 
     spacing: float
@@ -137,14 +138,16 @@ class SliceInput:
     intensity: str = "percentiles"
     window: tuple[tuple[float, float], ...] = ()
     region: tuple[int, ...] = ()
+    patch: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "window", tuple((low, high) for low, high in self.window))
-        object.__setattr__(self, "region", tuple(self.region))
-        two = not self.region or (len(self.region) == 2 and min(self.region) > 0)
+        for name in ("region", "patch"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        planar = all(not sides or (len(sides) == 2 and min(sides) > 0) for sides in (self.region, self.patch))
         known = self.intensity in INTENSITIES
-        if not (0 < self.spacing < math.inf and self.names and self.neighbours >= 0 and known and two):
+        if not (0 < self.spacing < math.inf and self.names and self.neighbours >= 0 and known and planar):
             raise ValueError(f"no input can be so: {asdict(self)}")
 
     @property
@@ -302,8 +305,8 @@ class ModelDescription:
         content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         if not self.walk:  # version 0.2 knows neither, and shall read what is not distilled
             del content["walk"], content["teacher"]
-        if not content["input"].get("region", True):  # nor this
-            del content["input"]["region"]
+        if kind == "slice":  # nor these
+            content["input"] = {n: v for n, v in content["input"].items() if v or n not in ("region", "patch")}
         return {**content, "input": {"kind": kind, **content["input"]}}
 
     @classmethod
