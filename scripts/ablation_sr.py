@@ -292,7 +292,8 @@ def write_sheet(results: Mapping[str, Sequence[Result]], arguments: argparse.Nam
     columns = {"input": coarse, "bicubic": bicubic(coarse, first["factor"])}
     for row in results:
         shown = place(row, arguments.seeds[0], arguments) / "shown.pt"
-        columns[row] = torch.load(shown, weights_only=True)
+        if shown.exists():  # a result may have come without its pictures
+            columns[row] = torch.load(shown, weights_only=True)
     write_picture(contact_sheet({**columns, "reference": fine}), arguments.output / "sheet.png")
 
 

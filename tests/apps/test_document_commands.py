@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import REPO
 from data_sets import write_pictures
+from PIL import Image
 from typer.testing import CliRunner
 
 from cgdpm_med.apps.cli import app
@@ -131,8 +132,19 @@ def pictures(folder: Path) -> None:
     shutil.copytree(folder / "DATA" / "images", folder / "IMAGES")
 
 
+def coarse_pictures(folder: Path) -> None:
+    """A picture to refine, under each name that a page gives it."""
+    for name in ("face.png", "photo.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).save(folder / name)
+
+
 LONG = {"README": pytest.mark.long}  # a minute and more: it trains, exports and super-resolves
-THINGS: dict[str, Callable[[Path], None]] = {"IN": images, "PRED": masks, "DATA": pictures}
+THINGS: dict[str, Callable[[Path], None]] = {
+    "IN": images,
+    "PRED": masks,
+    "DATA": pictures,
+    "photo.png": coarse_pictures,
+}
 """What stands on pages, and who writes it."""
 
 
