@@ -5,8 +5,8 @@ python scripts/ablation_sr.py --dataset-dir TRAIN --test-dir TEST --output OUT [
 Rows: regression, SR3, B1 to B5; B5 is B4 of the same seed with a guidance network. The target is the bundle's residual;
 ``--settings configs/sr_8_64.yaml configs/paper_target.yaml`` takes the paper's own. Writes ablation.csv, ablation.md
 and sheet.png, after every row. The same command continues a run that was stopped: finished rows are kept, and a row in
-work goes on from its last epoch. So seeds can be trained by one process each, and a last command with all of them
-writes the table. Differences of rows come with 95 % bootstrap intervals over the test pictures.
+work goes on from its last epoch. So rows can be trained by several processes, and ``--finished`` with all seeds writes
+the table. Differences of rows come with 95 % bootstrap intervals over the test pictures.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def main() -> None:
     results: dict[str, list[Result]] = {}
     for seed in arguments.seeds:
         for row in arguments.rows:
+            if arguments.finished and not (place(row, seed, arguments) / "result.json").exists():
+                continue
             print(f"== {ROWS[row][0]}, seed {seed}", flush=True)
             results.setdefault(row, []).append(run_row(row, seed, arguments))
             write_table(results, arguments.output)
@@ -76,6 +78,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--test-pictures", type=int, help="score the first so many pictures only")
+    parser.add_argument("--finished", action="store_true", help="train nothing: write the table of the finished rows")
     parser.add_argument("--lpips", type=Path, help="LPIPS as TorchScript, scored too")
     arguments = parser.parse_args(words)
     if arguments.guidance_iterations is None:

@@ -251,6 +251,9 @@ def test_one_command_trains_scores_and_continues(
     monkeypatch.setattr(ablation, "train_row", lambda *a: pytest.fail("a finished row was trained again"))
     ablation.main()
     assert (tmp_path / "out" / "ablation.md").read_text(encoding="utf-8") == table
+    monkeypatch.setattr(sys, "argv", [*command, "--finished", "--seeds", "0", "1"])
+    ablation.main()  # of seed 1 there is nothing yet
+    assert (tmp_path / "out" / "ablation.md").read_text(encoding="utf-8") == table
     monkeypatch.setattr(sys, "argv", [*command, "--iterations", "3"])
     with pytest.raises(InputError, match="made with other settings"):
         ablation.main()
