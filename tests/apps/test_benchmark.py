@@ -263,10 +263,12 @@ def test_faces_are_told_by_steps_with_their_doubt(tmp_path: Path) -> None:
     assert list(rows) == ["bicubic", "1 step", "2 steps", "2 steps, noise 0.5"]
     assert rows["2 steps, noise 0.5"][0] != rows["2 steps"][0]
     assert rows["1 step"][2] < 0.1 < rows["bicubic"][2]  # made to agree with the coarse picture, up to 8 bits of files
-    told = {claim["name"].split(": ")[1]: claim["value"] for claim in document["claims"]}
-    assert told["psnr"] == rows["1 step"][0]
-    assert -1 <= told["correlation of pixels"] <= 1
-    assert 0 <= told["AUROC of the largest 10%"] <= 1
+    told = {claim["name"]: claim["value"] for claim in document["claims"]}
+    assert told["1 step: psnr"] == rows["1 step"][0]
+    assert told["2 steps, noise 0.5: psnr"] == rows["2 steps, noise 0.5"][0]
+    doubt = "doubt and error of 2 pictures: "
+    assert -1 <= told[f"{doubt}correlation of pixels"] <= 1
+    assert 0 <= told[f"{doubt}AUROC of the largest 10%"] <= 1
 
 
 def test_faces_that_choose_settings_are_those_that_a_training_holds_out(tmp_path: Path) -> None:

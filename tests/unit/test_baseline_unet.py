@@ -222,8 +222,8 @@ def test_every_region_has_sides_that_its_network_takes(more: tuple[str, ...], tm
     inference = ConfigWorkflow(str(BUNDLE / "configs" / "inference.yaml"), metadata, logging_file=False)
     inference.parser.update({"weights": str(tmp_path / "model.pt")})
     inferer = inference.parser.get_parsed_content("inferer")
-    assert inferer.smallest % inferer.multiple == 0
-    side = inferer.smallest + inferer.multiple
+    assert [side % inferer.multiple for side in inferer.smallest] == [0, 0]
+    side = max(inferer.smallest) + inferer.multiple
     with torch.inference_mode():
         out = network.eval()(torch.zeros(1, 4, side, side), torch.zeros(1), torch.zeros(1, 3, side, side))
     assert out.shape == (1, 4, side, side)
