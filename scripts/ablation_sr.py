@@ -28,7 +28,7 @@ from cgdpm_med import InputError, SuperResolver, bundle_path, image_datalist
 from cgdpm_med.apps.contact_sheet import contact_sheet
 from cgdpm_med.apps.evaluate_pictures import bicubic, evaluate_super_resolution, read_reference
 from cgdpm_med.diffusion.degradation import AreaDegradation
-from cgdpm_med.evaluation.paired_statistics import bootstrap_interval
+from cgdpm_med.evaluation.paired_statistics import paired_difference
 from cgdpm_med.files import atomic_write
 from cgdpm_med.images import write_picture
 from cgdpm_med.tables.csv_files import csv_text
@@ -280,10 +280,11 @@ def claim(results: Mapping[str, Sequence[Result]], better: str, worse: str) -> s
     shared = list(zip(results[better], results[worse], strict=False))
     words = []
     for name, unit, digits in (("psnr", " dB", 2), ("ssim", " SSIM", 4)):
-        apart = np.array([np.subtract(a["of_pictures"][name], b["of_pictures"][name]) for a, b in shared])
-        low, high = bootstrap_interval(apart.mean(axis=0)) or (float("nan"),) * 2
-        seeds = ", ".join(f"{value:+.{digits}f}" for value in apart.mean(axis=1))
-        words.append(f"{apart.mean():+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f}; by seed {seeds})")
+        ahead, behind = (np.array([run["of_pictures"][name] for run in runs]) for runs in zip(*shared, strict=True))
+        found = paired_difference(behind.mean(axis=0).tolist(), ahead.mean(axis=0).tolist())
+        low, high = found.interval or (float("nan"),) * 2
+        seeds = ", ".join(f"{value:+.{digits}f}" for value in (ahead - behind).mean(axis=1))
+        words.append(f"{found.difference:+.{digits}f}{unit} ({low:+.{digits}f} to {high:+.{digits}f}; by seed {seeds})")
     return f"- {better.upper()} less {worse.upper()}: {', '.join(words)}."
 
 
