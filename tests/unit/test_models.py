@@ -32,7 +32,14 @@ from cgdpm_med import (
 from cgdpm_med.diffusion.degradation import AreaDegradation
 from cgdpm_med.diffusion.sampling import Sampling
 from cgdpm_med.diffusion.targets import MaskDenoiser
-from cgdpm_med.models.description import Label, ModelDescription, PictureInput, TrainingData, VolumeInput
+from cgdpm_med.models.description import (
+    Label,
+    ModelDescription,
+    PictureInput,
+    SliceInput,
+    TrainingData,
+    VolumeInput,
+)
 from cgdpm_med.models.files import (
     OldModelWarning,
     check_continues,
@@ -283,6 +290,14 @@ def test_a_distilled_network_says_its_walk_and_its_teacher(denoiser: Path, tmp_p
     assert load_model(denoiser).walk == ()
     assert replace(model.description, walk=(66, 99)).walk == (99, 66)
     assert not {"walk", "teacher"} & load_model(denoiser).description.as_dict().keys()  # version 0.2 reads it
+
+
+@pytest.mark.parametrize("sides", [{}, {"region": (64, 48), "patch": (32, 32)}])
+def test_a_slice_without_a_region_is_written_as_version_0_2_reads_it(sides: dict[str, Any]) -> None:
+    seen = SliceInput(1.0, ("MR",), **sides)
+    content = ModelDescription("denoiser", {}, {}, {}, seen).as_dict()
+    assert {"region", "patch"} & content["input"].keys() == sides.keys()
+    assert ModelDescription.from_dict(content).input == seen
 
 
 CALM: dict[str, Any] = {"timesteps": (99, 66), "noise_scale": 0.5}
