@@ -25,7 +25,9 @@ def shipped(**settings: Any) -> DiffusionPredictor:
     It is unguided, and every member makes all steps itself, as the members of others do.
     """
     alone = {"guidance_scale": 0.0, "shared_first_step": False}
-    return Segmenter.from_bundle("acdc_segmentation", **{**alone, **settings}).predictor
+    predictor = Segmenter.from_bundle("acdc_segmentation", **{**alone, **settings}).predictor
+    assert isinstance(predictor, DiffusionPredictor)
+    return predictor
 
 
 def network_of(predictor: DiffusionPredictor) -> ConditionalUNet:

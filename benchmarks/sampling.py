@@ -56,6 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset-dir", type=Path, help="ACDC's training folder")
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="settings to compare")
     parser.add_argument("--members", type=int, default=8)
+    parser.add_argument("--weights", type=Path, help="of a denoiser, in place of the bundle's")
+    parser.add_argument("--further-weights", type=Path, nargs="+", default=[], help="networks that share the members")
 
 
 def run(arguments: argparse.Namespace) -> Result:
@@ -63,10 +65,25 @@ def run(arguments: argparse.Namespace) -> Result:
         raise InputError("the validation patients are missing", remedy="Give ACDC's training folder as --dataset-dir")
     keep_freed_memory()
     patients = patients_of(acdc_datalist(arguments.dataset_dir, "validation"))  # ten: nine others calibrate each
-    observed = observe_all({name: SETTINGS[name] for name in arguments.only}, patients, arguments)
+    chosen = {name: {**SETTINGS[name], **weights_of(arguments)} for name in arguments.only}
+    observed = observe_all(chosen, patients, arguments)
     rows = {name: scores(of, frames_of(of, voxels_of(arguments.output, name))) for name, of in observed.items()}
-    settings = {"section": "validation", "members": arguments.members, "seed": 0, "patients": len(patients)}
+    settings: dict[str, Any] = {
+        "section": "validation",
+        "members": arguments.members,
+        "seed": 0,
+        "patients": len(patients),
+    }
+    given = [path for path in (arguments.weights, *arguments.further_weights) if path is not None]
+    if given:
+        settings["digests"] = [weights_digest(path) for path in given]
     return Result({**settings, **{name: SETTINGS[name] for name in rows}}, claims(rows), tables(rows), {"scores": rows})
+
+
+def weights_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keys of the inference configuration for the networks that were given."""
+    own = {} if arguments.weights is None else {"weights": str(arguments.weights)}
+    return {**own, **({"further_weights": list(map(str, further))} if (further := arguments.further_weights) else {})}
 
 
 def patients_of(datalist: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:

@@ -30,7 +30,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from torch.utils.flop_counter import FlopCounterMode
 
-from cgdpm_med import InputError, Segmenter, acdc_datalist, bundle_path, keep_freed_memory
+from cgdpm_med import DiffusionPredictor, InputError, Segmenter, acdc_datalist, bundle_path, keep_freed_memory
 from cgdpm_med.evaluation.sweep import score_setting
 from cgdpm_med.models.weights import weights_digest
 from cgdpm_med.tables.csv_files import write_csv
@@ -288,6 +288,7 @@ class Work:
 def gflops(segmenter: Segmenter, channels: int, field: int) -> float:
     """Of one evaluation of the network on a slice of ``field`` x ``field``, its condition included."""
     predictor, device = segmenter.predictor, segmenter.device
+    assert isinstance(predictor, DiffusionPredictor)
     image = torch.zeros(1, channels, field, field, device=device)
     x_t = torch.zeros(1, predictor.out_channels, field, field, device=device)
     t = torch.zeros(1, dtype=torch.int64, device=device)

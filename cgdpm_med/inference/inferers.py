@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cgdpm_med.data.slices import slice_stack
 from cgdpm_med.diffusion.sampling import Guided
-from cgdpm_med.inference.predictor import DiffusionPredictor
+from cgdpm_med.inference.predictor import DiffusionPredictor, Predictor
 from cgdpm_med.networks.denoiser import Denoiser, as_denoiser, evaluate
 
 Place = tuple[slice, ...]
@@ -52,7 +52,7 @@ class SliceEnsembleInferer(Inferer):
     def __call__(
         self,
         inputs: Tensor,
-        network: DiffusionPredictor,
+        network: Predictor,
         *args: Any,
         progress: Callable[[int], None] | None = None,
         **kwargs: Any,
@@ -73,7 +73,7 @@ class SliceEnsembleInferer(Inferer):
         return convert_to_dst_type(together, inputs)[0]
 
     def _members(
-        self, stack: Tensor, case: str, network: DiffusionPredictor, progress: Callable[[int], None] | None
+        self, stack: Tensor, case: str, network: Predictor, progress: Callable[[int], None] | None
     ) -> Tensor:
         """The members of one volume, (K * C, X, Y, Z), from its slices (Z, Cc, X, Y).
 
@@ -158,7 +158,7 @@ class RegionInferer(Inferer):
         self.margin, self.multiple = margin, multiple
         self.smallest = (smallest, smallest) if isinstance(smallest, int) else tuple(smallest)
 
-    def __call__(self, inputs: Tensor, network: DiffusionPredictor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, inputs: Tensor, network: Predictor, *args: Any, **kwargs: Any) -> Tensor:
         """inputs: (1, 1, X, Y, Z) -> (1, K * C, X, Y, Z), as the inner inferer; background outside the region."""
         if inputs.shape[0] != 1:
             raise ValueError(f"a region belongs to one volume; got a batch of {inputs.shape[0]}")

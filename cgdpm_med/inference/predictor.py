@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,36 @@ from cgdpm_med.files import InputError
 from cgdpm_med.runtime.autocast import Autocast
 from cgdpm_med.runtime.batching import BatchLimit, sample_ensemble
 from cgdpm_med.runtime.precision import autocast_dtype, check_precision
+
+
+class Predictor(Protocol):
+    """What inferers draw with: a :class:`DiffusionPredictor`, or several as a :class:`~.deep_ensemble.DeepEnsemble`."""
+
+    sampling: Sampling
+    limit: BatchLimit
+    precision: str
+
+    @property
+    def guide(self) -> nn.Module | None:
+        """The guidance network, or None."""
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of a member."""
+
+    @property
+    def size_factor(self) -> int:
+        """Size of a member / size of the condition."""
+
+    def ensemble(
+        self,
+        image: Tensor,
+        keys: Sequence[Hashable] | None = None,
+        member_ids: Sequence[int] | None = None,
+        progress: Callable[[int], None] | None = None,
+        wrap: Callable[[Any], Any] | None = None,
+    ) -> Tensor:
+        """Every member, (K, B, C, *S)."""
 
 
 class DiffusionPredictor(nn.Module):
@@ -147,6 +177,13 @@ class DiffusionPredictor(nn.Module):
                 part.copy_(self.target.decode(part, y))
         return x_0
 
+    def drawing_with(self, denoiser: nn.Module) -> DiffusionPredictor:
+        """One that draws in the same way with another denoiser of the same target, and without guidance."""
+        how: dict[str, Any] = {"precision": self.precision, "compile": self.compiled, "cuda_graphs": self.cuda_graphs}
+        other = DiffusionPredictor(denoiser, None, self.schedule, self.target, self.sampling, **how)
+        other.limit = self.limit  # what did not fit for one does not for the other
+        return other
+
     def _sampling_denoiser(self, device: torch.device, dtype: torch.dtype) -> Any:
         denoiser: Any = self._evaluated("denoiser", device, dtype)
         if self.guide is None:
@@ -171,7 +208,7 @@ def _check_members(sampling: Sampling, schedule: NoiseSchedule) -> None:
         raise ValueError(f"one shared step gives {sampling.members} equal members: take one member, or several steps")
 
 
-def predictor_settings(predictor: DiffusionPredictor, device: torch.device) -> dict[str, Any]:
+def predictor_settings(predictor: Predictor, device: torch.device) -> dict[str, Any]:
     """What a reported number depends on besides the weights and the data: all of the sampling, precision, device."""
     unguided = {} if predictor.guide is not None else {"guidance_scale": 0.0, "guidance_interval": None}
     return asdict(predictor.sampling) | unguided | {"precision": predictor.precision, "device": str(device)}

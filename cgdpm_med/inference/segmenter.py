@@ -16,6 +16,7 @@ from torch import Tensor
 from cgdpm_med.data.transforms import case_name
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.bundles import built_from_bundle, bundle_folder
+from cgdpm_med.inference.deep_ensemble import DeepEnsemble
 from cgdpm_med.inference.labels import Labels, channel_names, labels_of
 from cgdpm_med.inference.predictor import DiffusionPredictor, predictor_settings
 from cgdpm_med.volumes import Grid, Volume, reoriented_grid, view_of
@@ -107,7 +108,7 @@ class Segmenter:
         self,
         preprocessing: Callable[[dict[str, Any]], Any],
         inferer: Callable[..., Tensor],
-        predictor: DiffusionPredictor,
+        predictor: DiffusionPredictor | DeepEnsemble,
         postprocessing: Callable[[dict[str, Any]], Any],
         device: torch.device | str = "cpu",
         weights: Sequence[str | Path] = (),

@@ -23,7 +23,7 @@ from cgdpm_med import InputError, Segmenter, acdc_datalist, read_volume, write_p
 from cgdpm_med.evaluation.training_patients import training_record
 from cgdpm_med.inference.bundles import built_from_bundle
 from cgdpm_med.inference.labels import DEFAULT_LABELS, labels_of
-from cgdpm_med.models.files import Model, load_model
+from cgdpm_med.models.files import Model, load_model, save_model
 
 BUNDLE = REPO / "bundles" / "acdc_segmentation"
 CONFIGS = BUNDLE / "configs"
@@ -123,6 +123,28 @@ def test_a_network_that_is_trained_in_the_bundle_takes_the_place_of_both(trained
     for given in ({}, {"steps": 4}, {"timesteps": [999, 666]}):
         assert Path(built("weights", copy, **given)).parent.name == "models"
     assert built("sampling", copy).timesteps == (999, 666, 333)
+
+
+def test_further_weights_draw_their_share_of_the_members(phantoms: Path, trained: Path, tmp_path: Path) -> None:
+    """The same network twice draws what it draws alone, another one other members at every second place."""
+    first, other = trained / "model.pt", tmp_path / "other.pt"
+    model = load_model(first)
+    changed = {name: 1.05 * value for name, value in model.network.state_dict().items()}
+    save_model(other, changed, model.description)
+    volume = read_volume(next(phantoms.glob("*/*_frame01.nii.gz")))
+
+    def members(*further: Path) -> Any:
+        given = {"weights": str(first), "further_weights": list(map(str, further)), "members": 3, "device": "cpu"}
+        segmenter = Segmenter.from_bundle(BUNDLE, **given)
+        assert segmenter.weights == (first, *further)
+        return segmenter(volume, "case").members
+
+    alone, mixed = members(), members(other)
+    np.testing.assert_array_equal(members(first), alone)
+    np.testing.assert_array_equal(mixed[::2], alone[::2])
+    assert (mixed[1] != alone[1]).any()
+    with pytest.raises(InputError, match="1 members cannot be drawn over 2 networks"):
+        Segmenter.from_bundle(BUNDLE, weights=str(first), further_weights=[str(first)], steps=1)
 
 
 @pytest.mark.parametrize("more", [(), ("gpu",)], ids=["cpu", "gpu"])
