@@ -503,9 +503,8 @@ def test_the_model_file_of_a_row_says_what_it_is(
     network, description = (flow.parser.get_parsed_content(key) for key in ("network_def", "description"))
     save_model(tmp_path / "model.pt", network, description)
     model = load_model(tmp_path / "model.pt")
-    expected = {"regression": "sample", "sr3": "epsilon"}.get(row, "epsilon" if paper else "sample")
-    assert model.schedule.prediction_type == expected
-    assert math.isclose(float(model.schedule.beta[-1]), 0.02 if paper or row == "sr3" else 0.999)
+    assert model.schedule.prediction_type == ("epsilon" if paper and row != "regression" else "sample")
+    assert math.isclose(float(model.schedule.beta[-1]), 0.02 if paper else 0.999)
     assert isinstance(model.target, ImageTarget if paper else ResidualTarget)
     arguments = model.description.network["arguments"]
     assert (arguments if kind is None else arguments["network"]["arguments"])["fusion"] == fusion
