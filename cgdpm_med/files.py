@@ -92,7 +92,11 @@ def check_place(folder: Path) -> None:
     Raises:
         InputError: for a file, and for a folder, or the nearest one above it, in which nothing can be written.
     """
-    check_folder(next(place for place in (folder, *folder.absolute().parents) if place.exists()))
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        check_folder(nearest)
+    except InputError as error:
+        raise InputError(error.what, path=nearest if nearest.is_file() else folder, remedy=error.remedy) from error
 
 
 def sweep_temporaries(path: PathLike) -> None:

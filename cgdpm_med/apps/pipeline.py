@@ -27,7 +27,7 @@ from cgdpm_med.apps.study_run import (
 )
 from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.evaluation.calibration_file import Calibration
-from cgdpm_med.files import InputError, check_folder, listed
+from cgdpm_med.files import InputError, check_place, listed
 from cgdpm_med.inference.segmenter import Segmenter, choose_device, load_segmenter
 from cgdpm_med.report.records import save_cohort, study_record
 from cgdpm_med.runtime.engines import Engine, InProcess, Progress, about
@@ -115,7 +115,7 @@ def segment(
     changes = {name: value for name, value in changes.items() if value is not None}
     model = engine.once(partial(build_model, partial(load_segmenter, bundle, device, changes), options))
     labels = engine.ask(partial(facts_of, model)).labels
-    check_folder(Path(output))
+    check_place(Path(output))
     work = StudyWork(model, Path(output), options, resume)
     result = segment_with(engine, work, found.cases, shard)
     result["left_out"] = {reason: [str(path) for path in paths] for reason, paths in found.left_out.items()}

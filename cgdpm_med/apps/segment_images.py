@@ -17,7 +17,7 @@ from cgdpm_med.apps.slice_page import SlicePage
 from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.datasets.loading import Loaded, input_files
 from cgdpm_med.evaluation.calibration_file import digests_by_name
-from cgdpm_med.files import InputError, atomic_write, check_folder
+from cgdpm_med.files import InputError, atomic_write, check_place
 from cgdpm_med.inference.labels import Labels
 from cgdpm_med.metrics.masks import pairwise_dice
 from cgdpm_med.studies.outputs import write_json
@@ -66,7 +66,7 @@ def segment_folder(
     found, unnamed = input_files(source, len(segmenter.input.names))
     if any(out.resolve() == path.resolve().parent for files in found.values() for path in files):
         raise InputError("holds the images themselves", path=out, remedy="Give another output folder")
-    check_folder(out)
+    check_place(out)
     page = SlicePage(segmenter.labels)
     done = _segment_all(segmenter, found, unnamed, out, page, notes)
     record = {

@@ -20,7 +20,7 @@ from cgdpm_med.apps.refined_volume import super_resolve_volume
 from cgdpm_med.apps.resolver import SuperResolver
 from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.data.transforms import case_name
-from cgdpm_med.files import InputError, check_folder, sweep_temporaries
+from cgdpm_med.files import InputError, check_place, sweep_temporaries
 from cgdpm_med.images import PICTURE_SUFFIXES, image_datalist
 from cgdpm_med.runtime.engines import Engine, InProcess, Progress, about, do_in_order
 from cgdpm_med.studies.cases import Case
@@ -80,7 +80,7 @@ def super_resolve_with(
     cases = find_images(source, exclude=output)
     for line in left_out_lines(Path(source), _left_out(Path(source), Path(output))):
         warnings.warn(line, FolderWarning, stacklevel=2)
-    check_folder(Path(output))
+    check_place(Path(output))
     work = _Refining(resolvers, Path(output), spacing)
     with CaseBar("super-resolving", [case.key for case in cases]) as bar:
         answers = do_in_order(engine, work, cases, bar.update, partial(_show, bar))

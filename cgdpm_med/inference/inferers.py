@@ -72,9 +72,7 @@ class SliceEnsembleInferer(Inferer):
         together = volumes[0][None] if len(volumes) == 1 else torch.stack(volumes)
         return convert_to_dst_type(together, inputs)[0]
 
-    def _members(
-        self, stack: Tensor, case: str, network: Predictor, progress: Callable[[int], None] | None
-    ) -> Tensor:
+    def _members(self, stack: Tensor, case: str, network: Predictor, progress: Callable[[int], None] | None) -> Tensor:
         """The members of one volume, (K * C, X, Y, Z), from its slices (Z, Cc, X, Y).
 
         Drawn for the slices of one batch at a time and put in place: all of them would exist twice otherwise.

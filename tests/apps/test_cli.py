@@ -229,6 +229,17 @@ def test_segment_fails_when_one_input_does(
     assert (tmp_path / "out" / "good.nii.gz").is_file()
 
 
+@pytest.mark.usefixtures("asked")
+def test_no_folder_is_left_where_every_input_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upright(tmp_path / "in" / "flat.nii.gz", shape=(5, 4))
+    out = tmp_path / "new" / "out"
+    assert run(monkeypatch, "segment", str(tmp_path / "in"), str(out)) == 1
+    assert capsys.readouterr().out == "0 segmented, 1 failed\n"
+    assert not out.parent.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

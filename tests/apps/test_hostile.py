@@ -212,7 +212,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, command: Command) -> None
     image = save(tmp_path / "v.nii.gz", nifti())
     (tmp_path / "file").write_text("taken")
     command.fails("file: is a file", image, tmp_path / "file")
-    command.fails("cannot be written: not a directory", image, tmp_path / "file" / "below")
+    command.fails("file: is a file", image, tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "taken"
     if Path("/proc/self").is_dir():  # a file system on which not even root may create a folder
         command.fails("cannot be written", image, Path("/proc/cgdpm_med_output"))

@@ -114,6 +114,11 @@ def exit_code(failed: Any) -> None:
         raise typer.Exit(1)
 
 
+def place_of_results(out: Path) -> str:
+    """Where they lie, as the end of a line; "" where nothing was written."""
+    return f"; results in {out}" if out.exists() else ""
+
+
 @contextmanager
 def opened_engine(dask: str | None, config: Path | None) -> Iterator[Any]:
     """What ``--dask`` names, until the work is done; this process where it is not given."""

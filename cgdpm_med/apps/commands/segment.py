@@ -28,6 +28,7 @@ from cgdpm_med.apps.commands.options import (
     exit_code,
     guidance_timesteps,
     opened_engine,
+    place_of_results,
     print_json,
     reachable,
     reachable_bundle,
@@ -192,7 +193,7 @@ def _report_segmented(result: Any, out: Path, as_json: bool) -> None:
     else:
         count = len(result["skipped"])
         skipped = f", {count} {'study' if count == 1 else 'studies'} complete before" if count else ""
-        typer.echo(f"{len(result['cases'])} segmented, {len(result['failed'])} failed{skipped}; results in {out}")
+        typer.echo(f"{len(result['cases'])} segmented, {len(result['failed'])} failed{skipped}{place_of_results(out)}")
     exit_code(result["failed"])
 
 

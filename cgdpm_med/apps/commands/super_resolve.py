@@ -19,6 +19,7 @@ from cgdpm_med.apps.commands.options import (
     SpacingText,
     exit_code,
     opened_engine,
+    place_of_results,
     print_json,
     reachable,
     reachable_bundle,
@@ -141,7 +142,7 @@ def super_resolve(
     if as_json:
         print_json(result)
     else:
-        typer.echo(f"{len(result['cases'])} super-resolved, {len(result['failed'])} failed; results in {out}")
+        typer.echo(f"{len(result['cases'])} super-resolved, {len(result['failed'])} failed{place_of_results(out)}")
     exit_code(result["failed"])
 
 
