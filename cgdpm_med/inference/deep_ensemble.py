@@ -59,6 +59,7 @@ class DeepEnsemble(nn.Module):
         first = predictors[0]
         self.sampling, self.precision, self.limit, self.guide = first.sampling, first.precision, first.limit, None
         self.out_channels, self.size_factor = first.out_channels, first.size_factor
+        self.register_load_state_dict_pre_hook(_place_first_network)
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, Cc, *S) -> mean over members, (B, C, *S); all of them are held."""
@@ -86,19 +87,21 @@ class DeepEnsemble(nn.Module):
 
 
 def over_networks(
-    predictor: DiffusionPredictor, model: Model, further: Sequence[str | Path], device: torch.device | str = "cpu"
+    model: Model, further: Sequence[str | Path], denoiser: nn.Module, **how: Any
 ) -> DiffusionPredictor | DeepEnsemble:
-    """The predictor on its device, or, with ``further`` model files, an ensemble over their networks and its own.
+    """A predictor of one denoiser, or, with ``further`` model files, an ensemble over their networks and its own.
 
     Args:
-        predictor: of the network of ``model``; without guidance where there are further ones.
+        model: of the denoiser.
+        how: arguments of :class:`~cgdpm_med.DiffusionPredictor`; no guide where there are further networks.
 
     Raises:
         InputError: for a file that cannot be used, or says another target, schedule, input or other labels; for fewer
             members than networks, or with guidance.
     """
+    predictor = DiffusionPredictor(denoiser, **how)
     if not further:
-        return predictor.to(device)
+        return predictor
     if predictor.guide is not None:
         what = "a guidance network belongs to one denoiser, and members are drawn over several networks"
         raise InputError(what, remedy="Set guidance_scale to 0, or leave out further_weights")
@@ -107,8 +110,7 @@ def over_networks(
         what = f"{members} members cannot be drawn over {count} networks"
         raise InputError(what, remedy=f"Set members to {count} or more")
     others = [_fitting(load_model(path, allow=model.allow), model) for path in further]
-    drawn = [predictor.drawing_with(other.denoiser(predictor.sampling)) for other in others]
-    return DeepEnsemble([predictor, *drawn]).to(device)
+    return DeepEnsemble([predictor, *(predictor.drawing_with(each.denoiser(predictor.sampling)) for each in others)])
 
 
 def _fitting(other: Model, model: Model) -> Model:
@@ -120,3 +122,11 @@ def _fitting(other: Model, model: Model) -> Model:
         what = f"was trained with another {' and '.join(differing)} than {model.path.name}"
         raise InputError(what, path=other.path, remedy="Combine networks of one configuration, such as other seeds")
     return other
+
+
+def _place_first_network(ensemble: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Whoever loads one network's file, as MONAI Label does, means the first; the others keep what they have."""
+    own, place = ensemble.state_dict(), "predictors.0.denoiser.network."
+    if not prefix and all(place + name in own for name in state_dict):
+        of_first = {place + name: state_dict.pop(name) for name in list(state_dict)}
+        state_dict.update({name: value for name, value in own.items() if name not in of_first} | of_first)

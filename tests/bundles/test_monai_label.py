@@ -39,11 +39,14 @@ def scan(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_app_gets_the_masks_of_the_command(scan: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "further", [[], [str(BUNDLE / "models" / "further" / "second.pt")]], ids=["one", "two networks"]
+)
+def test_the_app_gets_the_masks_of_the_command(further: list[str], scan: Path, tmp_path: Path) -> None:
     config = ConfigParser()
     config.read_config(str(BUNDLE / "configs" / "inference.yaml"))
     config.config.update({"bundle_root": str(BUNDLE), "output_dir": str(tmp_path / "out")})
-    config.config.update({"members": 2, "precision": "float32"})
+    config.config.update({"members": 2, "precision": "float32", "further_weights": further})
     metadata = json.loads((BUNDLE / "configs" / "metadata.json").read_text(encoding="utf-8"))
     formats = metadata["network_data_format"]
     assert (next(iter(formats["inputs"])), next(iter(formats["outputs"]))) == ("image", "pred")
@@ -66,7 +69,8 @@ def test_the_app_gets_the_masks_of_the_command(scan: Path, tmp_path: Path) -> No
     for transform in config.get_parsed_content("postprocessing").transforms:
         item = transform(item)
 
-    expected = Segmenter.from_bundle(BUNDLE, members=2, device="cpu", precision="float32")(read_volume(scan))
+    given = {"members": 2, "device": "cpu", "precision": "float32", "further_weights": further}
+    expected = Segmenter.from_bundle(BUNDLE, **given)(read_volume(scan))
     assert expected.mask.any()
     np.testing.assert_array_equal(item["pred"][0], expected.mask)
     # from these the app takes size and place of the file it writes

@@ -110,10 +110,10 @@ def model_file(path: Path, seed: int = 0, target: MaskTarget = TARGET, spacing: 
     return path
 
 
-def drawn_over(first: Path, *further: Path, **dials: Any) -> DiffusionPredictor | DeepEnsemble:
+def drawn_over(first: Path, *further: Path, **how: Any) -> DiffusionPredictor | DeepEnsemble:
     model = load_model(first)
-    one = DiffusionPredictor(model.target.denoiser(model.network), None, model.schedule, model.target, **dials)
-    return over_networks(one, model, further)
+    denoiser = model.target.denoiser(model.network)
+    return over_networks(model, further, denoiser, schedule=model.schedule, target=model.target, **how)
 
 
 def test_files_of_further_networks_join_that_of_the_first(tmp_path: Path) -> None:
@@ -145,7 +145,17 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
 
 def test_guidance_is_refused_with_further_networks(tmp_path: Path) -> None:
     first = model_file(tmp_path / "first.pt")
-    model = load_model(first)
-    guided = DiffusionPredictor(model.target.denoiser(model.network), small_network(1), model.schedule, model.target)
     with pytest.raises(InputError, match="belongs to one denoiser"):
-        over_networks(guided, model, [first])
+        drawn_over(first, first, guide=small_network(1))
+
+
+def test_one_file_loaded_into_the_ensemble_is_its_first_networks(tmp_path: Path) -> None:
+    """As MONAI Label loads the bundle's model.pt into network_def."""
+    files = [model_file(tmp_path / f"{seed}.pt", seed) for seed in range(3)]
+    ensemble = drawn_over(files[0], files[1], members=4, precision="float32")
+    wanted = drawn_over(files[2], files[1], members=4, precision="float32")
+
+    ensemble.load_state_dict(torch.load(files[2], weights_only=True)["model"], strict=True)
+
+    assert torch.equal(ensemble.ensemble(IMAGES), wanted.ensemble(IMAGES))
+    ensemble.load_state_dict(wanted.state_dict(), strict=True)
