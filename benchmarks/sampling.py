@@ -65,8 +65,10 @@ def run(arguments: argparse.Namespace) -> Result:
         raise InputError("the validation patients are missing", remedy="Give ACDC's training folder as --dataset-dir")
     keep_freed_memory()
     patients = patients_of(acdc_datalist(arguments.dataset_dir, "validation"))  # ten: nine others calibrate each
-    chosen = {name: {**SETTINGS[name], **weights_of(arguments)} for name in arguments.only}
-    observed = observe_all(chosen, patients, arguments)
+    given: dict[str, Any] = {"weights": arguments.weights and str(arguments.weights)}
+    given["further_weights"] = list(map(str, arguments.further_weights))
+    changes = {key: files for key, files in given.items() if files}
+    observed = observe_all({name: {**SETTINGS[name], **changes} for name in arguments.only}, patients, arguments)
     rows = {name: scores(of, frames_of(of, voxels_of(arguments.output, name))) for name, of in observed.items()}
     settings: dict[str, Any] = {
         "section": "validation",
@@ -74,16 +76,9 @@ def run(arguments: argparse.Namespace) -> Result:
         "seed": 0,
         "patients": len(patients),
     }
-    given = [path for path in (arguments.weights, *arguments.further_weights) if path is not None]
-    if given:
-        settings["digests"] = [weights_digest(path) for path in given]
+    if changes:  # a path says nothing on another machine
+        settings["digests"] = [weights_digest(path) for path in (arguments.weights, *arguments.further_weights) if path]
     return Result({**settings, **{name: SETTINGS[name] for name in rows}}, claims(rows), tables(rows), {"scores": rows})
-
-
-def weights_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keys of the inference configuration for the networks that were given."""
-    own = {} if arguments.weights is None else {"weights": str(arguments.weights)}
-    return {**own, **({"further_weights": list(map(str, further))} if (further := arguments.further_weights) else {})}
 
 
 def patients_of(datalist: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:
