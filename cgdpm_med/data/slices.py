@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -32,6 +33,36 @@ def slice_stack(volume: Tensor, neighbours: int = 0) -> Tensor:
     return torch.cat([volume[..., (centre + d).clamp(0, depth - 1)].movedim(-1, 0) for d in offsets], dim=1)
 
 
+FAR = 50.0  # mm: half a heart's length
+
+
+def slice_places(volume: Tensor) -> Tensor:
+    """Where each slice lies in its stack: the network's view of base and apex, and of how far apart its slices are.
+
+    Args:
+        volume: (C, X, Y, Z), a MetaTensor whose affine knows the distance of slices.
+
+    Returns:
+        (Z, 2): from -1 at the first slice to 1 at the last (0 of a single one), and the distance from the middle of the
+        stack in units of :data:`FAR`, negative before it.
+
+    Raises:
+        ValueError: for a plain tensor, whose millimetres are not known.
+    """
+    if not isinstance(volume, MetaTensor):
+        raise ValueError("the place of slices needs a volume with an affine, a MetaTensor")
+    from_middle = torch.arange(volume.shape[-1], dtype=torch.float32) - (volume.shape[-1] - 1) / 2
+    gap = float(torch.linalg.vector_norm(volume.affine[:3, 2]))
+    places = torch.stack([from_middle / from_middle.max().clamp_min(0.5), from_middle * gap / FAR], dim=1)
+    return places.to(volume.device)
+
+
+def with_places(stack: Tensor, places: Tensor) -> Tensor:
+    """(B, C, *S) and (B, P) -> (B, C + P, *S): each number a channel of its own, the same in every pixel."""
+    planes = places.to(stack).reshape(*places.shape, *[1] * (stack.ndim - 2))
+    return torch.cat([stack, planes.expand(*places.shape, *stack.shape[2:])], dim=1)
+
+
 class SliceDataset(Dataset):
     """Every slice of a set of preprocessed volumes, held in memory, augmented by key.
 
@@ -41,6 +72,7 @@ class SliceDataset(Dataset):
         augment: a MONAI transform over ``image`` (Cc, X, Y) and ``label`` (1 or C, X, Y), or None.
         neighbours: see :func:`slice_stack`.
         seed: of the augmentation.
+        places: items also have ``place`` (2,), see :func:`slice_places`.
 
     Index it with (epoch, index), as :class:`EpochSampler` does, or with an index alone for epoch 0.
     """
@@ -51,11 +83,13 @@ class SliceDataset(Dataset):
         augment: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         neighbours: int = 0,
         seed: int = 0,
+        places: bool = False,
     ) -> None:
-        images, labels = [], []
+        images, labels, self.places = [], [], []
         for volume in volumes:
             images.append(slice_stack(torch.as_tensor(volume["image"]).as_subclass(Tensor), neighbours))
             labels.append(compact(slice_stack(torch.as_tensor(volume["label"]).as_subclass(Tensor))))
+            self.places += list(slice_places(volume["image"])) if places else []
         if not images:
             raise ValueError("no volumes to take slices from")
         self.images = [image for stack in images for image in stack]
@@ -68,6 +102,8 @@ class SliceDataset(Dataset):
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         epoch, i = index if isinstance(index, tuple) else (0, index)
         item = {"image": self.images[i], "label": self.labels[i]}
+        if self.places:
+            item["place"] = self.places[i]
         if self.augment is None:
             return item
         if hasattr(self.augment, "set_random_state"):

@@ -14,7 +14,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
-from cgdpm_med.data.slices import slice_stack
+from cgdpm_med.data.slices import slice_places, slice_stack, with_places
 from cgdpm_med.diffusion.sampling import Guided
 from cgdpm_med.inference.predictor import DiffusionPredictor, Predictor
 from cgdpm_med.networks.denoiser import Denoiser, as_denoiser, evaluate
@@ -27,6 +27,7 @@ class SliceEnsembleInferer(Inferer):
 
     Args:
         neighbours: neighbouring slices on each side, as condition channels.
+        places: the place of each slice in its stack as two more, see :func:`~cgdpm_med.data.slices.slice_places`.
         window: sides of the network's window; larger slices are denoised jointly (:class:`WindowedDenoiser`).
             None evaluates whole slices.
         overlap, window_batch: of the windows.
@@ -44,7 +45,9 @@ class SliceEnsembleInferer(Inferer):
         overlap: float = 0.5,
         progress: Callable[[int], None] | None = None,
         window_batch: int = 1,
+        places: bool = False,
     ) -> None:
+        self.places = places
         self.neighbours, self.overlap, self.progress = neighbours, overlap, progress
         self.window_batch = window_batch
         self.window = None if window is None else tuple(window)
@@ -67,6 +70,8 @@ class SliceEnsembleInferer(Inferer):
         for b, volume in enumerate(inputs):
             case = volume.meta["key"] if isinstance(volume, MetaTensor) and "key" in volume.meta else str(b)
             stack = slice_stack(torch.as_tensor(volume).as_subclass(Tensor), self.neighbours)
+            if self.places:
+                stack = with_places(stack, slice_places(volume))
             volumes.append(self._members(stack, case, network, progress or self.progress))
         # MONAI's Invertd passes plain tensors through untouched, with no more than a warning
         together = volumes[0][None] if len(volumes) == 1 else torch.stack(volumes)

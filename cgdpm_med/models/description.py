@@ -48,6 +48,7 @@ class VolumeInput:
         neighbours: slices on each side of the one in question, as further channels.
         percentiles: of a volume's intensities, brought to -1 and 1.
         view: of the slices.
+        places: the place of the slice in its stack is shown, too: :func:`~cgdpm_med.data.slices.slice_places`.
     """
 
     spacing: float
@@ -55,6 +56,7 @@ class VolumeInput:
     neighbours: int = 0
     percentiles: tuple[float, float] = (1, 99)
     view: str = "short-axis"
+    places: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "percentiles", tuple(self.percentiles))
@@ -68,7 +70,9 @@ class VolumeInput:
     def channels(self) -> tuple[str, ...]:
         """What each channel shows."""
         sides = [[f"{n} {side}" for n in range(1, self.neighbours + 1)] for side in ("before", "after")]
-        return (*(f"slice {name}" for name in reversed(sides[0])), "slice", *(f"slice {name}" for name in sides[1]))
+        places = ("place in the stack", "distance from its middle") if self.places else ()
+        before, after = ([f"slice {name}" for name in side] for side in sides)
+        return (*reversed(before), "slice", *after, *places)
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,9 @@ INPUTS: Mapping[str, type[Input]] = {
     "coarse slice": CoarseSliceInput,
 }
 
+_LATER: Mapping[str, Sequence[str]] = {"slice": ("region", "patch"), "volume": ("places",)}
+"""Fields that version 0.2 does not know, by the kind of input; written where they say something."""
+
 
 def input_from(content: Any) -> Input:
     """An input as a file or a configuration writes it: a table of its fields, and its ``kind``.
@@ -305,8 +312,8 @@ class ModelDescription:
         content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         if not self.walk:  # version 0.2 knows neither, and shall read what is not distilled
             del content["walk"], content["teacher"]
-        if kind == "slice":  # nor these
-            content["input"] = {n: v for n, v in content["input"].items() if v or n not in ("region", "patch")}
+        later = _LATER.get(kind, ())  # nor these
+        content["input"] = {n: v for n, v in content["input"].items() if v or n not in later}
         return {**content, "input": {"kind": kind, **content["input"]}}
 
     @classmethod

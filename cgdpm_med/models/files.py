@@ -254,7 +254,7 @@ def check(
         raise InputError(what, path=path, remedy=remedy)
     seen, shown = of_innermost(network, "cond_channels"), description.input
     if isinstance(shown, (VolumeInput, SliceInput, PatchInput)) and seen not in (None, len(shown.channels)):
-        what = f"has {shown.neighbours} neighbours on each side, its network sees {seen} slices"
+        what = f"shows {len(shown.channels)} channels of its image, its network sees {seen}"
         raise InputError(what, path=path, remedy=remedy)
 
 

@@ -19,7 +19,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 from torch import Tensor
 
-from cgdpm_med.data.slices import EpochSampler
+from cgdpm_med.data.slices import EpochSampler, with_places
 from cgdpm_med.diffusion.ensemble import key_seed
 from cgdpm_med.diffusion.targets import Target
 from cgdpm_med.files import InputError, atomic_write
@@ -38,6 +38,8 @@ class TargetPrepareBatch:
         truth_key, condition_key: of the batch; for super-resolution "image" and "condition".
         augment: ``augment(y, truth) -> (y, truth)`` on the whole batch, for example :class:`~cgdpm_med.SliceAugment`;
             None for validation.
+        place_key: of further numbers (B, P) that the network is shown beside the image, each as a channel of its own;
+            nothing augments them.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class TargetPrepareBatch:
         truth_key: str = CommonKeys.LABEL,
         condition_key: str = CommonKeys.IMAGE,
         augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        place_key: str | None = None,
     ) -> None:
-        self.target, self.augment = target, augment
+        self.target, self.augment, self.place_key = target, augment, place_key
         self.truth_key, self.condition_key = truth_key, condition_key
 
     def __call__(
@@ -61,6 +64,8 @@ class TargetPrepareBatch:
         truth = _plain(batchdata[self.truth_key]).to(device, non_blocking=non_blocking)
         if self.augment is not None:
             y, truth = self.augment(y, truth)
+        if self.place_key is not None:
+            y = with_places(y, _plain(batchdata[self.place_key]))
         return self.target.encode(truth, y), y
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import REPO, load_script
 from monai.bundle import ConfigParser
+from small_networks import small_network
 from torch import nn
 
 from cgdpm_med import (
@@ -20,8 +21,12 @@ from cgdpm_med import (
     DiffusionPredictor,
     InputError,
     MaskDenoiser,
+    MaskTarget,
     NoiseSchedule,
     Segmenter,
+    VolumeInput,
+    describe,
+    load_model,
     save_model,
     write_phantom_dataset,
 )
@@ -114,6 +119,24 @@ def test_a_recipe_changes_what_it_says(recipes: ModuleType) -> None:
     parser.update(dict(recipes.read_recipe("augmentation_strong").training))
     augmentation = parser.get_parsed_content("augmentation")
     assert (augmentation.rotate, augmentation.size) == (0.5, (144, 144))
+
+
+def test_a_network_is_widened_without_a_change(tmp_path: Path, generator: torch.Generator) -> None:
+    script = load_script("show_places")
+    narrow = small_network(1, cond_channels=1)
+    parts: dict[str, Any] = {"target": MaskTarget(4), "schedule": NoiseSchedule(100, "cosine", "sample")}
+    said = describe(narrow, **parts, input=VolumeInput(1.5, 64), labels=["RV", "Myo", "LV"])
+    save_model(tmp_path / "narrow.pt", narrow, said)
+    script.show_places(tmp_path / "narrow.pt", tmp_path / "wide.pt")
+    wide = load_model(tmp_path / "wide.pt")
+    assert wide.input == VolumeInput(1.5, 64, places=True)
+    x_t, y, places = (torch.randn(2, c, 16, 16, generator=generator) for c in (4, 1, 2))
+    t = torch.tensor([90, 10])
+    with torch.no_grad():
+        expected, found = narrow.eval()(x_t, t, y), wide.network(x_t, t, torch.cat([y, places], dim=1))
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(InputError, match="shows no volumes, or the places of their slices already"):
+        script.show_places(tmp_path / "wide.pt", tmp_path / "wider.pt")
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------

@@ -59,6 +59,17 @@ def test_members_lie_one_behind_the_other(volumes: Tensor, shared: bool) -> None
     torch.testing.assert_close(torch.as_tensor(out).unflatten(1, (3, 4)).sum(dim=2), torch.ones(1, 3, 12, 8, 3))
 
 
+def test_the_network_is_shown_the_place_of_each_slice(volumes: Tensor) -> None:
+    """Slices 8 mm apart: at -1, 0 and 1 of the stack, and 8 mm of 50 from its middle."""
+    affine = torch.diag(torch.tensor([1.0, 1.0, 8.0, 1.0], dtype=torch.float64))
+    volume = MetaTensor(volumes[:1], affine=affine, meta={"key": "case"})
+    model = predictor(cond_channels=3)
+    out = SliceEnsembleInferer(places=True)(volume, model)
+    planes = torch.tensor([[-1, -0.16], [0, 0], [1, 0.16]])[:, :, None, None].expand(-1, -1, 12, 8)
+    by_slice = model.ensemble(torch.cat([slice_stack(volumes[0]), planes], dim=1), keys=["case"] * 3)
+    torch.testing.assert_close(torch.as_tensor(out)[0].unflatten(0, (3, 4)), by_slice.movedim(1, -1))
+
+
 def test_shared_noise_adds_up_over_the_volume_and_leaves_each_slice_alone(generator: torch.Generator) -> None:
     """Sizes summed over S equal slices vary S^2 times as much as in one, with noise of their own S times."""
     slices, members = 6, 400

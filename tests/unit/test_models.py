@@ -93,6 +93,18 @@ def test_all_of_a_model_comes_back(denoiser: Path) -> None:
     assert model.digest == digest_of(wanted) == weights_digest(denoiser)
 
 
+def test_an_input_that_shows_places(tmp_path: Path) -> None:
+    """Two channels more; a file that shows none is written as before the field existed."""
+    shown = replace(INPUT, places=True)
+    assert shown.channels == (*INPUT.channels, "place in the stack", "distance from its middle")
+    wider = network(cond_channels=5)
+    save_model(tmp_path / "model.pt", wider, mask_description(wider, input=shown))
+    assert load_model(tmp_path / "model.pt").input == shown
+    assert "places" not in mask_description().as_dict()["input"]
+    with pytest.raises(InputError, match="shows 5 channels of its image, its network sees 3"):
+        mask_description(input=shown)
+
+
 def test_loading_leaves_the_random_state_alone(denoiser: Path) -> None:
     before = torch.get_rng_state()
     load_model(denoiser)
@@ -401,7 +413,7 @@ def test_a_target_of_ones_own_is_made_only_where_it_is_allowed(tmp_path: Path) -
         ({"target": MaskTarget(3), "labels": ["a", "b"]}, "3 channels, its network makes 4"),
         ({"labels": ["a", "b"]}, "2 labels for 4 classes"),
         ({"schedule": NoiseSchedule()}, "schedule that does not fit"),
-        ({"input": replace(INPUT, neighbours=2)}, "sees 3 slices"),
+        ({"input": replace(INPUT, neighbours=2)}, "shows 5 channels of its image, its network sees 3"),
         ({"labels": [{"name": "a", "colour": "red"}, "b", "c"]}, "red"),
     ],
 )

@@ -11,7 +11,7 @@ from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cgdpm_med.data.slices import EpochSampler, SliceDataset, slice_stack
+from cgdpm_med.data.slices import EpochSampler, SliceDataset, slice_places, slice_stack, with_places
 
 
 def volume_of(depth: int, start: int = 0) -> dict[str, Tensor]:
@@ -46,6 +46,48 @@ def test_channels_of_several_modalities_stay_together(generator: torch.Generator
     volume = torch.rand(2, 3, 4, 5, generator=generator)
     stack = slice_stack(volume, neighbours=1)
     assert torch.equal(stack[2], torch.cat([volume[..., 1], volume[..., 2], volume[..., 3]]))
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+def of_gap(depth: int, gap: float) -> MetaTensor:
+    """A tilted stack whose slices lie ``gap`` mm apart."""
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, 2] = gap * torch.tensor([0.6, 0.0, -0.8])
+    return MetaTensor(torch.zeros(1, 3, 2, depth), affine=affine)
+
+
+def test_places_by_hand() -> None:
+    five = torch.tensor([[-1, -0.4], [-0.5, -0.2], [0, 0], [0.5, 0.2], [1, 0.4]])
+    torch.testing.assert_close(slice_places(of_gap(5, 10)), five)
+    torch.testing.assert_close(slice_places(of_gap(2, 25)), torch.tensor([[-1, -0.25], [1, 0.25]]))
+
+
+def test_a_single_slice_lies_in_the_middle() -> None:
+    assert slice_places(of_gap(1, 8)).tolist() == [[0, 0]]
+
+
+def test_places_need_millimetres() -> None:
+    with pytest.raises(ValueError, match="affine"):
+        slice_places(torch.zeros(1, 3, 2, 4))
+
+
+def test_places_become_planes_after_the_image(generator: torch.Generator) -> None:
+    stack = torch.rand(2, 3, 4, 5, generator=generator)
+    shown = with_places(stack, torch.tensor([[-1.0, 0.25], [1.0, 0.5]]))
+    assert shown.shape == (2, 5, 4, 5)
+    assert torch.equal(shown[:, :3], stack)
+    assert torch.equal(shown[1, 3:], torch.stack([torch.ones(4, 5), torch.full((4, 5), 0.5)]))
+
+
+def test_items_know_their_place() -> None:
+    volumes = [{"image": of_gap(n, 10), "label": torch.zeros(1, 3, 2, n)} for n in (3, 2)]
+    data = SliceDataset(volumes, places=True)
+    assert [data[i]["place"].tolist() for i in range(5)] == [
+        pytest.approx(place) for place in ([-1, -0.2], [0, 0], [1, 0.2], [-1, -0.1], [1, 0.1])
+    ]
+    assert "place" not in SliceDataset(volumes)[0]
 
 
 # --- data set ---------------------------------------------------------------------------------------------------------
