@@ -1,0 +1,98 @@
+"""One model from several of one ancestor: the average of their weights, at the cost of one network.
+
+python scripts/average_weights.py MODEL.pt denoiser/model.pt further/second.pt
+python scripts/average_weights.py MODEL.pt A.pt B.pt --learned DISTILLED.pt A.pt
+
+Networks that were trained on from the same weights often lie in one valley, and their average is better than each of
+them (Wortsman et al., 2022, https://arxiv.org/abs/2203.05482). Networks from other random weights do not.
+
+``--learned NETWORK FROM`` adds what NETWORK has learned since FROM (Ilharco et al., 2023,
+https://arxiv.org/abs/2212.04089): what distillation taught one of them, without teaching it again. The file is then of
+a distilled network, whose teacher is the average. Whether either helps is to be measured on validation patients.
+Written in half precision, as scripts/round_weights.py does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cgdpm_med import save_model
+from cgdpm_med.files import InputError
+from cgdpm_med.models.description import ModelDescription, TrainingData
+from cgdpm_med.models.weights import digest_of, read_content, rounded
+
+Tensors = dict[str, Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("sources", type=Path, nargs="+", help="model files of one architecture and input")
+    parser.add_argument("--learned", type=Path, nargs=2, metavar=("NETWORK", "FROM"))
+    arguments = parser.parse_args()
+    try:
+        average_files(arguments.target, arguments.sources, arguments.learned)
+    except InputError as error:
+        parser.exit(2, f"error: {error}\n")
+    print(f"{arguments.target}: {arguments.target.stat().st_size / 1e6:.1f} MB")
+
+
+def average_files(target: Path, sources: Sequence[Path], learned: Sequence[Path] | None = None) -> None:
+    """Write the average of ``sources``, and what was ``learned`` from the second of two files to the first.
+
+    Raises:
+        InputError: for files that are no models, or of different networks.
+    """
+    models = [read_model(path) for path in sources]
+    others = [read_model(path) for path in learned or ()]
+    for path, (_, said) in zip([*sources, *(learned or ())], [*models, *others], strict=True):
+        check_alike(models[0][1], said, path)
+    tensors = average([tensors for tensors, _ in models])
+    said = replace(models[0][1], training=seen_by([said for _, said in models]))
+    said = replace(said, precision="float32", rounded_from=None)
+    if others:
+        (after, of_after), (before, _) = others
+        teacher = digest_of(rounded(tensors, torch.float16, target))
+        tensors = {name: tensors[name] + after[name] - before[name] for name in tensors}
+        said = replace(said, walk=of_after.walk, teacher=teacher if of_after.walk else None)
+        said = replace(said, training=seen_by([said, of_after]))
+    save_model(target, tensors, said, torch.float16)
+
+
+def check_alike(first: ModelDescription, other: ModelDescription, path: Path) -> None:
+    """Raise InputError unless their weights mean the same."""
+    if different := [*first.differences(other), *(["network"] if other.network != first.network else [])]:
+        what = f"has another {different[0]} than the first file"
+        raise InputError(what, path=path, remedy="Give networks that were trained on from the same weights")
+
+
+def average(models: Sequence[Tensors]) -> Tensors:
+    """Name by name, in float64."""
+    return {name: torch.stack([m[name].double() for m in models]).mean(dim=0).float() for name in models[0]}
+
+
+def seen_by(said: Sequence[ModelDescription]) -> TrainingData | None:
+    """The patients that any of them has seen; None where one does not say."""
+    training = [each.training for each in said if each.training is not None]
+    if len(training) < len(said):
+        return None
+    return TrainingData(tuple({patient for each in training for patient in each.patients}), training[0].split)
+
+
+def read_model(path: Path) -> tuple[Tensors, ModelDescription]:
+    """Tensors in float32, and what the file says of them."""
+    tensors, content = read_content(path)
+    if content is None:
+        remedy = "Write it as a model file first, with scripts/describe_weights.py"
+        raise InputError("does not say what it is", path=path, remedy=remedy)
+    return {name: tensor.float() for name, tensor in tensors.items()}, ModelDescription.from_dict(content, path)
+
+
+if __name__ == "__main__":
+    main()

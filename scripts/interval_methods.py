@@ -1,0 +1,224 @@
+"""Ways to make intervals of volumes and function hold the truth, compared by leaving out one patient at a time.
+
+python scripts/interval_methods.py ACDC_FOLDER OUT [--test]
+
+Segments the validation patients with the bundle's defaults (kept in OUT/validation.json, not made twice). Each way is
+fitted to all patients but one, as ``cgdpm-med calibrate`` fits its own to all, and judged on that one. Writes
+OUT/intervals.csv and OUT/intervals.md. ``--test`` also judges the ways, fitted to all validation patients, on the test
+patients: for a row that is reported, once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean, median
+
+import numpy as np
+
+from cgdpm_med import Segmenter, acdc_datalist
+from cgdpm_med.console import CaseBar
+from cgdpm_med.data.acdc import Section
+from cgdpm_med.evaluation.calibrate import LEVEL, MARGINS, observe
+from cgdpm_med.evaluation.function_scores import known_studies
+from cgdpm_med.metrics.calibration import conformal_factor, interval_score
+from cgdpm_med.studies.task import known_measures
+from cgdpm_med.tables.csv_files import write_csv
+from cgdpm_med.tables.markdown import markdown_table
+from cgdpm_med.tables.rows import write_text
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One measure of one patient: as reported, the members' 5 % and 95 % quantiles, and the truth."""
+
+    patient: str
+    measure: str
+    unit: str
+    value: float
+    lower: float
+    upper: float
+    truth: float
+
+    @property
+    def score(self) -> float:
+        """By which factor the interval with its margin must grow to reach the truth."""
+        return interval_score(self.value, self.lower, self.upper, self.truth, MARGINS[self.unit])
+
+    def grown(self, factor: float) -> Interval:
+        margin = MARGINS[self.unit]
+        return (
+            self.value - factor * (self.value - self.lower + margin),
+            self.value + factor * (self.upper - self.value + margin),
+        )
+
+    def moved(self, by: float) -> Seen:
+        """As if another value had been reported, with the members beside it."""
+        return replace(self, value=self.value + by, lower=self.lower + by, upper=self.upper + by)
+
+
+Interval = tuple[float, float]
+Fitted = Callable[[Seen], Interval]
+
+
+# --- ways -------------------------------------------------------------------------------------------------------------
+
+
+def shipped(known: Sequence[Seen]) -> Fitted:
+    """The factor of each measure by split conformal prediction: what cgdpm-med calibrate does."""
+    factors = {name: conformal_factor([seen.score for seen in group], LEVEL) for name, group in by_measure(known)}
+    return lambda seen: seen.grown(factors[seen.measure])
+
+
+def pooled(known: Sequence[Seen]) -> Fitted:
+    """One factor for all measures, of all their scores together: no measure waits for its own worst patient."""
+    factor = conformal_factor([seen.score for seen in known], LEVEL)
+    return lambda seen: seen.grown(factor)
+
+
+def by_kind(known: Sequence[Seen]) -> Fitted:
+    """One factor for the measures of a unit: volumes, percentages, mass."""
+    units = {seen.measure: seen.unit for seen in known}
+    factor = {unit: conformal_factor([s.score for s in known if s.unit == unit], LEVEL) for unit in units.values()}
+    return lambda seen: seen.grown(factor[seen.unit])
+
+
+def by_structure(known: Sequence[Seen]) -> Fitted:
+    """One factor for the measures of a structure: LV, RV, myocardium."""
+    titles = known_measures()
+
+    def structure(seen: Seen) -> str:
+        return titles[seen.measure].title.split()[0]
+
+    names = {structure(seen) for seen in known}
+    factor = {name: conformal_factor([s.score for s in known if structure(s) == name], LEVEL) for name in names}
+    return lambda seen: seen.grown(factor[structure(seen)])
+
+
+def without_spread(known: Sequence[Seen]) -> Fitted:
+    """Intervals of one length for all patients: the members' spread says nothing."""
+    far = {name: conformal_factor([abs(s.value - s.truth) for s in group], LEVEL) for name, group in by_measure(known)}
+    return lambda seen: (seen.value - far[seen.measure], seen.value + far[seen.measure])
+
+
+def shifted(way: Callable[[Sequence[Seen]], Fitted]) -> Callable[[Sequence[Seen]], Fitted]:
+    """The bias first: every value moves by the median error of the fitted patients."""
+
+    def fit(known: Sequence[Seen]) -> Fitted:
+        bias = {name: median(seen.truth - seen.value for seen in group) for name, group in by_measure(known)}
+        fitted = way([seen.moved(bias[seen.measure]) for seen in known])
+        return lambda seen: fitted(seen.moved(bias[seen.measure]))
+
+    return fit
+
+
+WAYS: Mapping[str, Callable[[Sequence[Seen]], Fitted]] = {
+    "a factor for each measure (shipped)": shipped,
+    "one factor for all measures": pooled,
+    "one factor for each unit": by_kind,
+    "one factor for each structure": by_structure,
+    "one length for all patients": without_spread,
+    "bias, then a factor for each measure": shifted(shipped),
+    "bias, then one factor for all measures": shifted(pooled),
+    "bias, then one factor for each structure": shifted(by_structure),
+}
+
+
+def by_measure(known: Sequence[Seen]) -> Iterable[tuple[str, list[Seen]]]:
+    names = dict.fromkeys(seen.measure for seen in known)
+    return [(name, [seen for seen in known if seen.measure == name]) for name in names]
+
+
+# --- patients ---------------------------------------------------------------------------------------------------------
+
+
+def seen_of(root: Path, section: Section, segmenter: Callable[[], Segmenter], kept: Path) -> list[Seen]:
+    """What the bundle measures of a section's patients, from ``kept`` where it was done before."""
+    if kept.exists():
+        return [Seen(**content) for content in json.loads(kept.read_text(encoding="utf-8"))]
+    made, items = segmenter(), acdc_datalist(root, section)
+    frames = []
+    with CaseBar("segmenting", [item["key"] for item in items]) as bar:
+        for item in items:
+            frames.append(observe(made, item).volumes)
+            bar.update(item["key"], 1)
+    definitions, found = known_measures(), []
+    for study in known_studies(frames):
+        measured, truths = study.found(possible=False).measures, study.truth()
+        for name, truth in truths.items():
+            value, lower, upper = (getattr(measured[name], end) for end in ("value", "lower", "upper"))
+            found.append(Seen(study.patient, name, definitions[name].unit, value, lower, upper, truth or 0.0))
+    write_text(kept, json.dumps([asdict(seen) for seen in found], indent=1))
+    return found
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def left_out(way: Callable[[Sequence[Seen]], Fitted], known: Sequence[Seen]) -> list[tuple[Seen, Interval]]:
+    """The interval of each patient by a fit to the others."""
+    found = []
+    for patient in dict.fromkeys(seen.patient for seen in known):
+        fitted = way([seen for seen in known if seen.patient != patient])
+        found += [(seen, fitted(seen)) for seen in known if seen.patient == patient]
+    return found
+
+
+def scores(found: Sequence[tuple[Seen, Interval]]) -> dict[str, tuple[float, float]]:
+    """By measure: percent that hold the truth, and the mean length within what is possible."""
+    by_name: dict[str, list[tuple[float, float]]] = {}
+    for seen, (lower, upper) in found:
+        low, high = np.clip([lower, upper], 0, 100 if seen.unit == "%" else np.inf)
+        by_name.setdefault(seen.measure, []).append((100.0 * (lower <= seen.truth <= upper), float(high - low)))
+    return {name: (fmean(c for c, _ in pairs), fmean(n for _, n in pairs)) for name, pairs in by_name.items()}
+
+
+def table(results: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+    """Markdown: coverage and length of every measure, and of all."""
+    names = list(next(iter(results.values())))
+    titles = [known_measures()[name].title for name in names]
+    rows = [
+        [way, *(f"{covered:.0f} %, {length:.1f}" for covered, length in of.values()), f"{covers(of):.1f} %"]
+        for way, of in results.items()
+    ]
+    return markdown_table(["", *titles, "all cover"], rows)
+
+
+def covers(result: Mapping[str, tuple[float, float]]) -> float:
+    return fmean(covered for covered, _ in result.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset_dir", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--bundle", default="acdc_segmentation")
+    parser.add_argument("--test", action="store_true", help="judge on the test patients, too")
+    arguments = parser.parse_args()
+
+    def segmenter() -> Segmenter:
+        return Segmenter.from_bundle(arguments.bundle)
+
+    known = seen_of(arguments.dataset_dir, "validation", segmenter, arguments.output / "validation.json")
+    parts = {"validation, one left out": {name: scores(left_out(way, known)) for name, way in WAYS.items()}}
+    if arguments.test:
+        new = seen_of(arguments.dataset_dir, "test", segmenter, arguments.output / "test.json")
+        fitted = {name: way(known) for name, way in WAYS.items()}
+        parts["test"] = {name: scores([(s, fit(s)) for s in new]) for name, fit in fitted.items()}
+    rows = [
+        {"patients": part, "way": way, "measure": name, "coverage": covered, "length": length}
+        for part, results in parts.items()
+        for way, result in results.items()
+        for name, (covered, length) in result.items()
+    ]
+    write_csv(arguments.output / "intervals.csv", rows)
+    text = "\n\n".join(f"{part}\n\n{table(results)}" for part, results in parts.items())
+    write_text(arguments.output / "intervals.md", text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
