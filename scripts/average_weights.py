@@ -22,10 +22,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cgdpm_med import save_model
+from cgdpm_med import load_model, save_model
 from cgdpm_med.files import InputError
 from cgdpm_med.models.description import ModelDescription, TrainingData
-from cgdpm_med.models.weights import digest_of, read_content, rounded
+from cgdpm_med.models.rebuild import described
+from cgdpm_med.models.weights import digest_of, rounded
 
 Tensors = dict[str, Tensor]
 
@@ -86,12 +87,9 @@ def seen_by(said: Sequence[ModelDescription]) -> TrainingData | None:
 
 
 def read_model(path: Path) -> tuple[Tensors, ModelDescription]:
-    """Tensors in float32, and what the file says of them."""
-    tensors, content = read_content(path)
-    if content is None:
-        remedy = "Write it as a model file first, with scripts/describe_weights.py"
-        raise InputError("does not say what it is", path=path, remedy=remedy)
-    return {name: tensor.float() for name, tensor in tensors.items()}, ModelDescription.from_dict(content, path)
+    """Tensors in float32, and what the file says of them; an argument that an older file left out is named."""
+    model = load_model(path)
+    return model.network.state_dict(), replace(model.description, network=described(model.network))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,15 @@ def test_the_average_of_three(script: ModuleType, tmp_path: Path) -> None:
     assert (said.precision, said.walk, said.input) == ("float16", (), SEEN)
 
 
+def test_an_older_file_that_names_fewer_arguments(script: ModuleType, tmp_path: Path) -> None:
+    old = written(tmp_path / "old.pt", 1.0)
+    content = torch.load(old, weights_only=True)
+    del content["description"]["network"]["arguments"]["strides"]
+    torch.save(content, old)
+    script.average_files(tmp_path / "all.pt", [old, written(tmp_path / "new.pt", 4.0)])
+    assert values_of(tmp_path / "all.pt") == {2.5}
+
+
 def test_what_was_learned_is_added(script: ModuleType, tmp_path: Path) -> None:
     """The average 3, and 0.5 that distillation has changed; its teacher is the average as it is written."""
     before, other = written(tmp_path / "before.pt", 2.0), written(tmp_path / "other.pt", 4.0)
