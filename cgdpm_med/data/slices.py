@@ -33,7 +33,7 @@ def slice_stack(volume: Tensor, neighbours: int = 0) -> Tensor:
     return torch.cat([volume[..., (centre + d).clamp(0, depth - 1)].movedim(-1, 0) for d in offsets], dim=1)
 
 
-FAR = 50.0  # mm: half a heart's length
+FAR = 50.0  # mm, so that the places of most slices lie within -1 and 1
 
 
 def slice_places(volume: Tensor) -> Tensor:

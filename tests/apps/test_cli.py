@@ -58,10 +58,10 @@ def test_info_of_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     model = str(models / "denoiser" / "model.pt")
     assert run(monkeypatch, "info", model, "--json") == 0
     said = json.loads(capsys.readouterr().out)
-    assert (said["kind"], said["input"]["spacing"], len(said["training"]["patients"])) == ("denoiser", 1.25, 70)
+    assert (said["kind"], said["input"]["spacing"], len(said["training"]["patients"])) == ("denoiser", 1.25, 74)
     assert run(monkeypatch, "info", model) == 0
     lines = capsys.readouterr().out
-    for piece in ("spacing 1.25", "label 2", "Myo", "70 patients", "cosine", said["digest"]):
+    for piece in ("spacing 1.25", "label 2", "Myo", "74 patients", "cosine", said["digest"]):
         assert piece in lines
     assert run(monkeypatch, "info", str(models / "model.pt")) == 0
     assert f"at the timesteps 999, 666, distilled from {said['digest'][:16]}" in capsys.readouterr().out
