@@ -48,12 +48,20 @@ def average_files(target: Path, sources: Sequence[Path], learned: Sequence[Path]
     """Write the average of ``sources``, and what was ``learned`` from the second of two files to the first.
 
     Raises:
-        InputError: for files that are no models, or of different networks.
+        InputError: for files that are no models, of different networks or splits, distilled where they must not be, or
+            one of which is ``target``.
     """
+    files = [*sources, *(learned or ())]
+    if any(path.resolve() == target.resolve() for path in files):
+        raise InputError("is one of the files to average", path=target, remedy="Give another place for the result")
     models = [read_model(path) for path in sources]
     others = [read_model(path) for path in learned or ()]
-    for path, (_, said) in zip([*sources, *(learned or ())], [*models, *others], strict=True):
+    for path, (_, said) in zip(files, [*models, *others], strict=True):
         check_alike(models[0][1], said, path)
+    undistilled = [*zip(sources, models, strict=True), *list(zip(learned or (), others, strict=True))[1:]]
+    if distilled := [path for path, (_, said) in undistilled if said.walk]:
+        remedy = "Average denoisers, and give a distilled network as the first of --learned"
+        raise InputError("is a distilled network", path=distilled[0], remedy=remedy)
     tensors = average([tensors for tensors, _ in models])
     said = replace(models[0][1], training=seen_by([said for _, said in models]))
     said = replace(said, precision="float32", rounded_from=None)
@@ -68,7 +76,11 @@ def average_files(target: Path, sources: Sequence[Path], learned: Sequence[Path]
 
 def check_alike(first: ModelDescription, other: ModelDescription, path: Path) -> None:
     """Raise InputError unless their weights mean the same."""
-    if different := [*first.differences(other), *(["network"] if other.network != first.network else [])]:
+    different = first.differences(other)
+    different += ["network"] if other.network != first.network else []
+    seen, also = first.training, other.training
+    different += ["split"] if seen is not None and also is not None and seen.split != also.split else []
+    if different:
         what = f"has another {different[0]} than the first file"
         raise InputError(what, path=path, remedy="Give networks that were trained on from the same weights")
 

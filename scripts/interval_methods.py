@@ -2,7 +2,7 @@
 
 python scripts/interval_methods.py ACDC_FOLDER OUT [--test]
 
-Segments the validation patients with the bundle's defaults (kept in OUT/validation.json, not made twice). Each way is
+Segments the validation patients with the bundle's defaults (kept in OUT/validation, not made twice). Each way is
 fitted to all patients but one, as ``cgdpm-med calibrate`` fits its own to all, and judged on that one. Writes
 OUT/intervals.csv and OUT/intervals.md. ``--test`` also judges the ways, fitted to all validation patients, on the test
 patients: for a row that is reported, once.
@@ -11,7 +11,6 @@ patients: for a row that is reported, once.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,11 +23,14 @@ from cgdpm_med.console import CaseBar
 from cgdpm_med.data.acdc import Section
 from cgdpm_med.evaluation.calibrate import LEVEL, MARGINS, observe
 from cgdpm_med.evaluation.function_scores import known_studies
+from cgdpm_med.files import InputError
+from cgdpm_med.inference.segmenter import ensemble_settings
 from cgdpm_med.metrics.calibration import conformal_factor, interval_score
+from cgdpm_med.models.weights import weights_digest
 from cgdpm_med.studies.task import known_measures
 from cgdpm_med.tables.csv_files import write_csv
 from cgdpm_med.tables.markdown import markdown_table
-from cgdpm_med.tables.rows import write_text
+from cgdpm_med.tables.rows import kept_row, write_text
 
 
 @dataclass(frozen=True)
@@ -135,23 +137,37 @@ def by_measure(known: Sequence[Seen]) -> Iterable[tuple[str, list[Seen]]]:
 # --- patients ---------------------------------------------------------------------------------------------------------
 
 
-def seen_of(root: Path, section: Section, segmenter: Callable[[], Segmenter], kept: Path) -> list[Seen]:
-    """What the bundle measures of a section's patients, from ``kept`` where it was done before."""
-    if kept.exists():
-        return [Seen(**content) for content in json.loads(kept.read_text(encoding="utf-8"))]
-    made, items = segmenter(), acdc_datalist(root, section)
+def seen_of(root: Path, section: Section, segmenter: Segmenter, folder: Path) -> list[Seen]:
+    """What the bundle measures of a section's patients, from ``folder`` where it was done before.
+
+    Raises:
+        InputError: where ``folder`` holds what other weights, settings or data gave.
+    """
+    made_with = {
+        "weights": [weights_digest(path) for path in segmenter.weights],
+        "settings": ensemble_settings(segmenter),
+        "dataset": root.name,
+        "section": section,
+    }
+    row = kept_row(folder, made_with, lambda: {"seen": [asdict(s) for s in measured_of(root, section, segmenter)]})
+    return [Seen(**content) for content in row["seen"]]
+
+
+def measured_of(root: Path, section: Section, segmenter: Segmenter) -> list[Seen]:
+    """Segments the patients; a measure that their truth leaves undefined is left out."""
+    items = acdc_datalist(root, section)
     frames = []
     with CaseBar("segmenting", [item["key"] for item in items]) as bar:
         for item in items:
-            frames.append(observe(made, item).volumes)
+            frames.append(observe(segmenter, item).volumes)
             bar.update(item["key"], 1)
     definitions, found = known_measures(), []
     for study in known_studies(frames):
         measured, truths = study.found(possible=False).measures, study.truth()
         for name, truth in truths.items():
             value, lower, upper = (getattr(measured[name], end) for end in ("value", "lower", "upper"))
-            found.append(Seen(study.patient, name, definitions[name].unit, value, lower, upper, truth or 0.0))
-    write_text(kept, json.dumps([asdict(seen) for seen in found], indent=1))
+            if truth is not None:
+                found.append(Seen(study.patient, name, definitions[name].unit, value, lower, upper, truth))
     return found
 
 
@@ -198,14 +214,18 @@ def main() -> None:
     parser.add_argument("--bundle", default="acdc_segmentation")
     parser.add_argument("--test", action="store_true", help="judge on the test patients, too")
     arguments = parser.parse_args()
+    try:
+        compare(arguments)
+    except InputError as error:
+        parser.exit(2, f"error: {error}\n")
 
-    def segmenter() -> Segmenter:
-        return Segmenter.from_bundle(arguments.bundle)
 
-    known = seen_of(arguments.dataset_dir, "validation", segmenter, arguments.output / "validation.json")
+def compare(arguments: argparse.Namespace) -> None:
+    segmenter = Segmenter.from_bundle(arguments.bundle)
+    known = seen_of(arguments.dataset_dir, "validation", segmenter, arguments.output / "validation")
     parts = {"validation, one left out": {name: scores(left_out(way, known)) for name, way in WAYS.items()}}
     if arguments.test:
-        new = seen_of(arguments.dataset_dir, "test", segmenter, arguments.output / "test.json")
+        new = seen_of(arguments.dataset_dir, "test", segmenter, arguments.output / "test")
         fitted = {name: way(known) for name, way in WAYS.items()}
         parts["test"] = {name: scores([(s, fit(s)) for s in new]) for name, fit in fitted.items()}
     rows = [

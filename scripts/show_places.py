@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cgdpm_med import VolumeInput, load_model, save_model
+from cgdpm_med import ConditionalUNet, VolumeInput, load_model, save_model
 from cgdpm_med.files import InputError
 from cgdpm_med.models.description import ModelDescription
 
@@ -38,15 +38,21 @@ def show_places(source: Path, target: Path) -> None:
     """Write the wider network.
 
     Raises:
-        InputError: for a file that shows no volumes, or shows their places already.
+        InputError: for a file that shows no volumes, shows their places already, or is of another network than a
+            denoiser's in 2D; or where ``target`` is ``source``.
     """
+    if source.resolve() == target.resolve():
+        raise InputError("is the file to widen", path=target, remedy="Give another place for the result")
     model = load_model(source)
     if not isinstance(model.input, VolumeInput) or model.input.places:
         raise InputError("shows no volumes, or the places of their slices already", path=source, remedy="Give another")
+    if not isinstance(model.network, ConditionalUNet) or model.network.spatial_dims != 2 or model.walk:
+        what = "is no ConditionalUNet of slices that serves every walk"
+        raise InputError(what, path=source, remedy="Give a denoiser that is not distilled")
     seen, shown = len(model.input.channels), replace(model.input, places=True)
     network: dict[str, Any] = {**model.description.network}
     network["arguments"] = {**network["arguments"], "cond_channels": len(shown.channels)}
-    description = replace(model.description, network=network, input=shown)
+    description = replace(model.description, network=network, input=shown, precision="float32", rounded_from=None)
     save_model(target, widened(model.network.state_dict(), description, seen), description)
 
 

@@ -40,7 +40,7 @@ def slice_places(volume: Tensor) -> Tensor:
     """Where each slice lies in its stack: the network's view of base and apex, and of how far apart its slices are.
 
     Args:
-        volume: (C, X, Y, Z), a MetaTensor whose affine knows the distance of slices.
+        volume: (C, X, Y, Z), a MetaTensor whose affine knows the distance of slices; MONAI's own default is 1 mm.
 
     Returns:
         (Z, 2): from -1 at the first slice to 1 at the last (0 of a single one), and the distance from the middle of the

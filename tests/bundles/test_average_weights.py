@@ -69,6 +69,35 @@ def test_what_was_learned_is_added(script: ModuleType, tmp_path: Path) -> None:
     assert said.training == TrainingData(("a", "phantom"), "split")
 
 
+def test_a_distilled_network_is_no_part_of_an_average(script: ModuleType, tmp_path: Path) -> None:
+    """Half of it would answer every walk, and be right for none."""
+    plain = written(tmp_path / "plain.pt", 1.0)
+    distilled = written(tmp_path / "distilled.pt", 2.0, walk=(90, 60), teacher="its own")
+    for sources, learned in (
+        ([plain, distilled], None),
+        ([distilled, plain], None),
+        ([plain, distilled], [distilled, plain]),
+        ([plain], [plain, distilled]),
+    ):
+        with pytest.raises(InputError, match=r"distilled\.pt: is a distilled network"):
+            script.average_files(tmp_path / "all.pt", sources, learned)
+    assert not (tmp_path / "all.pt").exists()
+
+
+def test_an_input_is_never_overwritten(script: ModuleType, tmp_path: Path) -> None:
+    first, other = written(tmp_path / "first.pt", 1.0), written(tmp_path / "other.pt", 2.0)
+    with pytest.raises(InputError, match=r"first\.pt: is one of the files to average"):
+        script.average_files(first, [first, other])
+    assert values_of(first) == {1.0}
+
+
+def test_networks_of_other_splits_are_refused(script: ModuleType, tmp_path: Path) -> None:
+    first = written(tmp_path / "first.pt", 1.0)
+    other = written(tmp_path / "other.pt", 2.0, training=TrainingData(("a",), "another"))
+    with pytest.raises(InputError, match=r"other\.pt: has another split"):
+        script.average_files(tmp_path / "all.pt", [first, other])
+
+
 def test_other_networks_are_refused(script: ModuleType, tmp_path: Path) -> None:
     first = written(tmp_path / "first.pt", 1.0)
     other = written(tmp_path / "other.pt", 1.0, input=VolumeInput(spacing=2, field=64))

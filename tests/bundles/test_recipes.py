@@ -17,6 +17,7 @@ from small_networks import small_network
 from torch import nn
 
 from cgdpm_med import (
+    ConditionalUNet,
     ConditionOnly,
     DiffusionPredictor,
     InputError,
@@ -137,6 +138,19 @@ def test_a_network_is_widened_without_a_change(tmp_path: Path, generator: torch.
     torch.testing.assert_close(found, expected)
     with pytest.raises(InputError, match="shows no volumes, or the places of their slices already"):
         script.show_places(tmp_path / "wide.pt", tmp_path / "wider.pt")
+    with pytest.raises(InputError, match=r"narrow\.pt: is the file to widen"):
+        script.show_places(tmp_path / "narrow.pt", tmp_path / "narrow.pt")
+
+
+def test_what_is_no_denoiser_of_slices_is_not_widened(tmp_path: Path) -> None:
+    solid = ConditionalUNet(3, 4, 1, 4, channels=(8, 8), attention_levels=(False, False))
+    parts: dict[str, Any] = {"target": MaskTarget(4), "schedule": NoiseSchedule(100, "cosine", "sample")}
+    script = load_script("show_places")
+    said = describe(solid, **parts, input=VolumeInput(1.5, 64), labels=["RV", "Myo", "LV"])
+    save_model(tmp_path / "solid.pt", solid, said)
+    with pytest.raises(InputError, match=r"solid\.pt: is no ConditionalUNet of slices"):
+        script.show_places(tmp_path / "solid.pt", tmp_path / "wide.pt")
+    assert not (tmp_path / "wide.pt").exists()
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------
