@@ -142,6 +142,30 @@ def test_a_network_is_widened_without_a_change(tmp_path: Path, generator: torch.
         script.show_places(tmp_path / "narrow.pt", tmp_path / "narrow.pt")
 
 
+def with_places(stage: str) -> ConfigParser:
+    """train.yaml with a stage stacked on it, and the places of slices shown."""
+    stages = [ConfigParser.load_config_file(CONFIGS / f"{name}.yaml") for name in ("train", stage)]
+    parser = ConfigParser(stages[0] | stages[1])
+    parser["places"] = True
+    return parser
+
+
+@pytest.mark.parametrize(("stage", "prepares"), [("finetune", "prepare_batch"), ("train_guidance", "image_pairs")])
+def test_every_stage_shows_the_place_of_slices(stage: str, prepares: str) -> None:
+    place = torch.tensor([[-1.0, 0.5], [0.25, 0.0]])
+    batch = {"image": torch.zeros(2, 3, 192, 192), "label": torch.zeros(2, 4, 192, 192), "place": place}
+    _, y = with_places(stage).get_parsed_content(prepares)(batch, "cpu")
+    assert y.shape == (2, 5, 144, 144)
+    assert torch.equal(y[:, 3:, 0, 0], place)
+
+
+def test_the_plain_unet_sees_the_place_of_slices() -> None:
+    network = with_places("baseline_unet").get_parsed_content("network_def").eval()
+    x_t, y = torch.zeros(1, 4, 64, 64), torch.zeros(1, 5, 64, 64)
+    with torch.no_grad():
+        assert network(x_t, torch.zeros(1, dtype=torch.int64), y).shape == x_t.shape
+
+
 def test_what_is_no_denoiser_of_slices_is_not_widened(tmp_path: Path) -> None:
     solid = ConditionalUNet(3, 4, 1, 4, channels=(8, 8), attention_levels=(False, False))
     parts: dict[str, Any] = {"target": MaskTarget(4), "schedule": NoiseSchedule(100, "cosine", "sample")}
