@@ -26,9 +26,7 @@ from cgdpm_med import load_model, save_model
 from cgdpm_med.files import InputError
 from cgdpm_med.models.description import ModelDescription, TrainingData
 from cgdpm_med.models.rebuild import described
-from cgdpm_med.models.weights import digest_of, rounded
-
-Tensors = dict[str, Tensor]
+from cgdpm_med.models.weights import Tensors, digest_of, rounded
 
 
 def main() -> None:
@@ -85,7 +83,7 @@ def check_alike(first: ModelDescription, other: ModelDescription, path: Path) ->
         raise InputError(what, path=path, remedy="Give networks that were trained on from the same weights")
 
 
-def average(models: Sequence[Tensors]) -> Tensors:
+def average(models: Sequence[Tensors]) -> dict[str, Tensor]:
     """Name by name, in float64."""
     return {name: torch.stack([m[name].double() for m in models]).mean(dim=0).float() for name in models[0]}
 

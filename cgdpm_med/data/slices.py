@@ -33,6 +33,9 @@ def slice_stack(volume: Tensor, neighbours: int = 0) -> Tensor:
     return torch.cat([volume[..., (centre + d).clamp(0, depth - 1)].movedim(-1, 0) for d in offsets], dim=1)
 
 
+PLACE = "place"
+"""Where an item or a batch holds what :func:`slice_places` gives."""
+
 FAR = 50.0  # mm, so that the places of most slices lie within -1 and 1
 
 
@@ -103,7 +106,7 @@ class SliceDataset(Dataset):
         epoch, i = index if isinstance(index, tuple) else (0, index)
         item = {"image": self.images[i], "label": self.labels[i]}
         if self.places:
-            item["place"] = self.places[i]
+            item[PLACE] = self.places[i]
         if self.augment is None:
             return item
         if hasattr(self.augment, "set_random_state"):

@@ -19,7 +19,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 from torch import Tensor
 
-from cgdpm_med.data.slices import EpochSampler, with_places
+from cgdpm_med.data.slices import PLACE, EpochSampler, with_places
 from cgdpm_med.diffusion.ensemble import key_seed
 from cgdpm_med.diffusion.targets import Target
 from cgdpm_med.files import InputError, atomic_write
@@ -38,8 +38,9 @@ class TargetPrepareBatch:
         truth_key, condition_key: of the batch; for super-resolution "image" and "condition".
         augment: ``augment(y, truth) -> (y, truth)`` on the whole batch, for example :class:`~cgdpm_med.SliceAugment`;
             None for validation.
-        place_key: of further numbers (B, P) that the network is shown beside the image, each as a channel of its own;
-            nothing augments them.
+
+    Where a batch also holds ``place`` (B, P), as :class:`~cgdpm_med.data.slices.SliceDataset` gives it, the network is
+    shown these numbers beside the image, each as a channel of its own; nothing augments them.
     """
 
     def __init__(
@@ -48,9 +49,8 @@ class TargetPrepareBatch:
         truth_key: str = CommonKeys.LABEL,
         condition_key: str = CommonKeys.IMAGE,
         augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-        place_key: str | None = None,
     ) -> None:
-        self.target, self.augment, self.place_key = target, augment, place_key
+        self.target, self.augment = target, augment
         self.truth_key, self.condition_key = truth_key, condition_key
 
     def __call__(
@@ -64,8 +64,8 @@ class TargetPrepareBatch:
         truth = _plain(batchdata[self.truth_key]).to(device, non_blocking=non_blocking)
         if self.augment is not None:
             y, truth = self.augment(y, truth)
-        if self.place_key is not None:
-            y = with_places(y, _plain(batchdata[self.place_key]))
+        if PLACE in batchdata:
+            y = with_places(y, _plain(batchdata[PLACE]))
         return self.target.encode(truth, y), y
 
 

@@ -62,7 +62,7 @@ def test_mask_batch_is_target_and_condition(generator: torch.Generator) -> None:
 def test_places_are_shown_beside_the_image_and_never_augmented(generator: torch.Generator) -> None:
     image, place = torch.rand(2, 3, 4, 4, generator=generator), torch.tensor([[-1.0, 0.5], [0.25, 0.0]])
     batch = {"image": image, "label": torch.zeros(2, 1, 4, 4, dtype=torch.uint8), "place": place}
-    prepare = TargetPrepareBatch(MaskTarget(4), augment=lambda y, truth: (y + 1, truth), place_key="place")
+    prepare = TargetPrepareBatch(MaskTarget(4), augment=lambda y, truth: (y + 1, truth))
     _, y = prepare(batch, "cpu")
     assert torch.equal(y[:, :3], image + 1)
     assert torch.equal(y[:, 3:], place[:, :, None, None].expand(2, 2, 4, 4))
