@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -115,20 +116,23 @@ def plan_for_hours(
     drawn = len(parts["test"]) + len(parts["validation"])  # the calibration draws for the latter
     tests = round(drawn * (seen.examples - seen.unlabelled) / max(1, seen.patients))
 
-    def division(plan: Plan) -> tuple[Division, Pace]:
+    def measured(plan: Plan) -> tuple[Callable[[float], Division], Pace]:
+        """How seconds are divided with this plan, and its pace here."""
         pace = rehearse(plan, seen.channels, seen.labels, device, MEASURING * hours.seconds)
         pace = replace(pace, step=step_cost * pace.step)
         each = 1 if plan.volumes else slices
-        return divided(hours.left, pace, validations(plan), each, tests), pace
+        return partial(divided, pace=pace, validations=validations(plan), slices=each, tests=tests), pace
 
     plan = make()
-    share, pace = division(plan)
+    divide, pace = measured(plan)
+    share = divide(hours.left)
     if quick := share.steps < ENOUGH and _cost(make(quick=True)) < _cost(plan):
-        share, pace = division(make(quick=True))
+        divide, pace = measured(make(quick=True))
+        share = divide(hours.left)
     if share.steps < LEAST_STEPS:
-        least = hours.hours * (1 + (LEAST_STEPS - share.steps) * pace.step / hours.seconds) / USED
         what = f"{hours.hours:g} hours hold {max(0, share.steps)} steps of {pace.step:.2g} s here"
-        raise InputError(what, remedy=f"Give --hours {least:.2g} or more, or a smaller --set crop")
+        remedy = f"Give --hours {_enough(hours, divide):g} or more, or a smaller --set crop"
+        raise InputError(what, remedy=remedy)
     plan = make(
         iterations=share.steps,
         quick=quick,
@@ -136,6 +140,14 @@ def plan_for_hours(
     )
     say(f"a step takes {pace.step:.3g} s here: {plan.iterations} steps in {hours.hours:g} h")
     return plan
+
+
+def _enough(hours: Hours, divide: Callable[[float], Division]) -> float:
+    """Hours, to the hundredth above, that hold a training: also where a step takes a tenth longer then."""
+    left, more = hours.left, 0.0
+    while divide(left + (USED - MEASURING) * more).steps < 1.1 * LEAST_STEPS:
+        more += max(36.0, 0.02 * (hours.seconds + more))
+    return math.ceil((hours.seconds + more) / 36) / 100
 
 
 IN_TIME = "what the hours hold"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,11 +69,15 @@ def fresh(target: Path, source: Path) -> Path:
     """``target``, where no result would take the place of what was given.
 
     Raises:
-        InputError: where it is ``source`` itself, or where a JSON or page of something else bears its name.
+        InputError: where it is ``source`` itself, another picture's sample, or where a JSON or page of something else
+            bears its name.
     """
     remedy = "Give another output folder"
     if target.resolve() == source.resolve():
         raise InputError("would be overwritten by its result", path=source, remedy=remedy)
+    if target.name in _beside(target):
+        what = f"would take the place of {target.name}, a sample or the spread of another picture"
+        raise InputError(what, path=source, remedy="Rename it, or give another output folder")
     record = record_file(target)
     if record.exists() and not _is_record(record):
         raise InputError("would be overwritten by a result's JSON", path=record, remedy=remedy)
@@ -89,11 +94,30 @@ def _stem(image: Path) -> str:
 
 
 def _is_record(path: Path) -> bool:
+    return bool(_content(path))
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    """Of a record; {} of anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and "synthetic_detail" in content
+        return {}
+    return content if isinstance(content, dict) and "synthetic_detail" in content else {}
+
+
+_OF_MEMBERS = re.compile(r"(.+)_(?:sample\d+|std)")
+
+
+def is_result(image: Path) -> bool:
+    """Whether the JSON of a run says that it made this file."""
+    return image.name in {_content(record_file(image)).get("image"), *_beside(image)}
+
+
+def _beside(image: Path) -> Sequence[str]:
+    """Files that lie with the result whose sample or spread this would be."""
+    found = _OF_MEMBERS.fullmatch(_stem(image))
+    return () if found is None else _content(image.with_name(f"{found[1]}.json")).get("files", ())
 
 
 def origin_of(resolver: SuperResolver) -> Provenance:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cgdpm_med.apps.load_resolver import Resolvers
-from cgdpm_med.apps.refined import Refined, write_record
+from cgdpm_med.apps.refined import Refined, is_result, write_record
 from cgdpm_med.apps.refined_picture import super_resolve_picture
 from cgdpm_med.apps.refined_volume import super_resolve_volume
 from cgdpm_med.apps.resolver import SuperResolver
@@ -175,23 +175,30 @@ def find_images(source: str | Path, *, exclude: str | Path | None = None) -> lis
 
 
 def _files(source: Path, exclude: Path | None) -> list[Path]:
-    try:
-        pictures = [Path(item["image"]) for item in image_datalist(source)]
-    except InputError:
-        pictures = []
     left_out = {path for paths in _left_out(source, exclude).values() for path in paths}
-    files = sorted({*pictures, *volume_files(source)} - left_out)
-    if exclude is None:
-        return files
-    return [path for path in files if not path.resolve().is_relative_to(exclude.resolve())]
+    files = sorted({*_pictures(source), *volume_files(source)} - left_out)
+    return [path for path in files if not _lies_below(path, exclude)]
+
+
+def _pictures(source: Path) -> list[Path]:
+    try:
+        return [Path(item["image"]) for item in image_datalist(source)]
+    except InputError:
+        return []
 
 
 def _left_out(source: Path, exclude: Path | None) -> dict[str, list[Path]]:
-    """Volumes of a folder that are no images, by reason."""
+    """Files of a folder that are no inputs, by reason: label maps, and what earlier runs made outside ``exclude``."""
     if not source.is_dir():
         return {}
     found = survey(source, exclude).left_out
-    return {reason: found[reason] for reason in (LABEL_MAPS, RESULTS) if reason in found}
+    made = [path for path in _pictures(source) if is_result(path) and not _lies_below(path, exclude)]
+    by_reason = {LABEL_MAPS: found.get(LABEL_MAPS, []), RESULTS: [*found.get(RESULTS, []), *made]}
+    return {reason: paths for reason, paths in by_reason.items() if paths}
+
+
+def _lies_below(path: Path, folder: Path | None) -> bool:
+    return folder is not None and path.resolve().is_relative_to(folder.resolve())
 
 
 def _name(path: Path) -> str:

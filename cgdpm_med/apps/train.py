@@ -92,7 +92,13 @@ def plan_dataset(
     wishes = wishes or Wishes()
     if wishes.hours is not None and wishes.iterations is not None:
         raise InputError("both hours and iterations are given", remedy="Give --hours or --iterations")
+    if wishes.fold is not None and wishes.folds is None:
+        raise InputError(f"fold {wishes.fold} is given, and not of how many", remedy="Give --folds, too")
     given = parse_settings(wishes.settings)
+    if "iterations" in given and (wishes.hours is not None or wishes.iterations is not None):
+        other = "--iterations" if wishes.hours is None else "--hours"
+        what = f"both --set iterations={given['iterations']} and {other} are given"
+        raise InputError(what, remedy=f"Give {other} alone, or --set iterations alone")
     place = choose_device(device)
     dataset = read_dataset(source)
     dataset = dataset.grouped(wishes.patients) if wishes.patients else dataset
@@ -103,7 +109,7 @@ def plan_dataset(
     reading = time.perf_counter() - begin
     how: dict[str, Any] = {"given": given, "memory": 0.8 * free_memory(place), "large": place.type == "cuda"}
     make = partial(make_plan, seen, **how)
-    if wishes.hours is not None and "iterations" not in given:
+    if wishes.hours is not None:
         step_cost = 1 + GUIDANCE_COST if wishes.guidance else 1.0
         plan = plan_for_hours(Hours(wishes.hours, begin, reading), make, seen, parts, place, say, step_cost=step_cost)
     else:

@@ -110,9 +110,21 @@ def run_configuration(source: Path, run: Path, device: torch.device, names: Sequ
     except Exception as error:  # MONAI wraps whatever a configuration raises
         if known := input_error_behind(error):
             raise known from error
+        if diverged(error):
+            what = f"the training left the finite numbers ({diverged(error)})"
+            raise InputError(what, path=run, remedy=f"{_SMALLER}, in a new folder") from error
         if shutil.disk_usage(run).free < 2**20:
             raise unusable(configs[-1], error) from error
         raise
     if not written.is_file():
-        remedy = "Look into logs/; a smaller --set learning_rate may help"
-        raise InputError("ended without weights", path=run, remedy=remedy)
+        raise InputError("ended without weights", path=run, remedy=f"Look into logs/. {_SMALLER}")
+
+
+_SMALLER = "A smaller --set learning_rate may help"
+
+
+def diverged(error: BaseException | None) -> FloatingPointError | None:
+    """The complaint about a loss that is not finite, if ``error`` was raised because of one."""
+    while error is not None and not isinstance(error, FloatingPointError):
+        error = error.__cause__ or error.__context__
+    return error

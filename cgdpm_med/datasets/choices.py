@@ -13,7 +13,6 @@ from cgdpm_med.datasets.plan import Plan, check_plan, most_shift
 from cgdpm_med.datasets.volume_choices import (
     LEAST_VOXELS,
     VOXELS,
-    Pick,
     check_no_field,
     dimensions,
     in_3d,
@@ -80,12 +79,13 @@ def _chosen(seen: Fingerprint, choice: _Choice, *, iterations: int, large: bool,
     pick = choice.pick
     kind = pick("dimensions", *dimensions(seen, choice.given))
     if kind == "2D":
-        geometry = _in_2d(seen, pick, large, quick)
+        geometry = _in_2d(seen, choice, large, quick)
     else:
         check_no_field(choice.given)
         widths = LARGE if large else SMALL
         geometry = in_3d(seen, pick, widths, large=large, quick=quick, voxels=voxels)
     steps = pick("iterations", iterations, "as asked for")
+    epoch = pick("epoch", max(1, min(100, steps // 10)), "a stopped run loses no more")
     intensity, reason = _intensity(seen)
     batch = _batch(seen, large) if kind == "2D" else volume_batch(geometry["crop"], large)
     plan = Plan(
@@ -97,12 +97,12 @@ def _chosen(seen: Fingerprint, choice: _Choice, *, iterations: int, large: bool,
         dice_weight=pick("dice_weight", 1.0, "few steps make sharp masks; 0 for readers who disagree"),
         batch_size=pick("batch_size", *batch),
         iterations=steps,
-        epoch=pick("epoch", max(1, min(100, steps // 10)), "a stopped run loses no more"),
+        epoch=epoch,
         learning_rate=pick("learning_rate", *_learning_rate(steps, large)),
         flip=pick("flip", *_flip(seen)),
         turn=pick("turn", 0.0, "images of a data set stand one way"),
         validation_cases=pick("validation_cases", 32 if kind == "2D" else 8, "enough to tell weights apart"),
-        validate_every=pick("validate_every", *_validate_every(steps)),
+        validate_every=pick("validate_every", *_validate_every(steps, epoch)),
         members=pick("members", 8, "enough to show the doubt"),
         timesteps=pick("timesteps", (), "four, evenly spaced"),
         reasons=choice.reasons,
@@ -110,8 +110,15 @@ def _chosen(seen: Fingerprint, choice: _Choice, *, iterations: int, large: bool,
     return check_plan(plan)
 
 
-def _in_2d(seen: Fingerprint, pick: Pick, large: bool, quick: bool) -> dict[str, Any]:
+def _check_sides(given: Mapping[str, Any]) -> None:
+    if any(len(given.get(name, (1, 1))) != 2 for name in ("field", "crop")):
+        raise InputError("this plan cannot be: field and crop have two sides", remedy="Correct --set")
+
+
+def _in_2d(seen: Fingerprint, choice: _Choice, large: bool, quick: bool) -> dict[str, Any]:
     """Fields of a plan that say what the network sees and how large it is."""
+    _check_sides(choice.given)
+    pick = choice.pick
     spacing = pick("spacing", *_spacing(seen, quick))
     patch = pick("patch_size", *_patch(seen, spacing, quick))
     widths = pick("widths", *_widths(seen, spacing, patch, large, quick))
@@ -161,15 +168,27 @@ def _up(pixels: float, multiple: int) -> int:
 
 
 def _spacing(seen: Fingerprint, quick: bool) -> tuple[float, str]:
-    longest = max(seen.extent)
+    longest, least = max(seen.extent), _least_spacing(seen)
     if not seen.pictures:
         fine = seen.spacing[0][0]
         coarse = max(fine, longest / MOST_FIELD if longest / fine > 2 * MOST_FIELD else fine)
+        if coarse < least:
+            return least, FAR
         return round(coarse, 3), "a quarter of the images are finer, none much"
     wanted = min(longest / USUAL_FIELD, seen.diameter / (QUICK_DIAMETER if quick else LEAST_DIAMETER))
+    if max(wanted, 1) < least:
+        return least, FAR
     if wanted <= 1:
         return 1.0, "every pixel counts"
     return round(wanted, 3), f"a typical piece still spans {seen.diameter / wanted:.0f} working pixels"
+
+
+FAR = "coarse enough that a crop holds the structures of 95 % of the images, which lie far from the middle"
+
+
+def _least_spacing(seen: Fingerprint) -> float:
+    """At which the largest crop, which training draws about the middle, holds what it must."""
+    return math.ceil(1000 * max(seen.reach) / MOST_FIELD) / 1000
 
 
 def _patch(seen: Fingerprint, spacing: float, quick: bool) -> tuple[int, str]:
@@ -192,6 +211,8 @@ def _widths(seen: Fingerprint, spacing: float, patch: int, large: bool, quick: b
 def _crop(seen: Fingerprint, spacing: float, size: Sequence[int], multiple: int) -> tuple[tuple[int, ...], str]:
     wanted = [_up(n / spacing + 2 * MARGIN, multiple) for n in seen.reach]
     crop = tuple(min(n, side) for n, side in zip(wanted, size, strict=True))
+    if any(n / spacing > side for n, side in zip(seen.reach, crop, strict=True)):
+        return crop, "as much of the middle as a CPU's or a GPU's memory holds; structures beyond it are not learned"
     return crop, "the structures of 95 % of the images and a margin"
 
 
@@ -213,10 +234,12 @@ def _batch(seen: Fingerprint, large: bool) -> tuple[int, str]:
     return batch, "half as many where the slices are few"
 
 
-def _validate_every(steps: int) -> tuple[int, str]:
+def _validate_every(steps: int, epoch: int) -> tuple[int, str]:
     """Epochs between validations: in a run of minutes ten of them would take as long as the training."""
-    epochs = math.ceil(steps / max(1, min(100, steps // 10)))
+    epochs = math.ceil(steps / max(1, epoch))
     times, word = (10, "ten times") if steps >= 1000 else (3, "three times, since the run is short")
+    if epochs < times:
+        return 1, "after every epoch, since they are long"
     return max(1, math.ceil(epochs / times)), word
 
 

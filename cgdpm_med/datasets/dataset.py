@@ -67,17 +67,21 @@ class DataSet:
         """The same with patients found in the keys: the first group of ``pattern``, or all that it matches.
 
         Raises:
-            InputError: for a pattern that is no regular expression, or a key in which it finds nothing.
+            InputError: for a pattern that is no regular expression, a key in which it finds nothing, a patient in two
+                parts, or fewer than three patients with label maps.
         """
         try:
             find = re.compile(pattern).search
         except re.error as error:
             raise InputError(f"{pattern!r} is no regular expression ({error})", remedy="Correct --patients") from error
-        return replace(self, examples=tuple(_of_patient(example, find(example.key)) for example in self.examples))
+        examples = tuple(_of_patient(example, find(example.key)) for example in self.examples)
+        grouped = replace(self, examples=examples)
+        _check_patients(grouped)
+        return grouped
 
 
 def _of_patient(example: Example, match: re.Match[str] | None) -> Example:
-    if match is None:
+    if match is None or not patient_in(match):
         remedy = "Give a pattern that every name matches, such as ^([^_]+)"
         raise InputError("no patient is found in its name", path=example.images[0], remedy=remedy)
     return replace(example, patient=patient_in(match))
@@ -85,7 +89,7 @@ def _of_patient(example: Example, match: re.Match[str] | None) -> Example:
 
 def patient_in(match: re.Match[str]) -> str:
     """What a pattern found: its first group, or all that it matched."""
-    return match.group(1) if match.groups() else match.group(0)
+    return (match.group(1) or "") if match.groups() else match.group(0)
 
 
 def stem(path: str | Path) -> str:

@@ -117,7 +117,11 @@ def _look(loaded: Loaded, labels: int) -> _Seen:
 
 
 def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return values[:, :: max(1, values.shape[1] // SAMPLES)]
+    """Values at random places, the same ones again for the same size: a stride may walk along a single slice."""
+    count = values.shape[1]
+    if count <= SAMPLES:
+        return values
+    return values[:, np.random.default_rng(0).integers(0, count, SAMPLES)]
 
 
 def centred_reach(label: NDArray[np.uint8], spacing: Sequence[float]) -> tuple[float, float] | None:

@@ -107,7 +107,8 @@ class KSpaceDegradation(ByFactor):
         self.require_whole_blocks(x)
         for axis in range(2, x.ndim):
             n = x.shape[axis] // self.factor
-            kernel = dirichlet(n, self.factor, 2.0).t() / (n * self.factor)
+            # at factor 1 the two signs of the highest wave are one already
+            kernel = dirichlet(n, self.factor, 2.0 if self.factor > 1 else 1.0).t() / (n * self.factor)
             x = _along(x, kernel, axis)
         return x
 

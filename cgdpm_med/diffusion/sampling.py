@@ -81,6 +81,8 @@ class Sampling:
             raise ValueError(f"eta must be between 0 and 1, not {self.eta}")
         if self.noise_scale != 1:
             self._check_noise_scale()
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale must be 0 or more, and finite, not {self.guidance_scale}")
         if self.members < 1:
             raise ValueError(f"an ensemble needs at least one member, not {self.members}")
 

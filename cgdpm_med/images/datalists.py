@@ -68,8 +68,13 @@ def _of_folders(folders: Sequence[Path]) -> list[Item]:
 
 def _pictures(root: Path) -> list[Path]:
     found = []
+    walked: set[Path] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        if (place := Path(folder).resolve()) in walked:  # a link that leads back
+            subfolders.clear()
+            continue
+        walked.add(place)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         named = (name for name in files if not name.startswith(".") and name.lower().endswith(PICTURE_SUFFIXES))
         found += [Path(folder, name) for name in named]
     return sorted(found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,13 +161,28 @@ def _fitting(profile: bytes | None, grey: bool) -> bytes | None:
 def _descriptive(exif: Image.Exif) -> Image.Exif:
     kept = Image.Exif()
     for tag in DESCRIPTIVE_TAGS:
-        if tag in exif:
+        if tag in exif and _can_be_written({tag: exif[tag]}):
             kept[tag] = exif[tag]
     for ifd in (EXIF_IFD, GPS_IFD):
-        if entries := exif.get_ifd(ifd):
+        if entries := {t: value for t, value in exif.get_ifd(ifd).items() if _can_be_written({t: value}, ifd)}:
             kept.get_ifd(ifd).update(entries)
             kept[ifd] = kept.get_ifd(ifd)
     return kept
+
+
+def _can_be_written(entry: Mapping[int, Any], ifd: int | None = None) -> bool:
+    """Whether Pillow can store a tag that it has read: some cameras and programs store tags in types of their own."""
+    alone = Image.Exif()
+    if ifd is None:
+        alone.update(entry)
+    else:
+        alone.get_ifd(ifd).update(entry)
+        alone[ifd] = alone.get_ifd(ifd)
+    try:
+        alone.tobytes()
+    except (struct.error, AttributeError, TypeError, ValueError, ArithmeticError):
+        return False
+    return True
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.files import InputError
 from cgdpm_med.images import Picture, read_picture, write_picture
 from cgdpm_med.inference.predictor import DiffusionPredictor
+from cgdpm_med.studies.folders import FolderWarning
 from cgdpm_med.volumes import read_volume, refined_grid
 
 SCHEDULE = NoiseSchedule(prediction_type="sample")
@@ -431,3 +432,27 @@ def test_the_command_guides(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["super-resolve", *common, str(tmp_path / "none"), "--guidance-scale", "1"])
     assert isinstance(run.exception, InputError)
     assert "guidance network for the denoiser" in str(run.exception)
+
+
+# --- results among inputs ---------------------------------------------------------------------------------------------
+
+
+def test_results_of_an_earlier_run_are_no_inputs(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_picture(torch.zeros(3, 4, 4), tmp_path / "in" / f"{name}.png")
+    super_resolve(resolver(members=2), tmp_path / "in", tmp_path / "in" / "fine")
+    write_picture(torch.zeros(3, 4, 4), tmp_path / "in" / "fine" / "c_std.png")  # a picture of that name
+    with pytest.warns(FolderWarning, match="8 results of an earlier run"):
+        done = super_resolve(resolver(), tmp_path / "in", tmp_path / "out")
+    assert sorted(Path(case["input"]).name for case in done["cases"]) == ["a.png", "b.png", "c_std.png"]
+
+
+def test_a_picture_never_takes_the_place_of_anothers_sample(tmp_path: Path) -> None:
+    for name in ("a", "a_sample0", "b"):
+        write_picture(torch.zeros(3, 4, 4), tmp_path / "in" / f"{name}.png")
+    one = super_resolve(resolver(members=1), tmp_path / "in", tmp_path / "one")
+    assert (len(one["cases"]), one["failed"]) == (3, {})
+    two = super_resolve(resolver(members=2), tmp_path / "in", tmp_path / "two")
+    assert list(two["failed"]) == ["a_sample0"]
+    assert "a sample or the spread of another picture" in two["failed"]["a_sample0"]
+    assert (tmp_path / "two" / "a_sample0.png").is_file()

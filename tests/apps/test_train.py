@@ -208,3 +208,24 @@ def test_the_command_plans_and_refuses_options_for_hearts(blobs: Path, tmp_path:
     good = CliRunner().invoke(app, [*command, "--members", "1", "--steps", "1"])
     assert good.exit_code == 0
     assert (tmp_path / "out" / "p0.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("wishes", "word"),
+    [
+        (Wishes(fold=3), "--folds"),
+        (Wishes(fold=0), "--folds"),
+        (Wishes(hours=8, settings=("iterations=100",)), "--hours"),
+        (Wishes(iterations=10, settings=("iterations=200",)), "--iterations"),
+    ],
+)
+def test_wishes_that_would_be_passed_over_are_refused(wishes: Wishes, word: str, blobs: Path) -> None:
+    with pytest.raises(InputError, match=word):
+        plan_dataset(blobs, wishes)
+
+
+def test_a_training_that_diverges_is_one_error_with_a_remedy(blobs: Path, tmp_path: Path) -> None:
+    settings = ("batch_size=2", "epoch=6", "widths=32,32", "learning_rate=1e30")
+    wild = Wishes(iterations=6, settings=settings)
+    with pytest.raises(InputError, match=r"left the finite numbers .* learning_rate may help, in a new folder"):
+        train(blobs, tmp_path / "run", wild, device="cpu")

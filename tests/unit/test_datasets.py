@@ -43,6 +43,35 @@ def test_palette_masks_and_other_suffixes(tmp_path: Path) -> None:
     assert loaded.label[9, 4, 0] == 2
 
 
+def test_a_palette_whose_first_colour_is_not_black_is_read_by_its_colours(tmp_path: Path) -> None:
+    for n in range(3):
+        picture(tmp_path / "images" / f"p{n}.png", grey(n))
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        mask = Image.fromarray(1 - square(1, at=2 + n), "P")  # white is number 0, as Pillow's quantize makes it
+        mask.putpalette([255, 255, 255, 0, 0, 0])
+        mask.save(tmp_path / "masks" / f"p{n}.png")
+    dataset = read_dataset(tmp_path)
+    loaded = load_example(dataset, dataset.examples[1])
+    assert loaded.label is not None
+    np.testing.assert_array_equal(loaded.label[..., 0], square(1, at=3))
+
+
+def test_a_coloured_palette_without_black_needs_a_table(tmp_path: Path) -> None:
+    for n in range(3):
+        picture(tmp_path / "images" / f"p{n}.png", grey(n))
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        mask = Image.fromarray(1 - square(1), "P")
+        mask.putpalette([255, 0, 0, 0, 0, 0])
+        mask.save(tmp_path / "masks" / f"p{n}.png")
+    with pytest.raises(InputError, match="coloured"):
+        read_dataset(tmp_path)
+    (tmp_path / "labels.json").write_text(json.dumps({"background": "#000000", "organ": "#ff0000"}))
+    dataset = read_dataset(tmp_path)
+    loaded = load_example(dataset, dataset.examples[0])
+    assert loaded.label is not None
+    np.testing.assert_array_equal(loaded.label[..., 0], square(1))
+
+
 def test_colour_masks_need_a_table(tmp_path: Path) -> None:
     for n in range(3):
         picture(tmp_path / "images" / f"p{n}.png", grey(n))
@@ -269,10 +298,25 @@ def test_one_patient_in_two_parts(pictures: Path) -> None:
 
 
 def test_patients_from_names(pictures: Path) -> None:
-    dataset = read_dataset(pictures).grouped(r"^(p)\d")
-    assert {example.patient for example in dataset.examples} == {"p"}
+    dataset = read_dataset(pictures).grouped(r"^p(\d)")
+    assert {example.patient for example in dataset.examples} == {"0", "1", "2", "3"}
+    with pytest.raises(InputError, match="label maps of 1 patients"):
+        read_dataset(pictures).grouped(r"^(p)\d")
     with pytest.raises(InputError, match="no patient"):
         dataset.grouped(r"^q")
+
+
+def test_a_pattern_never_moves_a_patient_between_parts(tmp_path: Path) -> None:
+    for part, names in {"train": ("a_1", "b_1", "c_1"), "test": ("a_2", "d_1")}.items():
+        for name in names:
+            picture(tmp_path / part / "images" / f"{name}.png", grey())
+            picture(tmp_path / part / "masks" / f"{name}.png", square())
+    dataset = read_dataset(tmp_path)
+    assert {example.part for example in dataset.examples} == {"", "test"}  # of the former some validate
+    with pytest.raises(InputError, match="patient a's, who stands in two parts"):
+        dataset.grouped("^([^_]+)")
+    with pytest.raises(InputError, match="no patient is found"):
+        dataset.grouped("(z)?")
 
 
 def test_no_data_set(tmp_path: Path) -> None:

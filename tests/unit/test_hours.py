@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
+
 import pytest
 import torch
 from fingerprints import PICTURES
 
+from cgdpm_med.apps import hours
 from cgdpm_med.apps.hours import Division, divided
 from cgdpm_med.datasets.choices import make_plan
+from cgdpm_med.datasets.plan import Plan
+from cgdpm_med.files import InputError
 from cgdpm_med.training.step_time import Pace, rehearse
 
 
@@ -40,3 +46,19 @@ def test_a_rehearsal_measures_the_network_that_is_trained() -> None:
     plan = make_plan(PICTURES, given={"widths": (32,), "crop": (16, 16), "field": (16, 16), "batch_size": 2})
     pace = rehearse(plan, ["grey"], ["x"], torch.device("cpu"), seconds=0.0)
     assert pace.step > pace.member / 4 > 0
+
+
+@pytest.mark.parametrize("step", [0.7, 4.0, 20.0, 100.0])
+def test_the_hours_that_an_error_asks_for_are_enough(step: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hours, "rehearse", lambda *_: Pace(step=step, member=step / 5))
+    parts = {"train": list("abcdef"), "validation": list("gh"), "test": list("ij")}
+
+    def plan(given: float) -> Plan:
+        told = hours.Hours(given, time.perf_counter(), reading=1.0)
+        make = partial(make_plan, PICTURES)
+        return hours.plan_for_hours(told, make, PICTURES, parts, torch.device("cpu"), lambda _: None)
+
+    with pytest.raises(InputError, match="hours hold") as refused:
+        plan(20 * step / 3600 / 2)
+    asked = float(str(refused.value).partition("--hours ")[2].split()[0])
+    assert plan(asked).iterations >= hours.LEAST_STEPS

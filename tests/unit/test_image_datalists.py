@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 from cgdpm_med.files import InputError
@@ -161,3 +162,11 @@ def test_bad_class_maps(text: str, tmp_path: Path) -> None:
     (tmp_path / "classes").write_text(text)
     with pytest.raises(InputError, match="classes: "):
         read_class_map(tmp_path / "classes")
+
+
+def test_a_link_that_leads_back_is_walked_once(tmp_path: Path) -> None:
+    picture = tmp_path / "root" / "a" / "x.png"
+    picture.parent.mkdir(parents=True)
+    Image.new("L", (4, 4)).save(picture)
+    (tmp_path / "root" / "a" / "up").symlink_to("..")
+    assert [item["key"] for item in image_datalist(tmp_path / "root")] == ["a/x.png"]

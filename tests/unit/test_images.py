@@ -363,3 +363,26 @@ def test_a_picture_too_small_is_named(tmp_path: Path, rng: np.random.Generator) 
     (item,) = image_datalist(tmp_path)
     with pytest.raises(InputError, match=r"small\.png: a picture of \(15, 40\) pixels is smaller than 16 x 16"):
         CentreSquared("image", 16)(LoadPictured("image")(dict(item.items())))
+
+
+@pytest.mark.parametrize("fault", ["unit as text", "software as a number", "a negative resolution"])
+def test_exif_of_odd_types_is_left_out_and_the_rest_kept(fault: str, tmp_path: Path) -> None:
+    tag, kind, content = {
+        "unit as text": (0x0128, 2, b"2\0\0\0"),
+        "software as a number": (0x0131, 11, struct.pack("<f", 1.5)),
+        "a negative resolution": (0x011A, 10, struct.pack("<ii", -1, 1)),
+    }[fault]
+    count = 2 if kind == 2 else 1
+    entries = [(0x010F, 2, 4, b"abc\0"), (tag, kind, count, content)]
+    inline, after = b"", b""
+    for number, form, length, value in entries:
+        place = value if len(value) == 4 else struct.pack("<I", 8 + 2 + 12 * len(entries) + 4)
+        after += b"" if len(value) == 4 else value
+        inline += struct.pack("<HHI", number, form, length) + place
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + inline + struct.pack("<I", 0) + after
+    Image.new("RGB", (8, 8)).save(tmp_path / "in.jpg", exif=exif)
+    read = read_picture(tmp_path / "in.jpg")
+    write_picture(read.pixels, tmp_path / "out.jpg", read)
+    with Image.open(tmp_path / "out.jpg") as written:
+        assert written.getexif().get(0x010F) == "abc"
+        assert tag not in written.getexif()

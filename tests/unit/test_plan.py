@@ -115,6 +115,48 @@ def test_whole_images_are_shown_where_structures_may_lie_anywhere(anywhere: Fing
     assert make_plan(anywhere).region == ()
 
 
+@pytest.mark.parametrize(
+    ("pictures", "side", "pixel", "reach"), [(True, 768, 1.0, 740), (True, 1024, 1.0, 1020), (False, 400, 0.8, 262)]
+)
+def test_structures_far_from_the_middle_are_trained_on(pictures: bool, side: float, pixel: float, reach: float) -> None:
+    """The largest crop has 256 pixels about the middle, so pixels become larger where structures lie beyond."""
+    near = PICTURES if pictures else replace(HEARTS, spacing=((pixel, pixel), (5, 10)))
+    far = replace(near, extent=(side, side), reach=(reach, 200), farthest=(side, side), diameter=20)
+    plan = make_plan(far)
+    assert plan.crop[0] * plan.spacing >= reach
+    assert "far from the middle" in plan.reasons["spacing"]
+    given = make_plan(far, given={"spacing": reach / 400})
+    assert "are not learned" in given.reasons["crop"]
+
+
+@pytest.mark.parametrize(("epoch", "times"), [(100, 10), (1000, 5), (5000, 1)])
+def test_validation_follows_the_length_of_an_epoch(epoch: int, times: int) -> None:
+    plan = make_plan(PICTURES, iterations=5000, given={"epoch": epoch})
+    assert plan.epochs // plan.validate_every == times
+
+
+@pytest.mark.parametrize("text", ["crop=64,64,32", "field=64,64,64"])
+def test_three_sides_are_no_crop_of_a_slice(text: str) -> None:
+    with pytest.raises(InputError, match="two sides"):
+        make_plan(PICTURES, given=parse_settings([text]))
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 32), (128, 16, 4), (96, 90, 7)])
+def test_intensities_are_those_of_all_slices(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for n in range(3):
+        image = rng.uniform(300, 700, shape).astype(np.float32)
+        image[..., 0] = 0
+        mask = np.zeros(shape, np.uint8)
+        mask[2:5, 2:5, 1] = 1
+        volume(tmp_path / "images" / f"v{n}.nii.gz", image)
+        volume(tmp_path / "masks" / f"v{n}.nii.gz", mask)
+    ((_, middle, high),) = fingerprint(read_dataset(tmp_path)).intensities
+    share = 1 / shape[2]  # of zeros, so the median lies at (0.5 - share) / (1 - share) of what is left
+    assert middle == pytest.approx(300 + 400 * (0.5 - share) / (1 - share), abs=15)
+    assert high == pytest.approx(696, abs=4)
+
+
 def test_ct_has_one_window() -> None:
     plan = make_plan(replace(HEARTS, channels=("CT",), foreground=((-100, 300),)))
     assert (plan.intensity, plan.window) == ("fixed", ((-100, 300),))
