@@ -45,7 +45,7 @@ class _Stub:
     def __init__(self, how: StubModel) -> None:
         self.how = how
         self.predictor = SimpleNamespace(sampling=Sampling(members=1, steps=1), precision="float32", guide=None)
-        self.device, self.weights, self.combine = torch.device("cpu"), (), "mean"
+        self.device, self.weights, self.combine, self.one_body = torch.device("cpu"), (), "mean", False
         self.labels = DEFAULT_LABELS
 
     def __call__(self, volume: Volume, key: str, progress: Callable[[float], None]) -> Segmentation:

@@ -29,7 +29,6 @@ from cgdpm_med.evaluation.calibrate import (
 )
 from cgdpm_med.evaluation.calibration_file import (
     Calibration,
-    digests_by_name,
     plain,
     write_calibration,
 )
@@ -37,6 +36,7 @@ from cgdpm_med.evaluation.training_patients import check_unseen
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.segmenter import choose_device
 from cgdpm_med.metrics.masks import foreground_region
+from cgdpm_med.models.weights import digests_by_name
 from cgdpm_med.runtime.engines import Engine, InProcess, Progress
 
 

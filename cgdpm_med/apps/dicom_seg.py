@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -102,12 +103,31 @@ def write_dicom_seg(
         raise ValueError(f"a mask of shape {mask.shape} does not lie on a stack of shape {stack.shape}")
     images = [of_slice[phase] for of_slice in stack.images]
     require_references(images, stack)
-    with warnings.catch_warnings():  # which may quote the header
-        warnings.simplefilter("ignore")
+    with headers_of(stack, "DICOM SEG"):
         seg = _segmentation(mask, stack, images, phase, identity, task_of(labels))
         with atomic_write(path) as file:
             seg.save_as(file, enforce_file_format=True)
     return Path(path)
+
+
+@contextmanager
+def headers_of(stack: DicomStack, made: str) -> Iterator[None]:
+    """Where an object is made of a stack's headers: nothing that they say reaches warnings or errors.
+
+    Args:
+        made: kind of the object, for the error.
+
+    Raises:
+        InputError: pydicom or highdicom refuses what a header says.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        what = f"has headers that no {made} can be made of ({type(error).__name__} in pydicom or highdicom)"
+        remedy = "Leave out the DICOM output, or export the series again"
+        raise InputError(what, path=stack.folder, remedy=remedy) from error
 
 
 def require_references(images: Sequence[DicomImage], stack: DicomStack) -> None:
@@ -205,7 +225,7 @@ def _source(image: DicomImage, stack: DicomStack) -> Any:
         return [DSfloat(float(value), auto_format=True) for value in values]  # at most 16 characters
 
     assert image.spacing is not None
-    assert image.directions is not None
+    assert stack.images[0][0].directions is not None
     assert image.position is not None
     source = blank_header()
     source.SOPClassUID, source.SOPInstanceUID = image.sop_class, image.instance_uid
@@ -216,7 +236,8 @@ def _source(image: DicomImage, stack: DicomStack) -> Any:
     source.Modality = "MR"
     source.Columns, source.Rows = image.size
     source.PixelSpacing = decimals(image.spacing[::-1])
-    source.ImageOrientationPatient = decimals(image.directions.ravel())
+    # of one plane, as a stack's images are but for the rounding of their headers
+    source.ImageOrientationPatient = decimals(stack.images[0][0].directions.ravel())
     source.ImagePositionPatient = decimals(image.position)
     between = float(np.linalg.norm(stack.affine[:3, 2]))
     source.SliceThickness = decimals([between if image.thickness is None else image.thickness])[0]
@@ -244,10 +265,13 @@ def _refer_to_frames(seg: Any, frames: Mapping[str, DicomImage]) -> None:
 
 
 def with_patient(source: Any, path: Path) -> Any:
-    """The header of a file, with the geometry of ``source``."""
+    """The header of a file, with the geometry of ``source``, and without dates and times that there cannot be."""
     from pydicom import dcmread
 
     header = dcmread(path, stop_before_pixels=True)
+    for element in header:
+        if element.VR in _MOMENTS and not _is_moment(element.VR, str(element.value)):
+            element.value = ""  # as 00000000, which some scanners write for none
     for keyword in ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         if keyword in header:
             delattr(header, keyword)
@@ -255,6 +279,20 @@ def with_patient(source: Any, path: Path) -> Any:
         if element.keyword not in _TYPE_2 or element.tag not in header:
             header.add(element)
     return header
+
+
+_MOMENTS = ("DA", "TM", "DT")
+
+
+def _is_moment(kind: str, text: str) -> bool:
+    """Whether a date, time or both can be read; an empty one can."""
+    from pydicom import valuerep
+
+    try:
+        getattr(valuerep, kind)(text)
+    except ValueError:
+        return False
+    return True
 
 
 def references(images: Sequence[DicomImage], keyword: str = "ReferencedInstanceSequence") -> list[Any]:

@@ -13,10 +13,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from cgdpm_med.diffusion.sampling import BEFORE_DIALS
-from cgdpm_med.evaluation.calibration_file import current_names
 from cgdpm_med.files import InputError
-from cgdpm_med.report.records import read_record
+from cgdpm_med.report.records import made_with, read_record
 from cgdpm_med.studies.cases import Case
 from cgdpm_med.studies.outputs import input_hashes
 
@@ -74,8 +72,8 @@ def finished(path: Path, about: Mapping[str, Any], inputs: Sequence[Case]) -> di
         inputs: the images.
     """
     record = read_record(path)
-    if record is not None and isinstance(made := record.get("made_with"), dict):
-        record["made_with"] = {**made, "settings": BEFORE_DIALS | current_names(made.get("settings", {}))}
+    if record is not None:
+        record["made_with"] = made_with(record)
     plain = json.loads(json.dumps(about))
     if record is None or any(record.get(name) != value for name, value in plain.items()):
         return None

@@ -16,10 +16,10 @@ from cgdpm_med.apps.segment_slices import Mask, SliceSegmenter
 from cgdpm_med.apps.slice_page import SlicePage
 from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.datasets.loading import Loaded, input_files
-from cgdpm_med.evaluation.calibration_file import digests_by_name
 from cgdpm_med.files import InputError, atomic_write, check_place
 from cgdpm_med.inference.labels import Labels
 from cgdpm_med.metrics.masks import pairwise_dice
+from cgdpm_med.models.weights import digests_by_name
 from cgdpm_med.studies.outputs import write_json
 from cgdpm_med.volumes import write_on_grid
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cgdpm_med.apps.dicom_seg import Identity, check_dicom_seg
+from cgdpm_med.data.acdc import BODY, body_complaint
 from cgdpm_med.files import InputError
 from cgdpm_med.studies.cases import Case, Subject, group_studies
 from cgdpm_med.studies.outputs import WRITTEN, Provenance
@@ -92,6 +93,9 @@ def check_options(options: Options, cases: Sequence[Case]) -> None:
             f"ED and ES are the same frame, {options.ed}",
             remedy="Give two different frames, or leave out --ed and --es",
         )
+    for name, given in (("Height", options.height), ("Weight", options.weight)):
+        if given is not None and (complaint := body_complaint(name, given)):
+            raise InputError(complaint, remedy=f"Give --{name.lower()} in {BODY[name][2]}")
     if (options.height is None) != (options.weight is None):
         raise InputError("body surface needs both height and weight", remedy="Give --height and --weight")
     if options.height is not None and len(studies) > 1:

@@ -133,7 +133,7 @@ class SliceSegmenter:
     @property
     def settings(self) -> dict[str, Any]:
         """All that the masks depend on besides weights and image."""
-        mean = {"combine": "mean", "staple": False, "keep_largest": False}
+        mean = {"combine": "mean", "one_body": False, "staple": False, "keep_largest": False}
         return predictor_settings(self.predictor, self.device) | mean
 
     def __call__(self, loaded: Loaded, key: str) -> Mask:

@@ -6,8 +6,7 @@ Needs highdicom (``pip install 'cgdpm-med[archive]'``).
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from cgdpm_med.apps.dicom_seg import (
     Identity,
     blank_header,
     check_dicom_seg,
+    headers_of,
     references,
     require_references,
     with_patient,
@@ -60,8 +60,7 @@ def write_report_object(
     check_dicom_seg(identity)
     images = [of_slice[0] for of_slice in stack.images]
     require_references(images, stack)
-    with warnings.catch_warnings():  # which may quote the header
-        warnings.simplefilter("ignore")
+    with headers_of(stack, "structured report"):
         report = _document(result, stack, images, identity)
         with atomic_write(path) as file:
             report.save_as(file, enforce_file_format=True)
@@ -79,13 +78,14 @@ def _document(result: StudyResult, stack: DicomStack, images: Sequence[DicomImag
         """The same for the same images, measures and identity."""
         return generate_uid(entropy_srcs=["cgdpm_med", "report", identity, *parts])
 
-    evidence = [_header(image) for image in images]
+    seen = [image for of_slice in stack.images for image in of_slice]
+    evidence = [_header(image) for image in {image.instance_uid: image for image in seen}.values()]
     if identity == "identified":
         evidence[0] = with_patient(evidence[0], images[0].path)
     content = hd.sr.MeasurementReport(
         observation_context=_observer(uid("observer")),
         procedure_reported=hd.sr.CodedConcept("363679005", "SCT", "Imaging procedure"),
-        imaging_measurements=list(_groups(measured, images, uid)),
+        imaging_measurements=list(_groups(measured, stack, result.phases, uid)),
     )
     report = hd.sr.ComprehensiveSR(
         evidence=evidence,
@@ -101,7 +101,7 @@ def _document(result: StudyResult, stack: DicomStack, images: Sequence[DicomImag
         series_description=DESCRIPTION,
         is_complete=True,
     )
-    report.CurrentRequestedProcedureEvidenceSequence = _evidence([i for of_slice in stack.images for i in of_slice])
+    report.CurrentRequestedProcedureEvidenceSequence = _evidence(seen)
     if identity == "deidentified":
         _without_dates(report)
     return report
@@ -155,21 +155,25 @@ def _measured(result: StudyResult, task: Task) -> Iterator[Measured]:
             yield "function", name, float(estimate.value), task.measures[name].unit
 
 
-def _groups(measured: Sequence[Measured], images: Sequence[DicomImage], uid: Any) -> Iterator[Any]:
+def _groups(measured: Sequence[Measured], stack: DicomStack, phases: Mapping[str, int], uid: Any) -> Iterator[Any]:
+    """Each with the images it was measured in: those of its phase, of the function those of all phases."""
     import highdicom as hd
 
-    sources = [hd.sr.SourceImageForMeasurementGroup(i.sop_class, i.instance_uid, _frame(i)) for i in images]
     for group in dict.fromkeys(group for group, *_ in measured):
+        numbers = [number for phase, number in phases.items() if group.endswith(f" {phase}")] or phases.values() or [1]
+        images = [of_slice[number - 1] for number in dict.fromkeys(numbers) for of_slice in stack.images]
         yield hd.sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=hd.sr.TrackingIdentifier(
-                uid=uid("group", group, images[0].instance_uid), identifier=group
+                uid=uid("group", group, stack.images[0][0].instance_uid), identifier=group
             ),
             measurements=[
                 hd.sr.Measurement(name=_code(name), value=round(value, 6), unit=_unit(unit))
                 for of_group, name, value, unit in measured
                 if of_group == group
             ],
-            source_images=sources,
+            source_images=[
+                hd.sr.SourceImageForMeasurementGroup(i.sop_class, i.instance_uid, _frame(i)) for i in images
+            ],
         )
 
 

@@ -22,10 +22,11 @@ from cgdpm_med.files import InputError, sweep_temporaries
 from cgdpm_med.inference.components import keep_largest
 from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter, ensemble_settings
-from cgdpm_med.report.records import COHORT, read_study_record, study_record
+from cgdpm_med.report.records import COHORT, VIEW, read_record, read_study_record, study_record
 from cgdpm_med.runtime.engines import Progress
 from cgdpm_med.runtime.precision import autocast_dtype
 from cgdpm_med.studies.cases import Case, Subject
+from cgdpm_med.studies.map_names import OUTPUTS
 from cgdpm_med.studies.outputs import (
     CineMaps,
     Provenance,
@@ -240,10 +241,11 @@ class _StudyRun:
         """One image: its maps are written, its frames counted; returns what its JSON will say."""
         if case.error is not None:
             raise case.error
-        if case.folder == Path() and COHORT in (case.name, record.stem):
-            raise InputError("has the name of the cohort's files", path=case.image, remedy="Rename it")
-        self._clear(case, folder, record)
+        if case.folder == Path() and (taken := {COHORT, VIEW} & {case.name, record.stem}):
+            what = f"has the name of a file that cgdpm-med {taken.pop()} writes there"
+            raise InputError(what, path=case.image, remedy="Rename it")
         volume = self.options.read(case)
+        self._clear(case, folder, record)
         series = volume.data.ndim == 4
         described, files = (self._cine if series else self._volume)(case, volume, folder, study)
         described["files"] = [path.name for path in files]
@@ -252,10 +254,13 @@ class _StudyRun:
         return described
 
     def _clear(self, case: Case, folder: Path, record: Path) -> None:
-        """No record may stand beside files that are about to change, and no leftovers of a killed run stay."""
-        targets = map_files(case, self.output, self.options)
-        if record.is_file():
-            record.unlink()
+        """No record may stand beside files that are about to change, and nothing of an earlier run beside new files."""
+        targets = map_files(case, self.output, Options(write=OUTPUTS))
+        said = read_record(record) if record.is_file() else None
+        earlier = [folder / Path(name).name for name in (said or {}).get("files", ())]
+        for path in (record, *earlier, *targets):
+            if path.is_file():
+                path.unlink()
         objects = [] if case.stack is None else seg_files(case.stack, folder, case.name)
         for path in (*targets, *objects, record, record.with_suffix(".html"), folder / f"{case.name}.json"):
             sweep_temporaries(path)
@@ -325,8 +330,10 @@ class _StudyRun:
             result, changes["combine"] = combine_staple(result), "staple"
         if self.options.keep_largest:
             mask, removed = keep_largest(result.mask)
+            before = result.removed_voxels or {}
+            both = {label: before.get(label, 0) + removed.get(label, 0) for label in sorted({*before, *removed})}
             result = replace(result, mask=mask)
-            changes["removed_voxels"] = {str(label): count for label, count in removed.items()}
+            changes["removed_voxels"] = {str(label): count for label, count in both.items()}
         return result, changes
 
     def _finish(

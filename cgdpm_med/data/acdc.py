@@ -122,6 +122,23 @@ def _whole_number(info: Mapping[str, str], name: str, path: Path) -> int | None:
     return None if value is None else int(value)
 
 
+BODY: Mapping[str, tuple[float, float, str]] = {"Height": (30, 260, "cm"), "Weight": (0.5, 500, "kg")}
+"""Least and largest of people, from the first day on, with the unit: metres or pounds would be other ones."""
+
+
+def _measured(info: Mapping[str, str], name: str, path: Path) -> float | None:
+    value = _number(info, name, path)
+    if value is not None and (complaint := body_complaint(name, value)):
+        raise InputError(complaint, path=path, remedy="Correct that line")
+    return value
+
+
+def body_complaint(name: str, value: float) -> str | None:
+    """What is wrong with a person's ``Height`` in cm or ``Weight`` in kg, in words; None where nothing is."""
+    least, most, unit = BODY[name]
+    return None if least <= value <= most else f"{name} is {value:g}, not {least:g} to {most:g} {unit}"
+
+
 def read_acdc_patient(folder: str | Path) -> AcdcPatient:
     """Read one patient folder; raises InputError when Info.cfg is missing, malformed, or lacks ED or ES."""
     folder = Path(folder)
@@ -142,8 +159,8 @@ def read_acdc_patient(folder: str | Path) -> AcdcPatient:
         ed=ed,
         es=es,
         group=info.get("Group") or "unknown",
-        height=_number(info, "Height", path),
-        weight=_number(info, "Weight", path),
+        height=_measured(info, "Height", path),
+        weight=_measured(info, "Weight", path),
         frames=frames,
     )
 

@@ -18,7 +18,6 @@ from cgdpm_med.data.acdc import Section, Split, acdc_datalist, acdc_patient_fold
 from cgdpm_med.evaluation.calibration_file import (
     CALIBRATION,
     Calibration,
-    digests_by_name,
     plain,
     write_calibration,
 )
@@ -46,6 +45,7 @@ from cgdpm_med.metrics.calibration import (
 )
 from cgdpm_med.metrics.masks import brier, calibration_error, calibration_table, foreground_region
 from cgdpm_med.metrics.volumetry import frame_volumes
+from cgdpm_med.models.weights import digests_by_name
 from cgdpm_med.runtime.engines import Answer, Engine, InProcess, Item, Progress, do_in_order
 from cgdpm_med.studies.measures import Measure
 from cgdpm_med.studies.task import known_measures, task_among

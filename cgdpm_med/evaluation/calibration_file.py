@@ -19,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from cgdpm_med.diffusion.ensemble import entropy
-from cgdpm_med.diffusion.sampling import BEFORE_DIALS, Sampling
+from cgdpm_med.diffusion.sampling import Sampling
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.metrics.calibration import temper, untemper
-from cgdpm_med.models.weights import sha256_of, weights_digest
+from cgdpm_med.models.weights import digests_by_name, sha256_of
+from cgdpm_med.studies.outputs import todays_settings
 from cgdpm_med.studies.task import are_measures
 
 CALIBRATION = "calibration.json"
@@ -32,6 +33,7 @@ CALIBRATION = "calibration.json"
 SETTINGS = (
     *(dial.name for dial in fields(Sampling) if dial.name != "seed"),
     "combine",
+    "one_body",
     "staple",
     "keep_largest",
 )
@@ -45,6 +47,7 @@ _ASKED = {
     "timesteps": "--timesteps",
     "method": "--method",
     "guidance_scale": "--guidance-scale",
+    "one_body": "--all-pieces",
 }  # options of calibrate
 
 
@@ -105,12 +108,13 @@ class Calibration:
 def _options(differing: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
     """Those of a fit that would agree; timesteps are said one by one or, evenly spaced, by their number."""
     timesteps = settings.get("timesteps")
-    values = {name: settings[name] for name in differing if name not in ("steps", "timesteps")}
+    values = {name: settings[name] for name in differing if name not in ("steps", "timesteps", "one_body")}
     if timesteps is not None and "timesteps" in differing:
         values["timesteps"] = ",".join(map(str, timesteps))
     elif {"steps", "timesteps"} & set(differing):
         values["steps"] = settings["steps"]
-    return [f"{_ASKED[name]} {value}" for name, value in values.items()]
+    flags = [_ASKED["one_body"]] if "one_body" in differing and not settings["one_body"] else []
+    return [*(f"{_ASKED[name]} {value}" for name, value in values.items()), *flags]
 
 
 def calibrated(segmentation: Segmentation, temperature: float, doubt: float = 0.0) -> Segmentation:
@@ -139,22 +143,9 @@ def _with_probabilities(
     )
 
 
-def digests_by_name(weights: Sequence[Path]) -> dict[str, str]:
-    """Digest of the tensors of every file; of several with one name, as folds have, the later ones bear a number."""
-    found: dict[str, str] = {}
-    for number, file in enumerate(weights, start=1):
-        found[f"{file.name} ({number})" if file.name in found else file.name] = weights_digest(file)
-    return found
-
-
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of :data:`SETTINGS`, as JSON holds them; None where one is not known."""
     return json.loads(json.dumps({name: settings.get(name) for name in SETTINGS}))
-
-
-def current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under today's names; version 0.1 said "fusion" of how the members are combined."""
-    return {"combine" if name == "fusion" else name: value for name, value in settings.items()}
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -177,9 +168,7 @@ def read_calibration(path: str | Path) -> Calibration:
     try:
         text = path.read_bytes()
         content = json.loads(text)
-        # what files say nothing of that were made before there was a choice
-        unsaid = {**BEFORE_DIALS, "start": None, "shared_noise": False}
-        content["settings"] = unsaid | current_names(content["settings"])
+        content["settings"] = todays_settings(content["settings"])
         calibration = Calibration(**content, digest=hashlib.sha256(text).hexdigest())
         _check(calibration)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -196,6 +185,14 @@ def _check(c: Calibration) -> None:
             raise ValueError("a factor or margin is missing or negative")
     if not c.weights or c.settings.keys() != set(SETTINGS):
         raise ValueError("weights or settings are missing")
+
+
+def _refit_to(weights: Sequence[Path], path: str | Path | None) -> str:
+    """The remedy where the weights are others."""
+    if len(weights) > 1:  # calibrate takes those of one network
+        return "Segment with --no-calibration"
+    output = "" if path is None else f" --output {path}"
+    return f"{_REFIT} --weights {weights[0]}{output}"
 
 
 def find_calibration(
@@ -223,7 +220,7 @@ def find_calibration(
         misfit = calibration.misfit({file.name: sha256_of(file) for file in weights}, settings)
     if misfit is None:
         return calibration, None
-    remedy = calibration.remedy(settings)
+    remedy = _refit_to(weights, path) if misfit == OTHER_WEIGHTS else calibration.remedy(settings)
     if path is not None:
         raise InputError(f"was fitted to {misfit}", path=found, remedy=remedy)
     return None, f"note: {found.name} was fitted to {misfit} and is ignored: nothing is calibrated. {remedy}"

@@ -32,6 +32,7 @@ class CardiacTask(Task):
 
     subject = "cardiac MRI segmentation"
     title = "cardiac segmentation"
+    one_body = True
     phases = ("ED", "ES")
     measures = MEASURES
     unmeasured = "ejection fraction"

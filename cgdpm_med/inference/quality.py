@@ -22,7 +22,8 @@ class QualityLimits:
     Attributes:
         predicted_dice: least predicted Dice of a structure. It depends on the network: a default to be fitted on
             validation patients.
-        fragments: largest fraction of a structure outside its largest piece. In the references of ACDC at most .039.
+        fragments: largest fraction of a structure outside its largest piece, and of what was taken out of it because it
+            lay apart. In the references of ACDC at most .039, and nothing apart.
         header_notes: whether a header that contradicts itself is enough for a review. Every ACDC file has one, settled
             by the rule of :func:`~cgdpm_med.read_volume`, so it is only noted unless asked for.
     """
@@ -92,6 +93,7 @@ def assess_frame(
     slice_numbers: Sequence[int] | None = None,
     labels: Labels = DEFAULT_LABELS,
     anatomy: Sequence[Finding] = (),
+    removed_voxels: Mapping[int, int] | None = None,
 ) -> Quality:
     """The checks that one frame allows.
 
@@ -103,6 +105,7 @@ def assess_frame(
         slice_numbers: what the slices are called in the reasons; 1, 2, … by default.
         labels: the structures.
         anatomy: what a task says of how they lie, which is told after their shapes.
+        removed_voxels: by label, what was taken out of the mask because it lay apart.
     """
     limits = limits or QualityLimits()
     where = f"{frame}: " if frame else ""
@@ -115,6 +118,7 @@ def assess_frame(
     ]
     for label, name in labels.by_number.items():
         findings += _shape_findings(mask == label, where, name, limits, slice_numbers or range(1, mask.shape[2] + 1))
+        findings += _removed_findings(mask == label, (removed_voxels or {}).get(label, 0), where, name, limits)
     findings += anatomy
     if header_note is not None:
         findings.append(Finding("header", f"{where}{header_note}", review=limits.header_notes))
@@ -135,6 +139,16 @@ def _shape_findings(
         reason = f"{where}{100 * outside:.1f} % of {name} lies apart from its largest piece"
         findings.append(Finding("fragments", reason))
     return findings
+
+
+def _removed_findings(
+    structure: NDArray[np.bool_], removed: int, where: str, name: str, limits: QualityLimits
+) -> list[Finding]:
+    if not removed:
+        return []
+    share = removed / (removed + int(np.count_nonzero(structure)))
+    reason = f"{where}{100 * share:.1f} % of {name} lay apart from the other structures and was left out"
+    return [Finding("left out", reason, review=share > limits.fragments)]
 
 
 def combine(qualities: Iterable[Quality], findings: Iterable[Finding] = ()) -> Quality:

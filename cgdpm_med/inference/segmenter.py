@@ -37,6 +37,8 @@ class Segmentation:
         temperature, doubt: of the calibration that made ``probabilities`` and ``entropy`` from the ensemble's own, or
             None and 0.
         channel_names, channel_colours: of the classes, see :func:`~cgdpm_med.inference.labels.labels_of`.
+        removed_voxels: by label, how many were taken out of the mask because they lay apart; None where none were
+            looked for.
     """
 
     key: str
@@ -50,6 +52,7 @@ class Segmentation:
     channel_names: Mapping[str, str] | None = None
     channel_colours: Mapping[str, str] | None = None
     doubt: float = 0.0
+    removed_voxels: Mapping[int, int] | None = None
 
     @property
     def labels(self) -> Labels:
@@ -100,6 +103,8 @@ class Segmenter:
         device: where the network runs.
         weights: files the networks were read from: a calibration beside the first is for these files only.
         combine: how ``postprocessing`` combines the members, where that is known; a calibration is for one kind only.
+        one_body: whether ``postprocessing`` reduces masks to one body, see
+            :class:`~cgdpm_med.inference.components.OneBodyd`; a calibration is for the one or the other.
         channel_names, channel_colours: of the network's classes by number, which masks and reports are labelled with;
             see :func:`~cgdpm_med.inference.labels.labels_of`.
     """
@@ -115,12 +120,13 @@ class Segmenter:
         combine: str | None = None,
         channel_names: Mapping[str, str] | None = None,
         channel_colours: Mapping[str, str] | None = None,
+        one_body: bool = False,
     ) -> None:
         self.preprocessing, self.inferer, self.postprocessing = preprocessing, inferer, postprocessing
         self.device = torch.device(device)
         self.predictor = predictor.to(self.device)
         self.weights = tuple(Path(file) for file in weights)
-        self.combine = combine
+        self.combine, self.one_body = combine, one_body
         self.channel_names, self.channel_colours = channel_names, channel_colours
 
     @property
@@ -196,12 +202,14 @@ class Segmenter:
             volume=volume,
             channel_names=self.channel_names,
             channel_colours=self.channel_colours,
+            removed_voxels=data.get("removed_voxels"),
         )
 
 
 def ensemble_settings(segmenter: Segmenter) -> dict[str, Any]:
     """What the predictor's numbers depend on, and what the segmenter itself adds."""
-    return predictor_settings(segmenter.predictor, segmenter.device) | {"combine": segmenter.combine}
+    made = predictor_settings(segmenter.predictor, segmenter.device)
+    return made | {"combine": segmenter.combine, "one_body": segmenter.one_body}
 
 
 def _with_background(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cgdpm_med.files import InputError
+from cgdpm_med.inference.components import one_body
 from cgdpm_med.inference.segmenter import Segmentation
 
 MAX_ITERATIONS = 200
@@ -82,6 +83,13 @@ def _majority(votes: NDArray[Any], classes: int) -> NDArray[np.uint8]:
 def combine_staple(segmentation: Segmentation) -> Segmentation:
     """The same segmentation with the mask that STAPLE makes of its members.
 
-    Probabilities, entropy and disagreement still describe the members themselves.
+    Probabilities, entropy and disagreement still describe the members themselves. Where the members were reduced to one
+    body, so is the mask, and what was left out before is still told.
     """
-    return replace(segmentation, mask=staple(segmentation.members).mask)
+    mask = staple(segmentation.members).mask
+    if segmentation.removed_voxels is None:
+        return replace(segmentation, mask=mask)
+    mask, removed = one_body(mask)
+    before = segmentation.removed_voxels  # of the members, which are reduced already, STAPLE sees nothing of it
+    told = {label: max(before.get(label, 0), removed.get(label, 0)) for label in sorted({*before, *removed})}
+    return replace(segmentation, mask=mask, removed_voxels=told)

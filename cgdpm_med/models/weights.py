@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,14 @@ def weights_digest(path: str | Path) -> str:
         raise InputError("there are no weights here", path=path, remedy="Train them, or give another file")
     state = path.stat()
     return _digest_of_file(path.resolve(), state.st_size, state.st_mtime_ns)
+
+
+def digests_by_name(weights: Sequence[Path]) -> dict[str, str]:
+    """Digest of the tensors of every file; of several with one name, as folds have, the later ones bear a number."""
+    found: dict[str, str] = {}
+    for number, file in enumerate(weights, start=1):
+        found[f"{file.name} ({number})" if file.name in found else file.name] = weights_digest(file)
+    return found
 
 
 @lru_cache(maxsize=64)

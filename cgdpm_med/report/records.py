@@ -16,13 +16,13 @@ from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.quality import Finding, Quality
 from cgdpm_med.metrics.volumetry import Estimate, FrameVolumes
 from cgdpm_med.studies.measures import Measurements
-from cgdpm_med.studies.outputs import Provenance
+from cgdpm_med.studies.outputs import Provenance, todays_settings
 from cgdpm_med.studies.result import StudyResult
 from cgdpm_med.studies.study import write_cohort
 from cgdpm_med.studies.task import Task, task_of
 
-COHORT = "cohort"
-"""Stem of a cohort's files, which no case may bear."""
+COHORT, VIEW = "cohort", "view"
+"""Stems of a cohort's files, which no case may bear."""
 
 
 def study_record(result: StudyResult) -> dict[str, Any]:
@@ -163,7 +163,10 @@ def collect_cohort(folder: str | Path) -> dict[str, Any]:
 
 
 class Finished(NamedTuple):
-    """Studies of one folder, how they were made, and the page of each that has one, by key."""
+    """Studies of one folder, how they were made, and the page of each that has one, by key.
+
+    A key is the study's, or, where two studies have the same, the place of every study below the folder.
+    """
 
     results: list[StudyResult]
     origin: Provenance
@@ -183,13 +186,22 @@ def finished_studies(folder: Path) -> Finished:
         raise InputError("holds no finished study", path=folder, remedy="Run cgdpm-med segment first")
     (first, record), *others = found.items()
     for path, other in others:
-        if other.get("made_with") != record.get("made_with"):
+        if made_with(other) != made_with(record):
             remedy = "Segment all of them alike, or keep them in separate folders"
             raise InputError(f"was made with other settings than {first.name}", path=path, remedy=remedy)
     results = [read_study_record(record["study"]) for record in found.values()]
+    if len({result.key for result in results}) < len(results):  # as where each site numbers its patients from 1
+        places = [path.relative_to(folder).with_suffix("").as_posix() for path in found]
+        results = [replace(result, key=place) for result, place in zip(results, places, strict=True)]
     pages = {
         result.key: page
         for path, result in zip(found, results, strict=True)
         if (page := path.with_suffix(".html")).is_file()
     }
     return Finished(results, Provenance(**record["made_with"]), pages)
+
+
+def made_with(record: Mapping[str, Any]) -> dict[str, Any]:
+    """How a study was made, its settings as they would be said today."""
+    made = record.get("made_with")
+    return {**made, "settings": todays_settings(made.get("settings", {}))} if isinstance(made, dict) else {}

@@ -12,12 +12,11 @@ from typing import Any
 
 from cgdpm_med.files import read_failure
 from cgdpm_med.report.cohort import cohort_values
-from cgdpm_med.report.records import finished_studies, links_below
+from cgdpm_med.report.records import VIEW, finished_studies, links_below
 from cgdpm_med.report.rendering import render_page, template_text, write_report
 from cgdpm_med.studies.outputs import Provenance
 from cgdpm_med.studies.result import StudyResult
 
-VIEW = "view.html"
 _CONTOURS = re.compile(r'<img src="(data:image/png;base64,[A-Za-z0-9+/=]+)" alt="([^"]*), slice \d+, contours"')
 
 
@@ -34,7 +33,7 @@ def write_view(folder: str | Path) -> dict[str, Any]:
     finished = finished_studies(folder)
     pictures = {key: picture for key, page in finished.pages.items() if (picture := middle_picture(page)) is not None}
     html = view_page(finished.results, finished.origin, links_below(folder, finished.pages), pictures)
-    file = write_report(html, folder / VIEW)
+    file = write_report(html, folder / f"{VIEW}.html")
     keys = sorted(result.key for result in finished.results)
     return {"studies": keys, "without_picture": [key for key in keys if key not in pictures], "file": str(file)}
 

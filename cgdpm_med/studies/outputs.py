@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from cgdpm_med import __version__
 from cgdpm_med.data.transforms import case_name
 from cgdpm_med.diffusion.ensemble import entropy
+from cgdpm_med.diffusion.sampling import BEFORE_DIALS
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.segmenter import Segmentation
-from cgdpm_med.models.weights import sha256_of, weights_digest
+from cgdpm_med.models.weights import digests_by_name, sha256_of
 from cgdpm_med.studies.cases import Case
 from cgdpm_med.studies.map_names import OUTPUTS
 from cgdpm_med.volumes import Grid, Volume, read_labels, read_volume, slice_order, write_on_grid
@@ -129,6 +130,7 @@ def describe(segmentation: Segmentation) -> dict[str, Any]:
     labels = range(1, segmentation.probabilities.shape[0])
     foreground = segmentation.probabilities[1:].sum(axis=0) > 0.05
     doubt = float(segmentation.entropy[foreground].mean()) if foreground.any() else None
+    removed = segmentation.removed_voxels
     return {
         "case": segmentation.key,
         "shape": list(segmentation.mask.shape),
@@ -145,6 +147,7 @@ def describe(segmentation: Segmentation) -> dict[str, Any]:
         "calibrated": segmentation.temperature is not None,
         "temperature": segmentation.temperature,
         "doubt": segmentation.doubt,
+        **({} if removed is None else {"removed_voxels": {str(label): count for label, count in removed.items()}}),
     }
 
 
@@ -220,8 +223,15 @@ class Provenance:
     weights: Mapping[str, str]
 
 
+def todays_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a file, perhaps an older one, under today's names, with what it could not say as it was then."""
+    unsaid = {**BEFORE_DIALS, "start": None, "shared_noise": False, "one_body": False}
+    # version 0.1 said "fusion" of how the members are combined
+    return unsaid | {"combine" if name == "fusion" else name: value for name, value in settings.items()}
+
+
 def provenance(settings: Mapping[str, Any], *weights: str | Path) -> Provenance:
-    """The versions in use, the settings given, and the SHA-256 of each weights file (its name without the folder).
+    """The versions in use, the settings given, and the digest of each weights file by its name without the folder.
 
     Args:
         settings: for example what :func:`~cgdpm_med.inference.predictor.predictor_settings` returns.
@@ -232,7 +242,7 @@ def provenance(settings: Mapping[str, Any], *weights: str | Path) -> Provenance:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return Provenance(versions, settings, {Path(path).name: weights_digest(path) for path in weights})
+    return Provenance(versions, settings, digests_by_name([Path(path) for path in weights]))
 
 
 def input_hashes(cases: Sequence[Case]) -> dict[str, str]:

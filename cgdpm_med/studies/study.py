@@ -132,6 +132,7 @@ class Study:
             slice_numbers=stored.slice_numbers(),
             labels=stored.labels,
             anatomy=self._task.shape_findings(seen.mask, name, self.limits),
+            removed_voxels=seen.removed_voxels,
         )
         return combine([shape], self._task.size_findings(seen.mask, seen.grid.spacing, name, self.limits))
 

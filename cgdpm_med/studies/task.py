@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from cgdpm_med.inference.labels import Labels
+from cgdpm_med.inference.labels import Labels, labels_of
 from cgdpm_med.inference.quality import Finding, QualityLimits
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.metrics.volumetry import FrameVolumes
@@ -32,6 +32,7 @@ class Task:
     Attributes:
         subject, title: what pages are about: within a sentence, and in the browser's title.
         phases: names of the frames that are measured together; () where each frame stands for itself.
+        one_body: whether the structures touch in every patient, so that what lies apart from the rest is a mistake.
         measures: what is measured of the phases, by name, in the order of tables.
         unmeasured: the check that complains where the phases cannot be told apart.
         content_label, series_description: of a DICOM segmentation.
@@ -44,6 +45,7 @@ class Task:
     subject: ClassVar[str] = "segmentation"
     title: ClassVar[str] = "segmentation"
     phases: ClassVar[tuple[str, ...]] = ()
+    one_body: ClassVar[bool] = False
     measures: ClassVar[Mapping[str, Measure]] = {}
     unmeasured: ClassVar[str] = "measures"
     content_label: ClassVar[str] = "SEGMENTATION"
@@ -182,6 +184,15 @@ def task_of(labels: Labels) -> Task:
 def task_among(labels: Labels) -> Task:
     """The task whose structures are among the labels, whatever others there are."""
     return next(task for task in tasks() if task.is_among(labels))(labels)
+
+
+def are_one_body(channel_names: Mapping[str, str]) -> bool:
+    """Whether the structures of a network are :attr:`Task.one_body`; not where nothing names them.
+
+    Args:
+        channel_names: of its classes by number, the background included.
+    """
+    return bool(channel_names) and task_of(labels_of(channel_names, len(channel_names))).one_body
 
 
 def known_measures() -> dict[str, Measure]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,22 @@ hd = pytest.importorskip("highdicom", reason="the extra 'archive' is not install
 
 from dicom_scans import PATIENT, Scan  # noqa: E402
 from dicomweb_server import FakeArchive, serving  # noqa: E402
-from pydicom import Dataset  # noqa: E402
+from pydicom import Dataset, dcmread  # noqa: E402
 from rich.console import Console  # noqa: E402
 from stubs import Thresholder  # noqa: E402
+from studies import volumes  # noqa: E402
 
 from cgdpm_med.apps.archive import ArchiveRun, questions  # noqa: E402
 from cgdpm_med.apps.dicomweb import Archive, Wanted, digest, read_uids  # noqa: E402
 from cgdpm_med.apps.segment_options import Options  # noqa: E402
+from cgdpm_med.apps.structured_report import write_report_object  # noqa: E402
 from cgdpm_med.apps.study_run import model_of  # noqa: E402
 from cgdpm_med.console import CaseBar  # noqa: E402
 from cgdpm_med.files import InputError  # noqa: E402
-from cgdpm_med.volumes.dicom.finding import read_dicom  # noqa: E402
+from cgdpm_med.inference.quality import Quality  # noqa: E402
+from cgdpm_med.studies.result import StudyResult  # noqa: E402
+from cgdpm_med.studies.task import task_of  # noqa: E402
+from cgdpm_med.volumes.dicom.finding import find_dicom, read_dicom  # noqa: E402
 
 ALL = [Wanted()]
 
@@ -63,6 +69,29 @@ def runner(archive: FakeArchive, identity: Any = "deidentified", seconds: float 
 
 def stored(archive: FakeArchive, modality: str) -> list[Dataset]:
     return archive.of(Modality=modality)
+
+
+def test_a_measurement_names_the_images_of_its_phase(tmp_path: Path) -> None:
+    (found,) = find_dicom(Scan(phases=3).write(tmp_path / "scan"))
+    stack = found.stack
+    assert stack is not None
+    of_phase = [{of_slice[t].instance_uid for of_slice in stack.images} for t in range(3)]
+    result = StudyResult(
+        "a", {n: volumes(lv) for n, lv in ((1, 90.0), (2, 60.0), (3, 40.0))}, Quality(), {"ED": 1, "ES": 3}
+    )
+    result = replace(result, function=task_of(result.labels).measure({"ED": volumes(90.0), "ES": volumes(40.0)}))
+    report = hd.sr.ComprehensiveSR.from_dataset(dcmread(write_report_object(result, stack, tmp_path / "sr.dcm")))
+    cited = {}
+    for group in report.content.get_image_measurement_groups():
+        images = {item.value[1] for item in group if item.value_type == hd.sr.ValueTypeValues.IMAGE}
+        cited[group.tracking_identifier] = images or {
+            item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+            for item in group[0].ContentSequence
+            if item.ValueType == "IMAGE"
+        }
+    assert cited["LV ED"] == of_phase[0]
+    assert cited["LV ES"] == of_phase[2]
+    assert cited["function"] == of_phase[0] | of_phase[2]
 
 
 # --- what is stored ---------------------------------------------------------------------------------------------------

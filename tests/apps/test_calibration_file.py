@@ -41,6 +41,29 @@ def test_other_weights_leave_one_line(kept: tuple[Path, ...]) -> None:
         find_calibration(kept, MADE, kept[0].with_name(CALIBRATION))
 
 
+def test_what_fits_again_to_other_weights_names_them(kept: tuple[Path, ...], tmp_path: Path) -> None:
+    kept[0].write_bytes(b"retrained")
+    assert f"cgdpm-med calibrate --weights {kept[0]}" in (find_calibration(kept, MADE)[1] or "")
+    file = kept[0].with_name(CALIBRATION)
+    with pytest.raises(InputError, match=f"--weights {kept[0]} --output {file}"):
+        find_calibration(kept, MADE, file)
+    further = tmp_path / "second.pt"
+    further.write_bytes(b"another network")
+    several = find_calibration((*kept, further), MADE)[1] or ""  # calibrate takes one network
+    assert "--no-calibration" in several
+    assert "cgdpm-med calibrate" not in several
+
+
+@pytest.mark.parametrize(("fitted", "wanted", "option"), [(True, False, True), (False, True, False)])
+def test_masks_of_all_pieces_are_fitted_again_by_name(
+    fitted: bool, wanted: bool, option: bool, kept: tuple[Path, ...]
+) -> None:
+    write_calibration(example(kept[0], settings={**MADE, "one_body": fitted}), kept[0].with_name(CALIBRATION))
+    ignored = find_calibration(kept, {**MADE, "one_body": wanted})[1] or ""
+    assert "cgdpm-med calibrate" in ignored
+    assert ("--all-pieces" in ignored) is option
+
+
 def test_a_guidance_network_makes_other_weights(kept: tuple[Path, ...]) -> None:
     guide = kept[0].with_name("guidance.pt")
     guide.write_bytes(b"guide")
@@ -105,6 +128,17 @@ def test_version_0_1_called_the_combination_of_members_fusion(kept: tuple[Path, 
     calibration, ignored = find_calibration(kept, {**MADE, "combine": "majority"})
     assert calibration is None
     assert "combine mean" in (ignored or "")
+
+
+def test_a_calibration_older_than_one_body_was_fitted_to_all_pieces(kept: tuple[Path, ...]) -> None:
+    file = kept[0].with_name(CALIBRATION)
+    content = json.loads(file.read_text())
+    del content["settings"]["one_body"]
+    file.write_text(json.dumps(content))
+    assert find_calibration(kept, MADE)[0] is not None
+    calibration, ignored = find_calibration(kept, {**MADE, "one_body": True})
+    assert calibration is None
+    assert "one body False" in (ignored or "")
 
 
 def test_a_calibration_older_than_shared_noise_was_fitted_to_a_noise_for_each_slice(kept: tuple[Path, ...]) -> None:

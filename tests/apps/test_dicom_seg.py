@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ pytest.importorskip("highdicom", reason="highdicom is not installed: pip install
 import highdicom
 import pydicom
 from command import run
-from dicom_scans import PATIENT, Scan
+from dicom_scans import ACROSS, DOWN, PATIENT, Scan, save
 from segmentations import segmentation_of
 from stubs import Stub
 
@@ -67,6 +68,56 @@ def placed(path: Path) -> dict[tuple[float, ...], np.ndarray]:
         place = item.PlanePositionSequence[0].ImagePositionPatient
         frames[(int(segment), *(round(float(value), 3) for value in place))] = pixels.T
     return frames
+
+
+# --- headers as scanners write them ----------------------------------------------------------------------------------
+
+
+def test_orientations_that_differ_by_their_rounding_are_one_plane(tmp_path: Path) -> None:
+    scan = Scan(phases=1)
+    for n, (k, _, ds) in enumerate(scan.images()):
+        ds.ImageOrientationPatient = [f"{value:.6f}" if k % 2 else f"{value:.12f}" for value in (*ACROSS, *DOWN)]
+        save(ds, tmp_path / "scan" / f"{n}.dcm")
+    (found,) = find_dicom(tmp_path / "scan")
+    assert found.stack is not None
+    mask = np.full(found.stack.shape[:3], 3, np.uint8)
+    assert len(placed(write_dicom_seg(mask, found.stack, tmp_path / "s.dcm"))) == 4
+
+
+@pytest.mark.parametrize("date", ["00000000", "20120000"])
+def test_a_date_that_there_cannot_be_is_left_out(date: str, tmp_path: Path) -> None:
+    extra = {"PatientBirthDate": "00000000", "StudyDate": date, "StudyTime": "999999"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of the values
+        (found,) = find_dicom(Scan(phases=1, extra=extra).write(tmp_path / "scan"))
+    assert found.stack is not None
+    mask = np.full(found.stack.shape[:3], 3, np.uint8)
+    seg = pydicom.dcmread(write_dicom_seg(mask, found.stack, tmp_path / "s.dcm", identity="identified"))
+    assert (seg.PatientBirthDate, seg.StudyDate, seg.StudyTime) == ("", "", "")
+    assert seg.PatientID == PATIENT["PatientID"]
+
+
+def test_what_the_library_refuses_is_one_error_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        Scan(phases=1, seed=ord(name)).write(tmp_path / "in" / name)
+    original, calls = dicom_seg._segmentation, list[None]()
+
+    def refusing(*arguments: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 1:
+            raise ValueError(f"born on {PATIENT['PatientBirthDate']}")
+        return original(*arguments)
+
+    monkeypatch.setattr(dicom_seg, "_segmentation", refusing)
+    options = Options(**PLAIN, dicom_seg="deidentified")
+    outcome = segment_all(Bright(), find_cases(tmp_path / "in"), tmp_path / "out", options=options)
+    assert len(outcome["failed"]) == 1
+    (said,) = (str(error) for error in outcome["failed"].values())
+    assert "headers that no DICOM SEG can be made of (ValueError" in said
+    assert PATIENT["PatientBirthDate"] not in said
+    assert len(list((tmp_path / "out").rglob("*_seg.dcm"))) == 1
 
 
 # --- the object -------------------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str, int]] = {
     "one name twice": (_twins, "v.nii.gz: has the name of v.nii", 1),
     "channel ending": (_channels, "v_0000.nii.gz: has the name of v.nii.gz", 1),
     "called like a map": (_like_a_map, "v_entropy.nii.gz: has the name of a map of v.nii.gz", 1),
-    "called cohort": (_cohort, "has the name of the cohort's files", 0),
+    "called cohort": (_cohort, "has the name of a file that cgdpm-med cohort writes there", 0),
     "folder as a file": (_folder_called_like_a_file, "holds no .nii or .nii.gz file", 0),
     "pipe": (_pipe, "is not a regular file", 0),
 }

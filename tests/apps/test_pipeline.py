@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,16 @@ def test_keeping_the_largest_piece_is_off_unless_asked_for(tmp_path: Path) -> No
         assert json.loads((tmp_path / "out" / "a.json").read_text()).get("removed_voxels") == said
 
 
+def test_both_ways_of_leaving_out_are_counted_together(tmp_path: Path) -> None:
+    data = np.zeros((8, 6, 4))
+    data[1:3, 1:3, 1:3] = data[6, 5, 0] = 100
+    data[0, 0, 0] = 1
+    image = write_image(tmp_path / "a.nii.gz", data)
+    for options, said in ((PLAIN, {"1": 2, "3": 4}), (Options(pages=False, keep_largest=True), {"1": 2, "3": 5})):
+        segment_cases(Reduced(), find_cases(image), tmp_path / "out", options=options)
+        assert json.loads((tmp_path / "out" / "a.json").read_text())["removed_voxels"] == said
+
+
 class Rows(Thresholder):
     """One member, the first of :class:`Cavity`'s with its second slice left out."""
 
@@ -154,6 +165,13 @@ class Rows(Thresholder):
         labels = 3 * (volume.data > 50).astype(np.uint8)
         labels[..., 2:] = 0
         return segmentation_of(labels[None], volume, key)
+
+
+class Reduced(Rows):
+    """Says of itself that it took something out."""
+
+    def __call__(self, volume: Volume, key: str, progress: object = None) -> Segmentation:
+        return replace(super().__call__(volume, key, progress), removed_voxels={1: 2, 3: 4})
 
 
 def test_staple_combines_where_it_was_asked_for(tmp_path: Path) -> None:

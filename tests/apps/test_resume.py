@@ -23,6 +23,7 @@ from cgdpm_med import InputError, Options, find_cases, segment_all
 from cgdpm_med.apps.resume import Shard, find_shard
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter
 from cgdpm_med.report.records import collect_cohort
+from cgdpm_med.studies.outputs import provenance
 from cgdpm_med.volumes import Volume
 
 # --- a second run -----------------------------------------------------------------------------------------------------
@@ -265,3 +266,70 @@ def _die_at(moment: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
+
+
+# --- what an earlier run left -----------------------------------------------------------------------------------------
+
+
+def test_nothing_of_an_earlier_run_stays_beside_new_masks(tmp_path: Path) -> None:
+    source, out = scan(tmp_path / "in" / "a.nii.gz"), tmp_path / "out"
+    everything = Options(write=("mask", "probabilities", "members", "entropy", "disagreement"))
+    segment_all(Thresholder(), find_cases(source), out, options=everything)
+    assert (out / "a_members.nii.gz").is_file()
+    assert (out / "a.html").is_file()
+    (out / "a_notes.nii.gz").write_bytes(b"of a reader")
+    segment_all(Thresholder(), find_cases(source), out, options=PLAIN)
+    kept = {path.name for path in out.iterdir() if path.name.startswith("a")}
+    assert kept == {"a.json", "a_notes.nii.gz", *json.loads((out / "a.json").read_text())["files"]}
+    assert "a_members.nii.gz" not in kept
+    assert "a.html" not in kept
+
+
+def test_an_image_that_cannot_be_read_any_more_leaves_what_was_made_of_it(tmp_path: Path) -> None:
+    source, out = scan(tmp_path / "in" / "a.nii.gz"), tmp_path / "out"
+    segment_all(Thresholder(), find_cases(source), out, options=PLAIN)
+    before = contents(out)
+    source.write_bytes(source.read_bytes()[:-40])
+    assert segment_all(Thresholder(), find_cases(source), out, options=PLAIN)["failed"]
+    assert contents(out) == before
+
+
+def test_studies_of_one_name_in_several_folders_are_told_apart(tmp_path: Path) -> None:
+    for site in ("north", "south"):
+        image = scan(tmp_path / site / "1.nii.gz", len(site))
+        segment_all(Thresholder(), find_cases(image), tmp_path / "out" / site)
+    found = collect_cohort(tmp_path / "out")
+    assert found["studies"] == ["north/1", "south/1"]
+    table = (tmp_path / "out" / "cohort.csv").read_text()
+    assert "north/1" in table
+    assert "south/1" in table
+    page = (tmp_path / "out" / "cohort.html").read_text()
+    assert 'href="north/1.html"' in page
+    assert 'href="south/1.html"' in page
+
+
+def test_records_older_than_a_setting_stand_beside_newer_ones(tmp_path: Path) -> None:
+    for name in "ab":
+        scan(tmp_path / "in" / f"{name}.nii.gz", ord(name))
+    again(tmp_path / "in", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "a.json").read_text())
+    del record["made_with"]["settings"]["one_body"], record["made_with"]["settings"]["eta"]
+    (tmp_path / "out" / "a.json").write_text(json.dumps(record))
+    assert again(tmp_path / "in", tmp_path / "out") == []
+    assert collect_cohort(tmp_path / "out")["studies"] == ["a", "b"]
+
+
+def test_networks_whose_files_have_one_name_are_all_recorded(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.pt").write_bytes(folder.encode())
+    made = provenance({}, tmp_path / "first" / "model.pt", tmp_path / "second" / "model.pt")
+    assert list(made.weights) == ["model.pt", "model.pt (2)"]
+    assert len(set(made.weights.values())) == 2
+
+
+@pytest.mark.parametrize("name", ["cohort", "view"])
+def test_a_name_of_the_cohorts_own_files_is_refused(name: str, tmp_path: Path) -> None:
+    image = scan(tmp_path / "in" / f"{name}.nii.gz")
+    failed = segment_all(Thresholder(), find_cases(image), tmp_path / "out", options=PLAIN)["failed"]
+    assert f"has the name of a file that cgdpm-med {name} writes there" in str(failed[name])

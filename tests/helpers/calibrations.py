@@ -19,6 +19,7 @@ MADE = {
     "guidance_scale": 0.0,
     "guidance_interval": None,
     "combine": "mean",
+    "one_body": False,
     "noise_scale": 1.0,
     "shared_noise": True,
     "shared_first_step": False,

@@ -125,6 +125,20 @@ def a_height_alone(tmp: Path) -> Attempts:
     yield segment(source, "--height", "180", "--weight", "80")
 
 
+@says("Give --height in cm")
+def a_height_in_metres(tmp: Path) -> Attempts:
+    source = save(tmp / "v.nii", nifti(sform=OBLIQUE))
+    yield segment(source, "--height", "1.8", "--weight", "80")
+    yield segment(source, "--height", "180", "--weight", "80")
+
+
+@says("Give --weight in kg")
+def a_weight_in_grams(tmp: Path) -> Attempts:
+    source = save(tmp / "v.nii", nifti(sform=OBLIQUE))
+    yield segment(source, "--height", "50", "--weight", "3500")
+    yield segment(source, "--height", "50", "--weight", "3.5")
+
+
 @says("Segment one patient at a time")
 def one_height_for_two(tmp: Path) -> Attempts:
     source = folder(tmp, b__nii=nifti(sform=OBLIQUE))

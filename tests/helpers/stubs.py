@@ -38,7 +38,7 @@ class Stub(Standing):
         self.device = torch.device("cpu")
         self.weights: tuple[Path, ...] = ()
         self.labels = DEFAULT_LABELS
-        self.combine = "mean"
+        self.combine, self.one_body = "mean", False
         self.seen: list[str] = []
 
 

@@ -150,6 +150,8 @@ def test_entries_beyond_ed_and_es_are_optional(tmp_path: Path) -> None:
         ("ED: 1\nES 9", "line 2 is not of the form"),
         ("ED: 1\nED: 2\nES: 9", "line 2 names an entry twice"),
         ("ED: 1\nES: 9\nHeight: -3", "Height is '-3', not a positive number"),
+        ("ED: 1\nES: 9\nHeight: 1.66", "Height is 1.66, not 30 to 260 cm"),
+        ("ED: 1\nES: 9\nWeight: 80000", "Weight is 80000, not 0.5 to 500 kg"),
     ],
 )
 def test_bad_info_is_named(tmp_path: Path, info: str, what: str) -> None:

@@ -135,6 +135,18 @@ def test_reasons_name_the_slices_of_the_file() -> None:
     assert f"RV is absent from slices {inner} between slices that hold it" in quality.reasons
 
 
+@pytest.mark.parametrize(("removed", "status"), [(1, "pass"), (2, "review")])
+def test_what_was_taken_out_is_told_and_much_of_it_asks_for_a_person(removed: int, status: str) -> None:
+    labels = ring()
+    kept = np.count_nonzero(labels == 1)
+    limits = QualityLimits(fragments=1.5 / (kept + 1.5))
+    quality = assess_frame(labels, labels[None], frame="ES", limits=limits, removed_voxels={1: removed, 2: 0})
+    share = 100 * removed / (kept + removed)
+    reason = f"ES: {share:.1f} % of RV lay apart from the other structures and was left out"
+    assert [(finding.check, finding.reason) for finding in quality.findings] == [("left out", reason)]
+    assert quality.status == status
+
+
 def test_disagreeing_members_lower_the_predicted_dice() -> None:
     labels = ring()
     other = labels.copy()

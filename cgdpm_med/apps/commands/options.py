@@ -57,6 +57,10 @@ GuidanceScale = Annotated[
     float | None,
     typer.Option(min=0, help="Weight w of the guidance network; 0 turns it off.", show_default="the bundle's"),
 ]
+AllPieces = Annotated[
+    bool,
+    typer.Option("--all-pieces", help="Keep what lies apart from the rest of the heart; by default it is counted."),
+]
 Seed = Annotated[
     int | None, typer.Option(min=0, help="The same seed gives the same masks.", show_default="the bundle's")
 ]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cgdpm_med.apps.commands.options import (
+    AllPieces,
     AsJson,
     Bundles,
     Combination,
@@ -80,6 +81,7 @@ def segment(
     keep_largest: Annotated[
         bool, typer.Option("--keep-largest", help="Keep the largest piece of each structure; the rest is counted.")
     ] = False,
+    all_pieces: AllPieces = False,
     ed: Annotated[int | None, typer.Option(min=1, help="End-diastolic frame of a cine, from 1.")] = None,
     es: Annotated[int | None, typer.Option(min=1, help="End-systolic frame of a cine, from 1.")] = None,
     height: Annotated[
@@ -140,6 +142,7 @@ def segment(
         "weights": weights and str(weights),
         "guidance_scale": guidance_scale,
         "guidance_interval": guidance_interval and guidance_timesteps(guidance_interval),
+        "one_body": False if all_pieces else None,
     }
     if runs:
         refuse_others(context, _OF_RUNS)

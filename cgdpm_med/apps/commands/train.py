@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cgdpm_med.apps.commands.options import (
+    AllPieces,
     AsJson,
     Bundles,
     Dask,
@@ -129,6 +130,7 @@ def calibrate(
     device: Device = "auto",
     weights: Weights = None,
     guidance_scale: GuidanceScale = None,
+    all_pieces: AllPieces = False,
     bundle: Bundles = None,
     output: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="calibration.json beside the weights")
@@ -164,9 +166,13 @@ def calibrate(
         "weights": weights and str(reachable(weights, dask)),
         "guidance_scale": guidance_scale,
     }
+    if all_pieces:
+        changes["one_body"] = False
     how: Any = {"section": section, "split": split, "device": device, "output": output, **changes}
     if runs:
-        refuse_others(context, {name for name in context.params if name not in ("spacing", "reference_labels")})
+        refuse_others(
+            context, {name for name in context.params if name not in ("spacing", "reference_labels", "all_pieces")}
+        )
         fit: Any = partial(_calibrate_runs, runs=[str(reachable(Path(name), dask)) for name in runs])
     else:
         bundled = reachable_bundle(heart, dask)
