@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -103,19 +102,24 @@ def write_dicom_seg(
         raise ValueError(f"a mask of shape {mask.shape} does not lie on a stack of shape {stack.shape}")
     images = [of_slice[phase] for of_slice in stack.images]
     require_references(images, stack)
-    with headers_of(stack, "DICOM SEG"):
-        seg = _segmentation(mask, stack, images, phase, identity, task_of(labels))
+    seg = of_headers(stack, "DICOM SEG", lambda: _segmentation(mask, stack, images, phase, identity, task_of(labels)))
+    return write_object(seg, path)
+
+
+def write_object(made: Any, path: str | Path) -> Path:
+    """Write a DICOM object, whole or not at all."""
+    with warnings.catch_warnings():  # which may quote the header
+        warnings.simplefilter("ignore")
         with atomic_write(path) as file:
-            seg.save_as(file, enforce_file_format=True)
+            made.save_as(file, enforce_file_format=True)
     return Path(path)
 
 
-@contextmanager
-def headers_of(stack: DicomStack, made: str) -> Iterator[None]:
-    """Where an object is made of a stack's headers: nothing that they say reaches warnings or errors.
+def of_headers(stack: DicomStack, made: str, build: Callable[[], Any]) -> Any:
+    """What ``build`` makes of a stack's headers; nothing that they say reaches warnings or errors.
 
     Args:
-        made: kind of the object, for the error.
+        made: its kind, for the error.
 
     Raises:
         InputError: pydicom or highdicom refuses what a header says.
@@ -123,11 +127,13 @@ def headers_of(stack: DicomStack, made: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        what = f"has headers that no {made} can be made of ({type(error).__name__} in pydicom or highdicom)"
-        remedy = "Leave out the DICOM output, or export the series again"
-        raise InputError(what, path=stack.folder, remedy=remedy) from error
+            return build()
+    except InputError:
+        raise
+    except Exception as error:  # each library has its own, and their words may be the patient's
+        fault = type(error).__name__
+    what = f"has headers that no {made} can be made of ({fault} in pydicom or highdicom)"
+    raise InputError(what, path=stack.folder, remedy="Leave out the DICOM output, or export the series again")
 
 
 def require_references(images: Sequence[DicomImage], stack: DicomStack) -> None:
@@ -267,11 +273,14 @@ def _refer_to_frames(seg: Any, frames: Mapping[str, DicomImage]) -> None:
 def with_patient(source: Any, path: Path) -> Any:
     """The header of a file, with the geometry of ``source``, and without dates and times that there cannot be."""
     from pydicom import dcmread
+    from pydicom.multival import MultiValue
 
     header = dcmread(path, stop_before_pixels=True)
-    for element in header:
-        if element.VR in _MOMENTS and not _is_moment(element.VR, str(element.value)):
-            element.value = ""  # as 00000000, which some scanners write for none
+    for tag in [tag for tag in header.keys() if _kind(header, tag) in _MOMENTS]:  # others may be broken, and stay
+        value = header[tag].value
+        moments = value if isinstance(value, MultiValue) else [value]
+        if not all(_is_moment(_kind(header, tag), str(moment)) for moment in moments):
+            header[tag].value = ""  # as 00000000, which some scanners write for none
     for keyword in ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         if keyword in header:
             delattr(header, keyword)
@@ -282,6 +291,14 @@ def with_patient(source: Any, path: Path) -> Any:
 
 
 _MOMENTS = ("DA", "TM", "DT")
+
+
+def _kind(header: Any, tag: Any) -> str:
+    """Of an element's value, which is not decoded for that."""
+    from pydicom.datadict import dictionary_has_tag, dictionary_VR
+
+    known: str | None = header.get_item(tag).VR
+    return known or (dictionary_VR(tag) if dictionary_has_tag(tag) else "UN")
 
 
 def _is_moment(kind: str, text: str) -> bool:

@@ -143,9 +143,9 @@ def plan_for_hours(
 
 
 def _enough(hours: Hours, divide: Callable[[float], Division]) -> float:
-    """Hours, to the hundredth above, that hold a training: also where a step takes a tenth longer then."""
+    """Hours, to the hundredth above, that hold a training: also where all takes a tenth longer then."""
     left, more = hours.left, 0.0
-    while divide(left + (USED - MEASURING) * more).steps < 1.1 * LEAST_STEPS:
+    while divide((left + (USED - 2 * MEASURING) * more) / 1.1).steps < LEAST_STEPS:  # two networks may be measured
         more += max(36.0, 0.02 * (hours.seconds + more))
     return math.ceil((hours.seconds + more) / 36) / 100
 

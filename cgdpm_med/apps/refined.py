@@ -69,15 +69,11 @@ def fresh(target: Path, source: Path) -> Path:
     """``target``, where no result would take the place of what was given.
 
     Raises:
-        InputError: where it is ``source`` itself, another picture's sample, or where a JSON or page of something else
-            bears its name.
+        InputError: where it is ``source`` itself, or where a JSON or page of something else bears its name.
     """
     remedy = "Give another output folder"
     if target.resolve() == source.resolve():
         raise InputError("would be overwritten by its result", path=source, remedy=remedy)
-    if target.name in _beside(target):
-        what = f"would take the place of {target.name}, a sample or the spread of another picture"
-        raise InputError(what, path=source, remedy="Rename it, or give another output folder")
     record = record_file(target)
     if record.exists() and not _is_record(record):
         raise InputError("would be overwritten by a result's JSON", path=record, remedy=remedy)
@@ -114,10 +110,16 @@ def is_result(image: Path) -> bool:
     return image.name in {_content(record_file(image)).get("image"), *_beside(image)}
 
 
+def of_members(name: str) -> str | None:
+    """Whose sample or spread a name says it is: "a" of "a_sample0" and "a_std", else None."""
+    found = _OF_MEMBERS.fullmatch(name)
+    return None if found is None else found[1]
+
+
 def _beside(image: Path) -> Sequence[str]:
     """Files that lie with the result whose sample or spread this would be."""
-    found = _OF_MEMBERS.fullmatch(_stem(image))
-    return () if found is None else _content(image.with_name(f"{found[1]}.json")).get("files", ())
+    first = of_members(_stem(image))
+    return () if first is None else _content(image.with_name(f"{first}.json")).get("files", ())
 
 
 def origin_of(resolver: SuperResolver) -> Provenance:

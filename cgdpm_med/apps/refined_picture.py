@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cgdpm_med.apps.input_notes import notes_on_picture
-from cgdpm_med.apps.refined import Disagreement, Refined, fresh
+from cgdpm_med.apps.refined import Disagreement, Refined, fresh, record_file
 from cgdpm_med.apps.resolver import SuperResolver, spread
+from cgdpm_med.files import InputError
 from cgdpm_med.images import read_picture, write_picture
 from cgdpm_med.report.refined import View
 
@@ -36,6 +37,9 @@ def super_resolve_picture(
     """
     suffix = path.suffix if path.suffix.lower() in KEPT_SUFFIXES else ".png"
     target = fresh(folder / f"{path.stem}{suffix}", path)
+    if resolver.predictor.sampling.members > 1:
+        for name in (*(f"sample{k}" for k in range(resolver.predictor.sampling.members)), "std"):
+            _refuse_a_result(target.with_name(f"{path.stem}_{name}{suffix}"), path)
     picture = read_picture(path)
     images = picture.pixels[None]
     batch = resolver(images, [key or path.stem], progress)
@@ -59,6 +63,12 @@ def super_resolve_picture(
         {"size": list(after.shape[1::-1])},
         notes_on_picture(resolver, picture),
     )
+
+
+def _refuse_a_result(sample: Path, source: Path) -> None:
+    if record_file(sample).exists():
+        what = f"has a sample or spread that would take the place of {sample.name}, the result of another picture"
+        raise InputError(what, path=source, remedy="Give another output folder")
 
 
 def _shown(pixels: Tensor) -> NDArray[np.float32]:

@@ -18,12 +18,12 @@ from cgdpm_med.apps.dicom_seg import (
     Identity,
     blank_header,
     check_dicom_seg,
-    headers_of,
+    of_headers,
     references,
     require_references,
     with_patient,
+    write_object,
 )
-from cgdpm_med.files import atomic_write
 from cgdpm_med.studies.result import StudyResult
 from cgdpm_med.studies.task import Task, task_of
 from cgdpm_med.volumes.dicom.headers import DicomImage
@@ -60,11 +60,8 @@ def write_report_object(
     check_dicom_seg(identity)
     images = [of_slice[0] for of_slice in stack.images]
     require_references(images, stack)
-    with headers_of(stack, "structured report"):
-        report = _document(result, stack, images, identity)
-        with atomic_write(path) as file:
-            report.save_as(file, enforce_file_format=True)
-    return Path(path)
+    report = of_headers(stack, "structured report", lambda: _document(result, stack, images, identity))
+    return write_object(report, path)
 
 
 def _document(result: StudyResult, stack: DicomStack, images: Sequence[DicomImage], identity: Identity) -> Any:

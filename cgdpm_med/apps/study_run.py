@@ -26,7 +26,7 @@ from cgdpm_med.report.records import COHORT, VIEW, read_record, read_study_recor
 from cgdpm_med.runtime.engines import Progress
 from cgdpm_med.runtime.precision import autocast_dtype
 from cgdpm_med.studies.cases import Case, Subject
-from cgdpm_med.studies.map_names import OUTPUTS
+from cgdpm_med.studies.folders import real_path
 from cgdpm_med.studies.outputs import (
     CineMaps,
     Provenance,
@@ -254,12 +254,13 @@ class _StudyRun:
         return described
 
     def _clear(self, case: Case, folder: Path, record: Path) -> None:
-        """No record may stand beside files that are about to change, and nothing of an earlier run beside new files."""
-        targets = map_files(case, self.output, Options(write=OUTPUTS))
+        """No record may stand beside files that are about to change, nor what it says that its run wrote."""
+        targets = map_files(case, self.output, self.options)
         said = read_record(record) if record.is_file() else None
         earlier = [folder / Path(name).name for name in (said or {}).get("files", ())]
-        for path in (record, *earlier, *targets):
-            if path.is_file():
+        inputs = {real_path(path) for path in case.files}
+        for path in (record, *earlier):
+            if path.is_file() and real_path(path) not in inputs:
                 path.unlink()
         objects = [] if case.stack is None else seg_files(case.stack, folder, case.name)
         for path in (*targets, *objects, record, record.with_suffix(".html"), folder / f"{case.name}.json"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cgdpm_med.apps.load_resolver import Resolvers
-from cgdpm_med.apps.refined import Refined, is_result, write_record
+from cgdpm_med.apps.refined import Refined, is_result, of_members, write_record
 from cgdpm_med.apps.refined_picture import super_resolve_picture
 from cgdpm_med.apps.refined_volume import super_resolve_volume
 from cgdpm_med.apps.resolver import SuperResolver
@@ -81,7 +81,7 @@ def super_resolve_with(
     for line in left_out_lines(Path(source), _left_out(Path(source), Path(output))):
         warnings.warn(line, FolderWarning, stacklevel=2)
     check_place(Path(output))
-    work = _Refining(resolvers, Path(output), spacing)
+    work = _Refining(resolvers, Path(output), spacing, frozenset(case.key for case in cases))
     with CaseBar("super-resolving", [case.key for case in cases]) as bar:
         answers = do_in_order(engine, work, cases, bar.update, partial(_show, bar))
     failed = {c.key: str(about(a, c.image)) for c, a in zip(cases, answers, strict=True) if isinstance(a, InputError)}
@@ -90,14 +90,23 @@ def super_resolve_with(
 
 @dataclass(frozen=True)
 class _Refining:
-    """Refines one input after the other, in this process or another, by resolvers that it makes once."""
+    """Refines one input after the other, in this process or another, by resolvers that it makes once.
+
+    Attributes:
+        keys: of all inputs.
+    """
 
     resolvers: Callable[[], Resolvers]
     output: Path
     spacing: Spacing
+    keys: frozenset[str]
 
     def __call__(self, case: Case, progress: Progress) -> dict[str, Any]:
         progress(case.key, 0.0)
+        several = case.error is None and self.resolvers().of(case).predictor.sampling.members > 1
+        if several and (other := of_members(case.key)) in self.keys:
+            what = f"has the name of a sample or the spread of {other}"
+            raise InputError(what, path=case.image, remedy="Rename one of the two, or refine them into two folders")
         return _refine(self.resolvers(), case, self.output / case.folder, progress, self.spacing)
 
 

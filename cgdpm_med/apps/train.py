@@ -19,7 +19,7 @@ from cgdpm_med import __version__
 from cgdpm_med.apps.hours import Hours, plan_for_hours
 from cgdpm_med.apps.train_stages import WEIGHTS, run_stages
 from cgdpm_med.datasets.choices import make_plan
-from cgdpm_med.datasets.dataset import DataSet
+from cgdpm_med.datasets.dataset import DataSet, check_number
 from cgdpm_med.datasets.fingerprint import Fingerprint, fingerprint
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.json_files import read_json
@@ -101,7 +101,9 @@ def plan_dataset(
         raise InputError(what, remedy=f"Give {other} alone, or --set iterations alone")
     place = choose_device(device)
     dataset = read_dataset(source)
-    dataset = dataset.grouped(wishes.patients) if wishes.patients else dataset
+    if wishes.patients:
+        dataset = dataset.grouped(wishes.patients)
+        check_number(dataset)
     parts = make_split(dataset, seed=wishes.seed or 0, folds=wishes.folds, fold=wishes.fold or 0)
     begin = time.perf_counter()
     seen = fingerprint(dataset)

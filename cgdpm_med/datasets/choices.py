@@ -119,7 +119,8 @@ def _in_2d(seen: Fingerprint, choice: _Choice, large: bool, quick: bool) -> dict
     """Fields of a plan that say what the network sees and how large it is."""
     _check_sides(choice.given)
     pick = choice.pick
-    spacing = pick("spacing", *_spacing(seen, quick))
+    sized = {"crop", "field"} & choice.given.keys()  # whoever says how much is shown says how fine it may be
+    spacing = pick("spacing", *_spacing(seen, quick, 0.0 if sized else _least_spacing(seen)))
     patch = pick("patch_size", *_patch(seen, spacing, quick))
     widths = pick("widths", *_widths(seen, spacing, patch, large, quick))
     multiple = patch * 2 ** (len(widths) - 1)
@@ -167,28 +168,31 @@ def _up(pixels: float, multiple: int) -> int:
     return max(multiple, math.ceil(pixels / multiple - 1e-6) * multiple)
 
 
-def _spacing(seen: Fingerprint, quick: bool) -> tuple[float, str]:
-    longest, least = max(seen.extent), _least_spacing(seen)
+def _spacing(seen: Fingerprint, quick: bool, least: float) -> tuple[float, str]:
+    longest = max(seen.extent)
     if not seen.pictures:
         fine = seen.spacing[0][0]
         coarse = max(fine, longest / MOST_FIELD if longest / fine > 2 * MOST_FIELD else fine)
         if coarse < least:
-            return least, FAR
+            return least, _far(seen, least)
         return round(coarse, 3), "a quarter of the images are finer, none much"
     wanted = min(longest / USUAL_FIELD, seen.diameter / (QUICK_DIAMETER if quick else LEAST_DIAMETER))
     if max(wanted, 1) < least:
-        return least, FAR
+        return least, _far(seen, least)
     if wanted <= 1:
         return 1.0, "every pixel counts"
     return round(wanted, 3), f"a typical piece still spans {seen.diameter / wanted:.0f} working pixels"
 
 
-FAR = "coarse enough that a crop holds the structures of 95 % of the images, which lie far from the middle"
-
-
 def _least_spacing(seen: Fingerprint) -> float:
-    """At which the largest crop, which training draws about the middle, holds what it must."""
-    return math.ceil(1000 * max(seen.reach) / MOST_FIELD) / 1000
+    """At which the largest crop, which training draws about the middle, holds the structures of the median image."""
+    farthest = max(min(pair) for pair in zip(seen.reach, seen.extent, strict=True))
+    return math.ceil(1000 * farthest / MOST_FIELD) / 1000
+
+
+def _far(seen: Fingerprint, spacing: float) -> str:
+    spans = f"a typical piece spans {seen.diameter / spacing:.2g} working pixels"
+    return f"so coarse that a crop holds structures far from the middle; {spans}"
 
 
 def _patch(seen: Fingerprint, spacing: float, quick: bool) -> tuple[int, str]:
@@ -212,7 +216,7 @@ def _crop(seen: Fingerprint, spacing: float, size: Sequence[int], multiple: int)
     wanted = [_up(n / spacing + 2 * MARGIN, multiple) for n in seen.reach]
     crop = tuple(min(n, side) for n, side in zip(wanted, size, strict=True))
     if any(n / spacing > side for n, side in zip(seen.reach, crop, strict=True)):
-        return crop, "as much of the middle as a CPU's or a GPU's memory holds; structures beyond it are not learned"
+        return crop, "the middle, as much as the field has; structures beyond it are not learned"
     return crop, "the structures of 95 % of the images and a margin"
 
 

@@ -67,8 +67,8 @@ class DataSet:
         """The same with patients found in the keys: the first group of ``pattern``, or all that it matches.
 
         Raises:
-            InputError: for a pattern that is no regular expression, a key in which it finds nothing, a patient in two
-                parts, or fewer than three patients with label maps.
+            InputError: for a pattern that is no regular expression, a key in which it finds nothing, or a patient in
+                two parts.
         """
         try:
             find = re.compile(pattern).search
@@ -76,7 +76,7 @@ class DataSet:
             raise InputError(f"{pattern!r} is no regular expression ({error})", remedy="Correct --patients") from error
         examples = tuple(_of_patient(example, find(example.key)) for example in self.examples)
         grouped = replace(self, examples=examples)
-        _check_patients(grouped)
+        _check_parts(grouped)
         return grouped
 
 
@@ -169,16 +169,22 @@ def check_examples(dataset: DataSet) -> DataSet:
         raise InputError(f"names {listed(twice, 3)} more than once", path=dataset.root, remedy=remedy)
     if not dataset.labels:
         raise InputError("names no class but the background", path=dataset.root, remedy="Name the classes to segment")
-    _check_patients(dataset)
+    _check_parts(dataset)
+    check_number(dataset)
     return dataset
 
 
-def _check_patients(dataset: DataSet) -> None:
+def _check_parts(dataset: DataSet) -> None:
     parts: dict[str, str] = {}
     for example in dataset.labelled:
         if parts.setdefault(example.patient, example.part) != example.part:
             what = f"is patient {example.patient}'s, who stands in two parts of the split"
             raise InputError(what, path=example.images[0], remedy="Put all images of a patient into one part")
-    if len(parts) < 3:
-        what = f"has label maps of {len(parts)} patients; training, validation and test need one each"
+
+
+def check_number(dataset: DataSet) -> None:
+    """Raise InputError for fewer than three patients with label maps."""
+    patients = {example.patient for example in dataset.labelled}
+    if len(patients) < 3:
+        what = f"has label maps of {len(patients)} patients; training, validation and test need one each"
         raise InputError(what, path=dataset.root, remedy="Add patients with label maps, ten or more to be useful")

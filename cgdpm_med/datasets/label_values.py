@@ -53,8 +53,8 @@ def _picture_values(image: Image.Image, path: Path) -> NDArray[np.int64]:
     _refuse_transparency(image, path)
     if path.suffix.lower() in JPEG_SUFFIXES:
         return _from_jpeg(np.asarray(image.convert("L")), path)
-    if image.mode == "P" and not _is_black(image, 0):
-        image = image.convert("RGB")  # its numbers are no classes: the background's would be a colour
+    if image.mode == "P" and not _begins_with_black(image):
+        image = image.convert("RGB")  # white may be 0 and black 1, as Pillow's quantize orders them
     if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
         return np.asarray(image).astype(np.int64)
     if image.mode == "F":
@@ -63,10 +63,9 @@ def _picture_values(image: Image.Image, path: Path) -> NDArray[np.int64]:
     return code(red, green, blue)
 
 
-def _is_black(image: Image.Image, index: int) -> bool:
-    """Whether a number of a palette is black, or is not used at all."""
-    palette = (image.getpalette("RGB") or [])[3 * index : 3 * index + 3]
-    return not any(palette) or not (np.asarray(image) == index).any()
+def _begins_with_black(image: Image.Image) -> bool:
+    """Whether number 0 of a palette is black, as where numbers are classes and 0 the background."""
+    return not any((image.getpalette("RGB") or [])[:3])
 
 
 def _refuse_transparency(image: Image.Image, path: Path) -> None:

@@ -104,7 +104,7 @@ class Run:
             return str(known)
         pattern = self.task["patients"]
         match = re.search(pattern, name) if pattern else None
-        return name if match is None else patient_in(match)
+        return (match and patient_in(match)) or name
 
     @property
     def training(self) -> TrainingData:

@@ -187,16 +187,23 @@ def _check(c: Calibration) -> None:
         raise ValueError("weights or settings are missing")
 
 
-def _refit_to(weights: Sequence[Path], path: str | Path | None) -> str:
-    """The remedy where the weights are others."""
-    if len(weights) > 1:  # calibrate takes those of one network
+def _named(
+    calibration: Calibration, weights: Sequence[Path], settings: Mapping[str, Any], path: str | Path | None
+) -> str:
+    """The remedy where the weights of a bundle are others."""
+    differing = calibration.differing(settings)
+    if len(weights) > 1 or not set(differing) <= _ASKED.keys():  # calibrate takes one network of a bundle
         return "Segment with --no-calibration"
-    output = "" if path is None else f" --output {path}"
-    return f"{_REFIT} --weights {weights[0]}{output}"
+    output = [] if path is None else [f"--output {path}"]
+    return " ".join([_REFIT, f"--weights {weights[0]}", *_options(differing, settings), *output])
 
 
 def find_calibration(
-    weights: Sequence[Path], settings: Mapping[str, Any], path: str | Path | None = None
+    weights: Sequence[Path],
+    settings: Mapping[str, Any],
+    path: str | Path | None = None,
+    *,
+    refit: str | None = None,
 ) -> tuple[Calibration | None, str | None]:
     """The calibration of an ensemble, and in one line why one that was found does not count.
 
@@ -204,6 +211,7 @@ def find_calibration(
         weights: files the networks were read from; the calibration is looked for beside the first.
         settings: of the ensemble, with all of :data:`SETTINGS`.
         path: a file to use in its place.
+        refit: the remedy where the weights are others, by default a command that names them.
 
     Returns:
         A calibration and None, None and a reason, or two None where there is no file.
@@ -220,7 +228,9 @@ def find_calibration(
         misfit = calibration.misfit({file.name: sha256_of(file) for file in weights}, settings)
     if misfit is None:
         return calibration, None
-    remedy = _refit_to(weights, path) if misfit == OTHER_WEIGHTS else calibration.remedy(settings)
+    remedy = refit or _named(calibration, weights, settings, path)
+    if misfit != OTHER_WEIGHTS:
+        remedy = calibration.remedy(settings)
     if path is not None:
         raise InputError(f"was fitted to {misfit}", path=found, remedy=remedy)
     return None, f"note: {found.name} was fitted to {misfit} and is ignored: nothing is calibrated. {remedy}"

@@ -68,16 +68,22 @@ def _of_folders(folders: Sequence[Path]) -> list[Item]:
 
 def _pictures(root: Path) -> list[Path]:
     found = []
-    walked: set[Path] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
-        if (place := Path(folder).resolve()) in walked:  # a link that leads back
+        if _leads_back(Path(folder), root):
             subfolders.clear()
             continue
-        walked.add(place)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         named = (name for name in files if not name.startswith(".") and name.lower().endswith(PICTURE_SUFFIXES))
         found += [Path(folder, name) for name in named]
     return sorted(found)
+
+
+def _leads_back(folder: Path, root: Path) -> bool:
+    """Whether a folder is a link to one of those above it, so that walking on would never end."""
+    if not folder.is_symlink():
+        return False
+    above = (parent for parent in folder.parents if parent.is_relative_to(root))
+    return folder.resolve() in {parent.resolve() for parent in above}
 
 
 # --- readable or not --------------------------------------------------------------------------------------------------

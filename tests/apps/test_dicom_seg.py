@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import traceback
 import warnings
 from datetime import datetime
 from pathlib import Path
@@ -82,6 +83,38 @@ def test_orientations_that_differ_by_their_rounding_are_one_plane(tmp_path: Path
     assert found.stack is not None
     mask = np.full(found.stack.shape[:3], 3, np.uint8)
     assert len(placed(write_dicom_seg(mask, found.stack, tmp_path / "s.dcm"))) == 4
+
+
+def test_what_the_library_says_of_a_header_is_not_passed_on(
+    stack: DicomStack, mask: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: Any) -> Any:
+        raise NotImplementedError(f"born on {PATIENT['PatientBirthDate']}")
+
+    monkeypatch.setattr(dicom_seg, "_segmentation", refusing)
+    with pytest.raises(InputError, match="NotImplementedError") as caught:
+        write_dicom_seg(mask, stack, tmp_path / "s.dcm")
+    assert PATIENT["PatientBirthDate"] not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_place_that_cannot_be_written_is_no_fault_of_a_header(
+    stack: DicomStack, mask: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "s.dcm").mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        write_dicom_seg(mask, stack, tmp_path / "s.dcm")
+
+
+def test_a_broken_element_that_nobody_asks_for_stays_unread(tmp_path: Path) -> None:
+    (found,) = find_dicom(Scan(phases=1, extra={"AcquisitionNumber": 4711}).write(tmp_path / "scan"))
+    for path in (tmp_path / "scan").iterdir():
+        content = path.read_bytes()
+        assert content.count(b"IS\x04\x004711") == 1
+        path.write_bytes(content.replace(b"IS\x04\x004711", b"IS\x04\x00none"))
+    assert found.stack is not None
+    mask = np.full(found.stack.shape[:3], 3, np.uint8)
+    seg = pydicom.dcmread(write_dicom_seg(mask, found.stack, tmp_path / "s.dcm", identity="identified"))
+    assert seg.PatientID == PATIENT["PatientID"]
 
 
 @pytest.mark.parametrize("date", ["00000000", "20120000"])

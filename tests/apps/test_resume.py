@@ -285,6 +285,17 @@ def test_nothing_of_an_earlier_run_stays_beside_new_masks(tmp_path: Path) -> Non
     assert "a.html" not in kept
 
 
+@pytest.mark.parametrize("write", ["entropy", "members"])
+def test_an_image_in_the_output_folder_is_never_removed(write: str, tmp_path: Path) -> None:
+    source, hand = scan(tmp_path / "a.nii.gz"), scan(tmp_path / "b.nii.gz")
+    image, other = source.read_bytes(), hand.read_bytes()
+    for _ in range(2):
+        segment_all(Thresholder(), find_cases(source), tmp_path, options=Options(write=write, pages=False))
+        assert source.read_bytes() == image
+        assert hand.read_bytes() == other
+    assert (tmp_path / f"a_{write}.nii.gz").is_file()
+
+
 def test_an_image_that_cannot_be_read_any_more_leaves_what_was_made_of_it(tmp_path: Path) -> None:
     source, out = scan(tmp_path / "in" / "a.nii.gz"), tmp_path / "out"
     segment_all(Thresholder(), find_cases(source), out, options=PLAIN)

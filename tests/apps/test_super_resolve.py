@@ -454,5 +454,9 @@ def test_a_picture_never_takes_the_place_of_anothers_sample(tmp_path: Path) -> N
     assert (len(one["cases"]), one["failed"]) == (3, {})
     two = super_resolve(resolver(members=2), tmp_path / "in", tmp_path / "two")
     assert list(two["failed"]) == ["a_sample0"]
-    assert "a sample or the spread of another picture" in two["failed"]["a_sample0"]
+    assert "a sample or the spread of a" in two["failed"]["a_sample0"]
     assert (tmp_path / "two" / "a_sample0.png").is_file()
+    before = (tmp_path / "one" / "a_sample0.png").read_bytes()
+    later = super_resolve(resolver(members=2), tmp_path / "in" / "a.png", tmp_path / "one")
+    assert "the result of another picture" in later["failed"]["a"]
+    assert (tmp_path / "one" / "a_sample0.png").read_bytes() == before

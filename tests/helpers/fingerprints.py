@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cgdpm_med.datasets.fingerprint import Fingerprint
 
 PICTURES = Fingerprint(
@@ -23,4 +25,19 @@ PICTURES = Fingerprint(
     present=(790,),
     diameter=48,
     pieces=1.2,
+)
+
+HEARTS = replace(
+    PICTURES,
+    pictures=False,
+    channels=("MR",),
+    labels=("RV", "Myo", "LV"),
+    sizes=((154, 216, 428), (154, 256, 512), (6, 9, 18)),
+    spacing=((1.37, 1.56), (5, 10)),
+    extent=(350, 350),
+    reach=(150, 140),
+    farthest=(190, 180),
+    fractions=(0.01, 0.01, 0.01),
+    present=(90, 90, 90),
+    slices=1800,
 )

@@ -13,6 +13,7 @@ from data_sets import change, every, grey, picture, square, volume
 from PIL import Image
 
 from cgdpm_med import InputError, write_phantom_dataset
+from cgdpm_med.apps.train import Wishes, plan_dataset
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.loading import load_example, load_image
 
@@ -50,10 +51,16 @@ def test_a_palette_whose_first_colour_is_not_black_is_read_by_its_colours(tmp_pa
         mask = Image.fromarray(1 - square(1, at=2 + n), "P")  # white is number 0, as Pillow's quantize makes it
         mask.putpalette([255, 255, 255, 0, 0, 0])
         mask.save(tmp_path / "masks" / f"p{n}.png")
+    empty = Image.fromarray(np.ones((16, 12), np.uint8), "P")  # black is number 1 here, too
+    empty.putpalette([255, 255, 255, 0, 0, 0])
+    empty.save(tmp_path / "masks" / "p3.png")
+    picture(tmp_path / "images" / "p3.png", grey(3))
     dataset = read_dataset(tmp_path)
-    loaded = load_example(dataset, dataset.examples[1])
-    assert loaded.label is not None
-    np.testing.assert_array_equal(loaded.label[..., 0], square(1, at=3))
+    assert dataset.labels == ("foreground",)
+    for number, expected in ((1, square(1, at=3)), (3, np.zeros((16, 12)))):
+        loaded = load_example(dataset, dataset.examples[number])
+        assert loaded.label is not None
+        np.testing.assert_array_equal(loaded.label[..., 0], expected)
 
 
 def test_a_coloured_palette_without_black_needs_a_table(tmp_path: Path) -> None:
@@ -301,7 +308,7 @@ def test_patients_from_names(pictures: Path) -> None:
     dataset = read_dataset(pictures).grouped(r"^p(\d)")
     assert {example.patient for example in dataset.examples} == {"0", "1", "2", "3"}
     with pytest.raises(InputError, match="label maps of 1 patients"):
-        read_dataset(pictures).grouped(r"^(p)\d")
+        plan_dataset(pictures, Wishes(patients=r"^(p)\d"))
     with pytest.raises(InputError, match="no patient"):
         dataset.grouped(r"^q")
 

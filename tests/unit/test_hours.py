@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from fingerprints import PICTURES
+from fingerprints import HEARTS, PICTURES
 
 from cgdpm_med.apps import hours
 from cgdpm_med.apps.hours import Division, divided
@@ -50,15 +50,25 @@ def test_a_rehearsal_measures_the_network_that_is_trained() -> None:
 
 @pytest.mark.parametrize("step", [0.7, 4.0, 20.0, 100.0])
 def test_the_hours_that_an_error_asks_for_are_enough(step: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hours, "rehearse", lambda *_: Pace(step=step, member=step / 5))
-    parts = {"train": list("abcdef"), "validation": list("gh"), "test": list("ij")}
+    clock = [0.0]
+
+    def rehearse(*_: object) -> Pace:
+        clock[0] += float(_[-1])  # type: ignore[arg-type]
+        return Pace(step=slower[0] * step, member=slower[0] * step / 2)
+
+    slower = [1.0]
+    monkeypatch.setattr(hours, "rehearse", rehearse)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    seen = replace(HEARTS, slices=90000, examples=900, unlabelled=0, patients=900)
+    parts = {"train": list("abcdef"), "validation": list("gh"), "test": [str(n) for n in range(50)]}
 
     def plan(given: float) -> Plan:
-        told = hours.Hours(given, time.perf_counter(), reading=1.0)
-        make = partial(make_plan, PICTURES)
-        return hours.plan_for_hours(told, make, PICTURES, parts, torch.device("cpu"), lambda _: None)
+        told = hours.Hours(given, clock[0], reading=1.0)
+        make = partial(make_plan, seen)
+        return hours.plan_for_hours(told, make, seen, parts, torch.device("cpu"), lambda _: None)
 
     with pytest.raises(InputError, match="hours hold") as refused:
         plan(20 * step / 3600 / 2)
+    slower[0] = 1.08  # the machine may be busier then
     asked = float(str(refused.value).partition("--hours ")[2].split()[0])
     assert plan(asked).iterations >= hours.LEAST_STEPS

@@ -164,6 +164,15 @@ def test_bad_class_maps(text: str, tmp_path: Path) -> None:
         read_class_map(tmp_path / "classes")
 
 
+def test_two_links_to_one_folder_are_both_walked(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "store" / "x.png")
+    (tmp_path / "root").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "root" / name).symlink_to(tmp_path / "store")
+    assert [item["key"] for item in image_datalist(tmp_path / "root")] == ["a/x.png", "b/x.png"]
+
+
 def test_a_link_that_leads_back_is_walked_once(tmp_path: Path) -> None:
     picture = tmp_path / "root" / "a" / "x.png"
     picture.parent.mkdir(parents=True)

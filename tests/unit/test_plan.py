@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from data_sets import volume
-from fingerprints import PICTURES
+from fingerprints import HEARTS, PICTURES
 
 import cgdpm_med.datasets
 from cgdpm_med import InputError
@@ -24,21 +24,6 @@ from cgdpm_med.datasets.memory import network_bytes, training_memory
 from cgdpm_med.datasets.plan import parse_settings, plan_page, read_plan, write_plan
 from cgdpm_med.datasets.rehearsal import Rehearsal, rehearsal_parser
 from cgdpm_med.datasets.split import make_split, of_part
-
-HEARTS = replace(
-    PICTURES,
-    pictures=False,
-    channels=("MR",),
-    labels=("RV", "Myo", "LV"),
-    sizes=((154, 216, 428), (154, 256, 512), (6, 9, 18)),
-    spacing=((1.37, 1.56), (5, 10)),
-    extent=(350, 350),
-    reach=(150, 140),
-    farthest=(190, 180),
-    fractions=(0.01, 0.01, 0.01),
-    present=(90, 90, 90),
-    slices=1800,
-)
 
 
 def test_reach_and_diameters_by_hand() -> None:
@@ -125,8 +110,23 @@ def test_structures_far_from_the_middle_are_trained_on(pictures: bool, side: flo
     plan = make_plan(far)
     assert plan.crop[0] * plan.spacing >= reach
     assert "far from the middle" in plan.reasons["spacing"]
+    assert f"{20 / plan.spacing:.2g} working pixels" in plan.reasons["spacing"]
     given = make_plan(far, given={"spacing": reach / 400})
     assert "are not learned" in given.reasons["crop"]
+
+
+def test_one_large_image_among_small_ones_does_not_shrink_them_all() -> None:
+    mixed = replace(PICTURES, extent=(300, 300), reach=(1900, 1900), farthest=(2000, 2000), diameter=40)
+    plan = make_plan(mixed)
+    assert plan.spacing == make_plan(replace(mixed, reach=(290, 290))).spacing
+    assert "not learned" in plan.reasons["crop"]
+
+
+@pytest.mark.parametrize("text", ["crop=512,512", "field=512,512"])
+def test_whoever_says_how_much_is_shown_keeps_the_pixels(text: str) -> None:
+    far = replace(PICTURES, extent=(512, 512), reach=(500, 500), farthest=(512, 512), diameter=12)
+    assert make_plan(far).spacing > 1
+    assert make_plan(far, given=parse_settings([text])).spacing == 1
 
 
 @pytest.mark.parametrize(("epoch", "times"), [(100, 10), (1000, 5), (5000, 1)])
