@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, geometric_mean, median
 
 import numpy as np
 
@@ -69,14 +69,14 @@ Fitted = Callable[[Seen], Interval]
 # --- ways -------------------------------------------------------------------------------------------------------------
 
 
-def shipped(known: Sequence[Seen]) -> Fitted:
+def each(known: Sequence[Seen]) -> Fitted:
     """The factor of each measure by split conformal prediction: what cgdpm-med calibrate does."""
     factors = {name: conformal_factor([seen.score for seen in group], LEVEL) for name, group in by_measure(known)}
     return lambda seen: seen.grown(factors[seen.measure])
 
 
 def pooled(known: Sequence[Seen]) -> Fitted:
-    """One factor for all measures, of all their scores together: no measure waits for its own worst patient."""
+    """One factor for all measures, of all their scores: what cgdpm-med calibrate --together does."""
     factor = conformal_factor([seen.score for seen in known], LEVEL)
     return lambda seen: seen.grown(factor)
 
@@ -118,12 +118,12 @@ def shifted(way: Callable[[Sequence[Seen]], Fitted]) -> Callable[[Sequence[Seen]
 
 
 WAYS: Mapping[str, Callable[[Sequence[Seen]], Fitted]] = {
-    "a factor for each measure (shipped)": shipped,
-    "one factor for all measures": pooled,
+    "a factor for each measure (shipped)": each,
+    "one factor for all measures (--together)": pooled,
     "one factor for each unit": by_kind,
     "one factor for each structure": by_structure,
     "one length for all patients": without_spread,
-    "bias, then a factor for each measure": shifted(shipped),
+    "bias, then a factor for each measure": shifted(each),
     "bias, then one factor for all measures": shifted(pooled),
     "bias, then one factor for each structure": shifted(by_structure),
 }
@@ -192,15 +192,40 @@ def scores(found: Sequence[tuple[Seen, Interval]]) -> dict[str, tuple[float, flo
     return {name: (fmean(c for c, _ in pairs), fmean(n for _, n in pairs)) for name, pairs in by_name.items()}
 
 
-def table(results: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
-    """Markdown: coverage and length of every measure, and of all."""
+def winkler(found: Sequence[tuple[Seen, Interval]]) -> dict[str, float]:
+    """By measure the mean interval score, the lower the better: length, and 2 / (1 - level) times each miss.
+
+    It is least, in expectation, for the ends of the true quantiles (Winkler, JASA 67, 1972; Gneiting and Raftery, JASA
+    102, 2007): short intervals that miss and long ones that never do both pay.
+    """
+    by_name: dict[str, list[float]] = {}
+    for seen, (lower, upper) in found:
+        miss = max(0.0, lower - seen.truth, seen.truth - upper)
+        by_name.setdefault(seen.measure, []).append(upper - lower + 2 / (1 - LEVEL) * miss)
+    return {name: fmean(values) for name, values in by_name.items()}
+
+
+def compared(found: Mapping[str, Sequence[tuple[Seen, Interval]]]) -> dict[str, float]:
+    """Every way's interval score as a part of the first way's, the geometric mean over measures."""
+    scored = {way: winkler(pairs) for way, pairs in found.items()}
+    first = next(iter(scored.values()))
+    return {way: geometric_mean(of[name] / first[name] for name in first) for way, of in scored.items()}
+
+
+def table(results: Mapping[str, Mapping[str, tuple[float, float]]], relative: Mapping[str, float]) -> str:
+    """Markdown: coverage and length of every measure, coverage of all, and the interval score."""
     names = list(next(iter(results.values())))
     titles = [known_measures()[name].title for name in names]
     rows = [
-        [way, *(f"{covered:.0f} %, {length:.1f}" for covered, length in of.values()), f"{covers(of):.1f} %"]
+        [
+            way,
+            *(f"{covered:.0f} %, {length:.1f}" for covered, length in of.values()),
+            f"{covers(of):.1f} %",
+            f"{relative[way]:.2f}",
+        ]
         for way, of in results.items()
     ]
-    return markdown_table(["", *titles, "all cover"], rows)
+    return markdown_table(["", *titles, "all cover", "interval score"], rows)
 
 
 def covers(result: Mapping[str, tuple[float, float]]) -> float:
@@ -223,19 +248,23 @@ def main() -> None:
 def compare(arguments: argparse.Namespace) -> None:
     segmenter = Segmenter.from_bundle(arguments.bundle)
     known = seen_of(arguments.dataset_dir, "validation", segmenter, arguments.output / "validation")
-    parts = {"validation, one left out": {name: scores(left_out(way, known)) for name, way in WAYS.items()}}
+    parts = {"validation, one left out": {name: left_out(way, known) for name, way in WAYS.items()}}
     if arguments.test:
         new = seen_of(arguments.dataset_dir, "test", segmenter, arguments.output / "test")
         fitted = {name: way(known) for name, way in WAYS.items()}
-        parts["test"] = {name: scores([(s, fit(s)) for s in new]) for name, fit in fitted.items()}
+        parts["test"] = {name: [(s, fit(s)) for s in new] for name, fit in fitted.items()}
     rows = [
         {"patients": part, "way": way, "measure": name, "coverage": covered, "length": length}
         for part, results in parts.items()
-        for way, result in results.items()
-        for name, (covered, length) in result.items()
+        for way, found in results.items()
+        for name, (covered, length) in scores(found).items()
     ]
     write_csv(arguments.output / "intervals.csv", rows)
-    text = "\n\n".join(f"{part}\n\n{table(results)}" for part, results in parts.items())
+    tables = {
+        part: table({way: scores(found) for way, found in results.items()}, compared(results))
+        for part, results in parts.items()
+    }
+    text = "\n\n".join(f"{part}\n\n{content}" for part, content in tables.items())
     write_text(arguments.output / "intervals.md", text + "\n")
     print(text)
 

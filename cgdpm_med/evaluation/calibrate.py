@@ -111,6 +111,7 @@ def calibrate(
     spacing: Spacing = "auto",
     reference_labels: Named = None,
     engine: Engine | None = None,
+    together: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
     """Segment a section's patients, fit temperature and intervals, and write the calibration beside the weights.
@@ -125,6 +126,7 @@ def calibrate(
         reference_labels: what the references' values mean, ``1=liver,2=tumour``, where they have other numbers than the
             model's structures; None takes the names of a dataset.json with them, else the model's numbers.
         engine: who segments, by default this process; see :func:`~cgdpm_med.apps.cluster.open_cluster`.
+        together: whether all measures have one factor, see :func:`fit_intervals`.
         changes: keys of the bundle's inference configuration; None keeps the bundle's own value.
 
     Returns:
@@ -155,6 +157,7 @@ def calibrate(
         weights=digests_by_name(facts.weights),
         settings={**facts.settings, "staple": False, "keep_largest": False},
         data={"section": section, "seed": facts.seed, "device": facts.device},
+        together=together,
     )
     write_calibration(calibration, path)
     return {
@@ -307,8 +310,9 @@ def fit_calibration(
     weights: Mapping[str, str],
     settings: Mapping[str, Any],
     data: Mapping[str, Any],
+    together: bool = False,
 ) -> Calibration:
-    """Temperature and doubt by likelihood over all voxels; for every measure the conformal factor of patients' scores.
+    """Temperature and doubt of all voxels, see :func:`fit_voxels`; intervals as :func:`fit_intervals`.
 
     Raises:
         InputError: for too few patients with all phases, or a measure that the ensemble leaves undefined too often.
@@ -318,8 +322,9 @@ def fit_calibration(
     if task.phases and not studies:
         raise InputError(f"no patient has {' and '.join(task.phases)}", remedy="Give every frame of each patient")
     temperature, doubt = fit_voxels(frames)
-    factors, margins = fit_intervals(studies)
+    factors, margins = fit_intervals(studies, together)
     truths = [study.truth() for study in studies]
+    scores = sum(truth is not None for known in truths for truth in known.values())
     patients = len(studies) or len({frame.volumes.patient for frame in frames})
     return Calibration(
         temperature=temperature,
@@ -339,35 +344,54 @@ def fit_calibration(
                 **voxel_scores(frames, temperature, doubt),
                 "function": score_function(truths, [study.found(factors, margins) for study in studies]),
             },
-            **({"guarantee": _guarantee(len(studies))} if studies else {}),
+            **({"guarantee": _guarantee(len(studies), scores, together)} if studies else {}),
         },
     )
 
 
-def _guarantee(patients: int) -> dict[str, float]:
-    """How often the intervals will hold the truth."""
+def _guarantee(patients: int, scores: int, together: bool) -> dict[str, Any]:
+    """How often the intervals will hold the truth.
+
+    Of measures that share a factor it is the average over them. With the new patient's there are as many scores more
+    as a patient has; those up to the rank are covered, since leaving out a patient can only raise the factor.
+    """
+    if together:
+        rank = conformal_rank(scores, LEVEL) or 0
+        return {
+            "of": "all measures together",
+            "coverage_on_average_over_fits": rank / scores * patients / (patients + 1),
+        }
     on_average, of_one_fit = guaranteed_coverage(patients, LEVEL)
     return {
+        "of": "each measure",
         "coverage_on_average_over_fits": on_average,
         "coverage_of_this_fit_exceeds": of_one_fit,
         "with_probability": 0.95,
     }
 
 
-def fit_intervals(studies: Sequence[KnownStudy]) -> tuple[dict[str, float], dict[str, float]]:
+def fit_intervals(studies: Sequence[KnownStudy], together: bool = False) -> tuple[dict[str, float], dict[str, float]]:
     """``widening`` and ``margin`` of every measure by conformal scores; see
     :meth:`~cgdpm_med.studies.task.Task.measure`.
+    Args:
+        together: one factor of all measures' scores, not one of each measure's. Where patients are few, each measure's
+            own is its worst patient; a common one is shorter, and its promise is one over all measures.
 
     Raises:
         InputError: for too few studies, or a measure that the ensemble leaves undefined too often.
     """
     # a little more than the score: its own patient lies at the very end of the interval, whatever the rounding
     measures = studies[0].task.measures if studies else {}
-    factors = {name: _factor(studies, name, measure) * (1 + 1e-9) for name, measure in measures.items()}
+    scores = {name: _scores(studies, name, measure) for name, measure in measures.items()}
+    factors = {name: _factor(scores[name], measure) for name, measure in measures.items()}
+    if together:
+        factors = dict.fromkeys(factors, conformal_factor(np.concatenate(list(scores.values())), LEVEL))
+    factors = {name: factor * (1 + 1e-9) for name, factor in factors.items()}
     return factors, {name: factors[name] * MARGINS[measure.unit] for name, measure in measures.items()}
 
 
-def _factor(studies: Sequence[KnownStudy], name: str, measure: Measure) -> float:
+def _scores(studies: Sequence[KnownStudy], name: str, measure: Measure) -> list[float]:
+    """Of the patients whose truth there is; infinite where the ensemble leaves the measure undefined."""
     margin = MARGINS[measure.unit]
     scores = []
     for study in studies:
@@ -379,6 +403,10 @@ def _factor(studies: Sequence[KnownStudy], name: str, measure: Measure) -> float
             scores.append(np.inf)
         else:
             scores.append(interval_score(estimate.value, estimate.lower, estimate.upper, truth, margin))
+    return scores
+
+
+def _factor(scores: Sequence[float], measure: Measure) -> float:
     factor = conformal_factor(scores, LEVEL)
     if not np.isfinite(factor):
         undefined = int(np.isinf(scores).sum())
@@ -446,11 +474,13 @@ def _interval_lines(result: Mapping[str, Any]) -> list[str]:
             f"{lengths[0]:>10} ->{lengths[1]:>7}"
             f"{result['widening'][name]:>9.2f}{result['margin'][name]:>9.1f}"
         )
-    on_average, single = guarantee["coverage_on_average_over_fits"], guarantee["coverage_of_this_fit_exceeds"]
+    on_average = f"{guarantee['coverage_on_average_over_fits']:.1%} on average over fits to {patients} patients"
     return [
         *lines,
         "",
         "Coverage after is that of the fitted patients themselves. New ones like them are covered with probability",
-        f"{on_average:.1%} on average over fits to {patients} patients; by this one fit with more than "
-        f"{single:.0%}, at {guarantee['with_probability']:.0%} confidence.",
+        f"{on_average} and over all measures, or more."
+        if guarantee["of"] == "all measures together"
+        else f"{on_average}; by this one fit with more than {guarantee['coverage_of_this_fit_exceeds']:.0%}, at "
+        f"{guarantee['with_probability']:.0%} confidence.",
     ]

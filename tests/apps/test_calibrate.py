@@ -45,9 +45,9 @@ from cgdpm_med.evaluation.calibration_file import (
     write_calibration,
 )
 from cgdpm_med.evaluation.segmenter import evaluate_segmenter
-from cgdpm_med.heart.function import MEASURES
+from cgdpm_med.heart.function import MEASURES, MYOCARDIAL_DENSITY
 from cgdpm_med.inference.segmenter import Segmenter, ensemble_settings
-from cgdpm_med.metrics.calibration import fit_probabilities, fit_temperature, temper
+from cgdpm_med.metrics.calibration import fit_probabilities, fit_temperature, interval_score, temper
 from cgdpm_med.metrics.masks import expected_calibration_error, foreground_region
 from cgdpm_med.models.weights import sha256_of
 from cgdpm_med.phantom import write_phantom_dataset
@@ -114,17 +114,24 @@ def test_what_is_fitted(segmenter: Overconfident, phantoms: Path, fitted: dict[s
     assert fitted["after"]["ece"] < fitted["before"]["ece"]
     assert fitted["after"]["nll"] < fitted["before"]["nll"]
 
-    scores = []
+    assert fitted["guarantee"]["of"] == "each measure"
+    assert fitted["guarantee"]["coverage_on_average_over_fits"] == pytest.approx(10 / 11)
+    assert fitted["after"]["function"]["lv_ef"]["coverage"] == 1.0
+    scores: dict[str, list[float]] = {}
     for patient in SPLIT["validation"]:
         ed, es = volumes[patient, "ED"], volumes[patient, "ES"]
-        ef = 100 * (1 - es[:, 3] / ed[:, 3])
-        value, members, truth = ef[0], ef[1:-1], ef[-1]
-        low, high = np.minimum(np.quantile(members, 0.05), value), np.maximum(np.quantile(members, 0.95), value)
-        scores.append(abs(truth - value) / ((value - low if truth < value else high - value) + MARGINS["%"]))
-    assert fitted["widening"]["lv_ef"] == pytest.approx(max(scores))
-    assert fitted["margin"]["lv_ef"] == pytest.approx(max(scores) * MARGINS["%"])
-    assert fitted["after"]["function"]["lv_ef"]["coverage"] == 1.0
-    assert fitted["guarantee"]["coverage_on_average_over_fits"] == pytest.approx(10 / 11)
+        measured = {"myo_mass": MYOCARDIAL_DENSITY * ed[:, 2]}
+        for side, label in (("rv", 1), ("lv", 3)):
+            edv, esv = ed[:, label], es[:, label]
+            measured |= {f"{side}_edv": edv, f"{side}_esv": esv, f"{side}_sv": edv - esv}
+            measured[f"{side}_ef"] = 100 * (1 - esv / edv)
+        for name, found_and_known in measured.items():
+            value, members, truth = found_and_known[0], found_and_known[1:-1], found_and_known[-1]
+            low, high = np.minimum(np.quantile(members, 0.05), value), np.maximum(np.quantile(members, 0.95), value)
+            reach = (value - low if truth < value else high - value) + MARGINS[MEASURES[name].unit]
+            scores.setdefault(name, []).append(abs(truth - value) / reach)
+    assert fitted["widening"] == pytest.approx({name: max(of_patients) for name, of_patients in scores.items()})
+    assert fitted["margin"]["lv_ef"] == pytest.approx(max(scores["lv_ef"]) * MARGINS["%"])
     assert fitted["data"] == {"section": "validation", "seed": 0, "device": "cpu", "patients": 10, "volumes": 20}
 
 
@@ -178,6 +185,36 @@ def test_the_largest_of_nine_scores_is_the_factor_of_each_measure() -> None:
     assert margins["lv_edv"] == pytest.approx(5 * 30 / (9 + 5))
     assert factors["lv_esv"] == 0  # right every time
     assert factors["rv_edv"] == 0
+
+
+def test_together_no_measure_waits_for_its_worst_patient() -> None:
+    studies = [study(str(k), 100, 50, 100 - k, 50) for k in range(1, 9)] + [study("9", 100, 50, 130, 50)]
+    factors, margins = fit_intervals(studies, together=True)
+    scores = sorted(
+        interval_score(found.value, found.lower, found.upper, truth, MARGINS[MEASURES[name].unit])
+        for each in studies
+        for name, found in each.found(possible=False).measures.items()
+        if (truth := each.truth()[name]) is not None
+        and found.value is not None
+        and found.lower is not None
+        and found.upper is not None
+    )
+    assert len(scores) == 81
+    assert factors == pytest.approx(dict.fromkeys(MEASURES, scores[73]))  # number ceil(0.9 x 82)
+    assert margins["lv_edv"] == pytest.approx(5 * scores[73])
+    assert factors["lv_edv"] < 30 / (9 + 5)
+
+
+def test_what_is_promised_of_all_measures_together(phantoms: Path, segmenter: Overconfident, tmp_path: Path) -> None:
+    fitted = calibrate(phantoms, split=SPLIT, device="cpu", output=tmp_path / "c.json", together=True)
+    assert len(set(fitted["widening"].values())) == 1
+    covered = [score["coverage"] for score in fitted["after"]["function"].values()]
+    assert np.mean(covered) == pytest.approx(82 / 90)  # number 82 = ceil(0.9 x 91) of all scores
+    assert fitted["guarantee"] == {
+        "of": "all measures together",
+        "coverage_on_average_over_fits": pytest.approx(82 / 99),
+    }
+    assert "82.8% on average over fits to 10 patients and over all measures, or more" in format_calibration(fitted)
 
 
 def test_a_measure_without_intervals_cannot_be_fitted() -> None:

@@ -34,7 +34,7 @@ from cgdpm_med.heart.plugin import CardiacTask
 from cgdpm_med.inference.labels import DEFAULT_LABELS, channel_names, colour_of, labels_of
 from cgdpm_med.report.records import collect_cohort
 from cgdpm_med.studies.outputs import label_tables
-from cgdpm_med.studies.task import task_of
+from cgdpm_med.studies.task import are_one_body, task_of
 
 FIVE = {"0": "background", "1": "liver", "2": "left kidney", "3": "right kidney", "4": "spleen & <co>"}
 THREE = {"0": "background", "1": "lung", "2": "tumour"}
@@ -190,3 +190,23 @@ def test_names_in_label_tables_stay_in_their_columns() -> None:
     tables = label_tables(labels_of({"1": 'the "big" one'}, 2))
     assert tables["labels.ctbl"].splitlines()[-1].split()[1] == 'the_"big"_one'
     assert tables["labels.label"].splitlines()[-1].count('"') == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "one"),
+    [
+        ({"0": "background", "1": "RV", "2": "Myo", "3": "LV"}, True),
+        ({"0": "background", "1": "LV", "2": "Myo", "3": "RV"}, True),
+        (FIVE, False),
+        (THREE, False),
+        ({"0": "background", "1": "RV", "2": "Myo", "3": "LV", "4": "scar"}, False),
+        ({}, False),
+    ],
+)
+def test_only_what_hangs_together_in_every_patient_is_one_body(names: dict[str, str], one: bool) -> None:
+    assert are_one_body(names) is one
+
+
+def test_the_shipped_configuration_keeps_every_piece_of_other_structures(tmp_path: Path) -> None:
+    assert not Segmenter.from_bundle(bundle_of(tmp_path / "other", 5, FIVE), device="cpu").one_body
+    assert Segmenter.from_bundle("acdc_segmentation", device="cpu").one_body

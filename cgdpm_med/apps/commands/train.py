@@ -131,6 +131,9 @@ def calibrate(
     weights: Weights = None,
     guidance_scale: GuidanceScale = None,
     all_pieces: AllPieces = False,
+    together: Annotated[
+        bool, typer.Option("--together", help="One factor for the intervals of all measures: shorter, less promised.")
+    ] = False,
     bundle: Bundles = None,
     output: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="calibration.json beside the weights")
@@ -171,12 +174,15 @@ def calibrate(
     how: Any = {"section": section, "split": split, "device": device, "output": output, **changes}
     if runs:
         refuse_others(
-            context, {name for name in context.params if name not in ("spacing", "reference_labels", "all_pieces")}
+            context,
+            {name for name in context.params if name not in ("spacing", "reference_labels", "all_pieces", "together")},
         )
         fit: Any = partial(_calibrate_runs, runs=[str(reachable(Path(name), dask)) for name in runs])
     else:
         bundled = reachable_bundle(heart, dask)
-        fit = partial(run, bundle=bundled, spacing=voxel_size(spacing), reference_labels=reference_labels)
+        fit = partial(
+            run, bundle=bundled, spacing=voxel_size(spacing), reference_labels=reference_labels, together=together
+        )
     with opened_engine(dask, dask_config) as engine:
         result = fit(reachable(source, dask), engine=engine, **how)
     if as_json:
