@@ -11,6 +11,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -102,37 +103,38 @@ def write_dicom_seg(
         raise ValueError(f"a mask of shape {mask.shape} does not lie on a stack of shape {stack.shape}")
     images = [of_slice[phase] for of_slice in stack.images]
     require_references(images, stack)
-    seg = of_headers(stack, "DICOM SEG", lambda: _segmentation(mask, stack, images, phase, identity, task_of(labels)))
-    return write_object(seg, path)
+    return write_object(
+        lambda: _segmentation(mask, stack, images, phase, identity, task_of(labels)), "DICOM SEG", stack, path
+    )
 
 
-def write_object(made: Any, path: str | Path) -> Path:
-    """Write a DICOM object, whole or not at all."""
-    with warnings.catch_warnings():  # which may quote the header
-        warnings.simplefilter("ignore")
-        with atomic_write(path) as file:
-            made.save_as(file, enforce_file_format=True)
+def write_object(make: Callable[[], Any], kind: str, stack: DicomStack, path: str | Path) -> Path:
+    """Write what is made of a stack's headers, whole or not at all; nothing they say reaches warnings or errors.
+
+    Args:
+        kind: of the object, for the error.
+
+    Raises:
+        InputError: pydicom or highdicom refuses what a header says, or the file cannot be written.
+    """
+    content = _encoded(make, kind, stack)
+    with atomic_write(path) as file:
+        file.write(content)
     return Path(path)
 
 
-def of_headers(stack: DicomStack, made: str, build: Callable[[], Any]) -> Any:
-    """What ``build`` makes of a stack's headers; nothing that they say reaches warnings or errors.
-
-    Args:
-        made: its kind, for the error.
-
-    Raises:
-        InputError: pydicom or highdicom refuses what a header says.
-    """
+def _encoded(make: Callable[[], Any], kind: str, stack: DicomStack) -> bytes:
+    buffer = BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return build()
+            make().save_as(buffer, enforce_file_format=True)
+            return buffer.getvalue()
     except InputError:
         raise
     except Exception as error:  # each library has its own, and their words may be the patient's
         fault = type(error).__name__
-    what = f"has headers that no {made} can be made of ({fault} in pydicom or highdicom)"
+    what = f"has headers that no {kind} can be made of ({fault} in pydicom or highdicom)"
     raise InputError(what, path=stack.folder, remedy="Leave out the DICOM output, or export the series again")
 
 

@@ -18,7 +18,6 @@ from cgdpm_med.apps.dicom_seg import (
     Identity,
     blank_header,
     check_dicom_seg,
-    of_headers,
     references,
     require_references,
     with_patient,
@@ -60,8 +59,7 @@ def write_report_object(
     check_dicom_seg(identity)
     images = [of_slice[0] for of_slice in stack.images]
     require_references(images, stack)
-    report = of_headers(stack, "structured report", lambda: _document(result, stack, images, identity))
-    return write_object(report, path)
+    return write_object(lambda: _document(result, stack, images, identity), "structured report", stack, path)
 
 
 def _document(result: StudyResult, stack: DicomStack, images: Sequence[DicomImage], identity: Identity) -> Any:
