@@ -5,27 +5,20 @@ Skipped where the development data are absent.
 
 from __future__ import annotations
 
-import re
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import shared_path
+from conftest import load_script, shared_path
 from dicom_scans import as_multi_frame, save
-from matplotlib.path import Path as Polygon
-from numpy.typing import NDArray
 from pydicom import dcmread
 
 from cgdpm_med import Segmenter, Volume
-from cgdpm_med.volumes import frames
 from cgdpm_med.volumes.dicom.finding import DicomWarning, find_dicom, read_dicom
 from cgdpm_med.volumes.dicom.stack import DicomStack
-
-ED, ES = 19, 6  # phases, from 0, in which the experts drew
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +36,6 @@ def stack(series: Path) -> DicomStack:
 @pytest.fixture(scope="module")
 def volume(stack: DicomStack) -> Volume:
     return stack.read()
-
-
-def contours() -> Iterator[tuple[str, int, NDArray[np.float64]]]:
-    """Kind (i: LV cavity, o: epicardium), instance number, and (n, 2) points, column and row."""
-    for path in sorted(shared_path("data", "dicom_cine", "contours").iterdir()):
-        found = re.fullmatch(r"IM-0001-(\d{4})-([io])contour-manual\.txt", path.name)
-        assert found is not None
-        yield found[2], int(found[1]), np.loadtxt(path)
-
-
-def filled(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(columns, rows): pixels whose centre lies inside a contour."""
-    centres = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1).reshape(-1, 2)
-    return Polygon(points).contains_points(centres).reshape(size)
-
-
-def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
 
 
 def assert_same(folder: Path, volume: Volume) -> None:
@@ -82,22 +57,12 @@ def test_one_cine_in_the_order_of_its_trigger_times(stack: DicomStack) -> None:
 
 
 @pytest.mark.slow
-def test_the_masks_agree_with_the_experts(stack: DicomStack, volume: Volume) -> None:
+def test_the_masks_agree_with_the_experts(series: Path) -> None:
     segmenter = Segmenter.from_bundle("acdc_segmentation", device="cpu", members=1)
-    moments = list(frames(volume))
-    masks = {t: segmenter(moments[t], f"phase{t}").mask for t in (ED, ES)}
-    places = {image.instance: (k, t) for k, of_slice in enumerate(stack.images) for t, image in enumerate(of_slice)}
-    cavity, epicardium = [], []
-    for kind, instance, points in contours():
-        k, t = places[instance]
-        drawn, mask = filled(points, volume.grid.spatial_shape[:2]), masks[t][:, :, k]
-        if kind == "i":
-            cavity.append(dice(drawn, mask == 3))
-        else:
-            epicardium.append(dice(drawn, mask >= 2))
-    assert (len(cavity), len(epicardium)) == (20, 10)
-    assert np.mean(cavity) >= 0.92
-    assert np.mean(epicardium) >= 0.94
+    scores = load_script("drawn_cine").compare(series, shared_path("data", "dicom_cine", "contours"), segmenter)
+    assert {place: len(values) for place, values in scores.items()} == {("i", 7): 10, ("i", 20): 10, ("o", 20): 10}
+    assert np.mean([*scores["i", 7], *scores["i", 20]]) >= 0.92
+    assert np.mean(scores["o", 20]) >= 0.94
 
 
 def test_file_names_do_not_matter(series: Path, volume: Volume, tmp_path: Path) -> None:
