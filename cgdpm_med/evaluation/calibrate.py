@@ -373,6 +373,7 @@ def _guarantee(patients: int, scores: int, together: bool) -> dict[str, Any]:
 def fit_intervals(studies: Sequence[KnownStudy], together: bool = False) -> tuple[dict[str, float], dict[str, float]]:
     """``widening`` and ``margin`` of every measure by conformal scores; see
     :meth:`~cgdpm_med.studies.task.Task.measure`.
+
     Args:
         together: one factor of all measures' scores, not one of each measure's. Where patients are few, each measure's
             own is its worst patient; a common one is shorter, and its promise is one over all measures.

@@ -97,12 +97,12 @@ class Calibration:
         wanted = plain(settings)
         return [name for name in SETTINGS if self.settings[name] != wanted[name]]
 
-    def remedy(self, settings: Mapping[str, Any]) -> str:
-        """What makes it fit again; not every setting of ``segment`` is one of a fit."""
+    def remedy(self, settings: Mapping[str, Any], further: Sequence[str] = ()) -> str:
+        """What makes it fit again, with ``further`` options; not every setting of ``segment`` is one of a fit."""
         differing = self.differing(settings)
         if not set(differing) <= _ASKED.keys():
             return "Segment with the settings of the fit, or with --no-calibration"
-        return " ".join([_REFIT, *_options(differing, settings)])
+        return " ".join([_REFIT, *further, *_options(differing, settings)])
 
 
 def _options(differing: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
@@ -187,17 +187,6 @@ def _check(c: Calibration) -> None:
         raise ValueError("weights or settings are missing")
 
 
-def _named(
-    calibration: Calibration, weights: Sequence[Path], settings: Mapping[str, Any], path: str | Path | None
-) -> str:
-    """The remedy where the weights of a bundle are others."""
-    differing = calibration.differing(settings)
-    if len(weights) > 1 or not set(differing) <= _ASKED.keys():  # calibrate takes one network of a bundle
-        return "Segment with --no-calibration"
-    output = [] if path is None else [f"--output {path}"]
-    return " ".join([_REFIT, f"--weights {weights[0]}", *_options(differing, settings), *output])
-
-
 def find_calibration(
     weights: Sequence[Path],
     settings: Mapping[str, Any],
@@ -228,9 +217,15 @@ def find_calibration(
         misfit = calibration.misfit({file.name: sha256_of(file) for file in weights}, settings)
     if misfit is None:
         return calibration, None
-    remedy = refit or _named(calibration, weights, settings, path)
     if misfit != OTHER_WEIGHTS:
         remedy = calibration.remedy(settings)
+    elif refit is not None:
+        remedy = refit
+    elif len(weights) > 1:  # calibrate takes one network of a bundle
+        remedy = "Segment with --no-calibration"
+    else:
+        output = [] if path is None else [f"--output {path}"]
+        remedy = calibration.remedy(settings, [f"--weights {weights[0]}", *output])
     if path is not None:
         raise InputError(f"was fitted to {misfit}", path=found, remedy=remedy)
     return None, f"note: {found.name} was fitted to {misfit} and is ignored: nothing is calibrated. {remedy}"
