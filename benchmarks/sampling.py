@@ -58,6 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--weights", type=Path, help="of a denoiser, in place of the bundle's")
     parser.add_argument("--further-weights", type=Path, nargs="+", default=[], help="networks that share the members")
+    parser.add_argument("--all-pieces", action="store_true", help="keep what lies apart from the heart's one body")
 
 
 def run(arguments: argparse.Namespace) -> Result:
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> Result:
         "members": arguments.members,
         "seed": 0,
         "patients": len(patients),
+        "one_body": not arguments.all_pieces,
     }
     if changes:  # a path says nothing on another machine
         settings["digests"] = [weights_digest(path) for path in (arguments.weights, *arguments.further_weights) if path]
@@ -96,6 +98,7 @@ def observe_all(
 ) -> dict[str, list[dict[str, Any]]]:
     """By setting a row for each patient; the same command continues a stopped run."""
     common = {"members": arguments.members, "seed": 0, **(QUICK if arguments.quick else {})}
+    common |= {"one_body": False} if arguments.all_pieces else {}
     segmenters = {name: Segmenter.from_bundle(**{**keys, **common}) for name, keys in settings.items()}
     digests = {name: [weights_digest(path) for path in each.weights] for name, each in segmenters.items()}
     journal = Journal(arguments.output / ".sampling.journal.json", {**common, "weights": digests})

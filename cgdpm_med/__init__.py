@@ -3,7 +3,7 @@
 Notation used throughout code and documentation:
 
 =============  =============================================================================
-``x_0``        the diffusion target: a mask in {-1, +1} channels, or a high-resolution image
+``x_0``        the diffusion target: a mask as channels at ± its scale, an image, or its residual
 ``y``          the condition image (cardiac MRI, or the low-resolution image)
 ``x_t``        the noisy target at timestep ``t``; ``t`` = 0 … T-1 indexes tables, T = 1000
 ``eps``        the Gaussian noise in ``x_t``, or its prediction
@@ -24,7 +24,7 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-# name -> module that defines it; keep the storeys' order of DESIGN: networks, diffusion, rooms, apps
+# name -> module that defines it; in the order of docs/architecture.md: networks, diffusion, rooms, apps
 _EXPORTS: dict[str, str] = {
     # networks
     "ConditionalUNet": "networks.unet",

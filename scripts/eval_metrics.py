@@ -77,7 +77,7 @@ def fill(bundle: Path) -> dict[str, float]:
 
 
 def metrics_of(summary: Mapping[str, Any], path: Path) -> dict[str, float]:
-    """Mean Dice of masks, over all and by structure, or PSNR and SSIM of pictures or refined volumes.
+    """Mean Dice of masks in [0, 1], over all and by structure, or PSNR in dB and SSIM of pictures or refined volumes.
 
     Raises:
         InputError: the file is not a summary of either kind.
@@ -90,7 +90,9 @@ def metrics_of(summary: Mapping[str, Any], path: Path) -> dict[str, float]:
         found = {name: summary["means"]["output"][name] for name in ("psnr", "ssim")}
     elif "refined" in summary.get("methods", {}):
         scores = summary["methods"]["refined"]
-        found = {name: scores[name] for name in ("psnr", "ssim", "lpips", "dice") if scores.get(name) is not None}
+        found = {name: scores[name] for name in ("psnr", "ssim", "lpips") if scores.get(name) is not None}
+        if scores.get("dice") is not None:
+            found["mean_dice"] = scores["dice"] / 100  # of its segmentation, in percent there
     else:
         raise InputError("is no summary of an evaluation", path=path, remedy="Give the one of configs/evaluate.yaml")
     return {name: round(value, 4) for name, value in found.items()}

@@ -167,9 +167,9 @@ def protocol(evaluation: Evaluation, references: Mapping[str, Mapping[str, str]]
     """What was measured, on whom and how; every setting the files state."""
     patients = {references[case["case"]]["patient"] for case in evaluation.cases}
     made_with = ", ".join(f"{name} {value}" for name, value in evaluation.settings().items() if value is not None)
-    file = (
-        f"`{weights.name}`, sha256 {weights_digest(weights)[:16]}" if weights is not None and weights.is_file() else ""
-    )
+    file = ""
+    if weights is not None and weights.is_file():
+        file = f"`{weights.name}`, digest of the tensors {weights_digest(weights)[:16]}"
     failed = evaluation.summary.get("failed", {})
     return f"""## Protocol
 
@@ -271,7 +271,7 @@ def function(evaluation: Evaluation) -> str:
         for name, measure in MEASURES.items()
         for s in (scores["measures"][name],)
     ]
-    heading = ["", "error, mean ± sd", "mean size", "correlation", "90 % interval covers %", "length"]
+    heading = ["", "error, mean ± sd", "mean absolute error", "correlation", "90 % interval covers %", "length"]
     heading += ["calibrated covers %", "length"]
     return f"Cardiac function of {scores['patients']} patients.\n\n{markdown_table(heading, rows)}\n"
 
@@ -392,13 +392,14 @@ DATA = """## Data and split
 ACDC's training release: 100 patients of the University Hospital of Dijon in five groups of twenty, dilated (DCM) and
 hypertrophic (HCM) cardiomyopathy, infarction (MINF), no disease (NOR) and abnormal right ventricle (RV), with one
 end-diastolic (ED) and one end-systolic (ES) volume each. 70 patients are for training, 10 for validation, 20 for test,
-14, 2 and 4 of every group (`cgdpm_med/splits/acdc_70_10_20.json`). Test patients took no part in training, selection or
-calibration.
+14, 2 and 4 of every group (`cgdpm_med/splits/acdc_70_10_20.json`). Test patients took no part in training or
+calibration. One choice was made with a look at them, against a second network (docs/recipes.md of the repository).
 """
 
 LIMITS = """## Limits
 
-- One hospital: other scanners and protocols are untested but for the shifts above, if any.
+- One hospital: of other scanners one patient was tried (docs/recipes.md of the repository), of other protocols the
+  shifts above, if any.
 - The most basal and most apical slices are the least reliable, as for human readers.
 - The members' spread is the model's own doubt. It need not rise for what the model has never seen.
 - References are drawn by hand: a pixel at the border is within what readers differ by.

@@ -105,7 +105,7 @@ REFINED = {"methods": {"refined": {"psnr": 25.12347, "ssim": 0.8, "lpips": None,
     [
         (MASKS, {"mean_dice": 0.9168, "mean_dice_rv": 0.9066, "mean_dice_myo": 0.9}),
         (PICTURES, {"psnr": 27.1235, "ssim": 0.8}),
-        ({"raw": {"summary": REFINED}}, {"psnr": 25.1235, "ssim": 0.8, "dice": 88.5}),
+        ({"raw": {"summary": REFINED}}, {"psnr": 25.1235, "ssim": 0.8, "mean_dice": 0.885}),
     ],
 )
 def test_scores_come_from_a_measured_file(summary: dict[str, Any], expected: dict[str, float], tmp_path: Path) -> None:

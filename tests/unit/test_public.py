@@ -67,7 +67,8 @@ def test_pre_commit_formats_with_the_pinned_ruff() -> None:
 def test_the_licence_is_that_of_code_and_weights() -> None:
     expression = PROJECT["license"]
     assert canonicalize_license_expression(expression) == expression
-    assert set(expression.split(" AND ")) == {"Apache-2.0", "LicenseRef-ACDC-non-commercial"}
+    data = ("ACDC", "faces", "ImageNet")
+    assert set(expression.split(" AND ")) == {"Apache-2.0", *(f"LicenseRef-{name}-non-commercial" for name in data)}
     files = {path.relative_to(REPO).as_posix() for pattern in PROJECT["license-files"] for path in REPO.glob(pattern)}
     shipping = {path.parents[1].name for path in REPO.glob("bundles/*/models/model.pt")}
     assert {"LICENSE", *(f"bundles/{name}/docs/data_license.txt" for name in shipping)} <= files
