@@ -67,7 +67,8 @@ class Mirrored(Denoiser):
     """Adapter: class probabilities averaged over the mirror images of a slice, at one evaluation for each.
 
     Args:
-        network: ``network(x_t, t, context) -> logits`` (B, C, H, W), with a plain image as context.
+        network: ``network(x_t, t, context) -> logits`` (B, C, H, W), with a plain image as context; one channel is the
+            foreground of two classes.
         axes: the mirrors; all their combinations count, four for the two axes of a slice.
     """
 
@@ -81,12 +82,11 @@ class Mirrored(Denoiser):
         return ()
 
     def forward(self, x_t: Tensor, t: Tensor, features: Tensor) -> Tensor:
-        """-> logarithms of the mean probabilities, (B, C, H, W): logits, too."""
-        probabilities = [
-            self.network(x_t.flip(flips), t, features.flip(flips)).float().softmax(dim=1).flip(flips)
-            for flips in self.flips
-        ]
-        mean = torch.stack(probabilities).mean(dim=0)
+        """-> logits of the mean probabilities, (B, C, H, W)."""
+        logits = [self.network(x_t.flip(flips), t, features.flip(flips)).float().flip(flips) for flips in self.flips]
+        if logits[0].shape[1] == 1:
+            return torch.stack(logits).sigmoid().mean(dim=0).logit(eps=torch.finfo(torch.float32).eps)
+        mean = torch.stack(logits).softmax(dim=2).mean(dim=0)
         return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
 
 

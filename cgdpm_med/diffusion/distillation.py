@@ -120,7 +120,7 @@ class DistillationLoss(nn.Module):
         steps = list(
             trajectory(self.teacher, x_T, features, self.schedule, self.sampling, correct=correct, first=first)
         )
-        states, answer = {step.t: step.x_t for step in steps}, steps[-1].x0
+        states, answer = {step.t: step.x_t for step in steps}, steps[-1].x_prev  # the guidance in it
         found = [
             Lesson(t, states[t], self.x0_between(t, states[t], s, states[s]))
             for t, s in zip(self.visited, self.visited[1:], strict=False)

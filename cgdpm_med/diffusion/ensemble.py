@@ -11,7 +11,6 @@ import math
 import operator
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -177,7 +176,7 @@ def shared_first_step(
 
 def ensemble_sampling(sampling: Sampling | None, **dials: Any) -> Sampling:
     """The sampling of an ensemble with its dials in place, sixteen members of twenty steps by default."""
-    return replace(sampling or Sampling(steps=20, members=16), **dials)
+    return (sampling or Sampling(steps=20, members=16)).with_dials(**dials)
 
 
 def keys_and_members(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cgdpm_med.networks.denoiser import Denoiser, evaluate, features_of, per_member
 
-from .losses import GUIDANCE_WEIGHTINGS, guidance_target
+from .losses import GUIDANCE_WEIGHTINGS, guidance_target, guidance_weight
 from .samplers import gaussian
 from .sampling import DenoiserLike, Guided, Sampling, check_interval, check_prediction, split_variance, trajectory
 from .schedule import NoiseSchedule
@@ -110,7 +110,7 @@ class ScaledGuide(Denoiser):
     def forward(self, x_t: Tensor, t: Tensor, features: Any = None) -> Tensor:
         """-> f, (B, C, *S)."""
         output, _ = split_variance(evaluate(self.network, x_t, t, features), x_t)
-        return output * GUIDANCE_WEIGHTINGS[self.weighting](self.schedule.at("alpha_bar", t, x_t)).rsqrt()
+        return output * guidance_weight(self.weighting, self.schedule, t, x_t).rsqrt()
 
 
 def guidance_weighting(schedule: NoiseSchedule) -> str:
@@ -201,7 +201,7 @@ class Replay:
         chains: reverse chains per image; as many forward examples per image and step.
         steps: timesteps visited by a chain.
         method, eta: how the chain walks, see ``trajectory``. Take those of later use.
-        target: what is made; corrects every predicted x_0 of the chain, as it does in later use. None corrects nothing.
+        target: what is made; corrects every predicted x_0, as it does in later use. None corrects nothing.
         interval: keep examples with t_lo <= t < t_hi only; a chain still starts at T - 1, and ends at t_lo.
         device: where chains run and the buffer lies; by default where the images are.
 
@@ -259,6 +259,12 @@ class Replay:
         """Mean distance between the timesteps of a chain."""
         return (self.schedule.T - 1) / (self.steps - 1)
 
+    @property
+    def forward_steps(self) -> int:
+        """Forward examples of a row of ``chains``: as many as a reverse chain has in the interval, on average."""
+        t_lo, t_hi = self.interval
+        return min(max(1, round((t_hi - t_lo) / self.stride)), self.steps)
+
     def batches(self, images: Iterable[tuple[Tensor, Tensor]], batch_size: int) -> Iterator[Examples]:
         """Batches of examples for as long as ``images`` lasts, and then until the buffer is empty.
 
@@ -283,7 +289,8 @@ class Replay:
         """
         t_lo, t_hi = self.interval
         visited = min(self.steps, math.ceil((t_hi - t_lo) / self.stride) + 1)
-        most = len(COUPLINGS[self.coupling]) * images * self.chains * visited
+        counts = {"reverse": visited, "forward": self.forward_steps}
+        most = sum(counts[coupling] for coupling in COUPLINGS[self.coupling]) * images * self.chains
         if most > self.buffer.capacity:
             raise ValueError(
                 f"a buffer of {self.buffer.capacity} examples cannot hold the {most} of one batch of {images} images; "
@@ -300,7 +307,7 @@ class Replay:
         context = per_member(features_of(self.denoiser, y), rows)
         s_0, y = per_member(s_0, rows), per_member(y, rows)
         for coupling in COUPLINGS[self.coupling]:
-            visits = self._reverse(s_0, y, context) if coupling == "reverse" else self._forward(s_0, context)
+            visits = self._reverse(s_0, y, context) if coupling == "reverse" else self._forward(s_0, y, context)
             for x_t, t, eps, kept in visits:
                 examples = Examples(x_t, t, guidance_target(eps, s_0, x_t, t, self.schedule), y)
                 self.buffer.put([column[kept] for column in examples])
@@ -344,15 +351,19 @@ class Replay:
         u = torch.rand(rows, generator=self.generator, device=self.generator.device)
         return (u * self.stride < 1).nonzero()[:, 0].tolist()
 
-    def _forward(self, s_0: Tensor, context: Any) -> Iterator[tuple[Tensor, Tensor, Tensor, Any]]:
-        """x_t ~ q(x_t | s_0) at uniform t with eps_theta there, as many as a chain has steps."""
-        for _ in range(self.steps):
+    def _forward(self, s_0: Tensor, y: Tensor, context: Any) -> Iterator[tuple[Tensor, Tensor, Tensor, Any]]:
+        """x_t ~ q(x_t | s_0) at uniform t with eps_theta there."""
+        for _ in range(self.forward_steps):
             draws = torch.randint(*self.interval, (len(s_0),), generator=self.generator, device=self.generator.device)
             t = draws.to(s_0.device)
             x_t = self.schedule.q_sample(s_0, t, gaussian(s_0, self.generator))
             output, _ = split_variance(evaluate(self.denoiser, x_t, t, context), x_t)
             self.evaluations += len(s_0)
-            yield x_t, t, self.schedule.to_eps(output, x_t, t), slice(None)
+            eps = self.schedule.to_eps(output, x_t, t)
+            if self.target is not None:
+                x_0 = self.target.correct(self.schedule.to_x0(output, x_t, t), y)
+                eps = self.schedule.eps_from_x0(x_0, x_t, t)
+            yield x_t, t, eps, slice(None)
 
     def restart(self, seed: int) -> None:
         """Empty the buffer and reseed the generator: what follows depends on ``seed`` alone. The counters go on."""

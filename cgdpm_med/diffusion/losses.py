@@ -150,17 +150,22 @@ class GuidanceLoss(nn.Module):
             target: of f, as :func:`guidance_target` returns it.
         """
         f, _ = split_variance(guide(x_t, t, context, **network_arguments), x_t)
-        ab = self.schedule.at("alpha_bar", t, x_t)
-        return (GUIDANCE_WEIGHTINGS[self.weighting](ab) * (f.float() - target) ** 2).mean()
+        return (guidance_weight(self.weighting, self.schedule, t, x_t) * (f.float() - target) ** 2).mean()
 
 
 GUIDANCE_WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "simple": torch.ones_like,
-    "literal": lambda ab: 1 / (1 - ab),
-    "bounded": lambda ab: ((1 - ab) / ab).clamp(max=1),
-    "sample": lambda ab: (1 - ab) / ab,
+    "literal": lambda noise: 1 + 1 / noise,
+    "bounded": lambda noise: noise.clamp(max=1),
+    "sample": lambda noise: noise,
 }
-"""Weight of the squared error of f, as a function of alpha_bar."""
+"""Weight of the squared error of f, as a function of the noise 1 / SNR = (1 - alpha_bar) / alpha_bar."""
+
+
+def guidance_weight(weighting: str, schedule: NoiseSchedule, t: Tensor | int, like: Tensor) -> Tensor:
+    """One of :data:`GUIDANCE_WEIGHTINGS` at t, ready to broadcast over ``like``."""
+    sigma, a = (schedule.at(table, t, like) for table in ("sqrt_one_minus_alpha_bar", "sqrt_alpha_bar"))
+    return GUIDANCE_WEIGHTINGS[weighting]((sigma / a) ** 2)
 
 
 def guidance_target(eps: Tensor, s_0: Tensor, x_t: Tensor, t: Tensor | int, schedule: NoiseSchedule) -> Tensor:

@@ -145,10 +145,9 @@ def ddim_step(
     generator: GeneratorLike = None,
 ) -> Tensor:
     """Eq. (15); with eta > 0, eq. 12 of Song et al. (2021), whose eta = 1 is DDPM with the posterior variance."""
-    ab_prev = schedule.at("alpha_bar_prev", i, x_t)
-    sigma = eta * schedule.at("posterior_variance", i, x_t).sqrt()
-    x_prev = ab_prev.sqrt() * x0 + (1 - ab_prev - sigma**2).clamp(min=0).sqrt() * eps
-    return x_prev + sigma * gaussian(x_t, generator) if eta and i else x_prev
+    ab_prev, variance = float(schedule.alpha_bar_prev[i]), eta**2 * float(schedule.posterior_variance[i])
+    x_prev = math.sqrt(ab_prev) * x0 + math.sqrt(max(0.0, 1 - ab_prev - variance)) * eps
+    return x_prev + math.sqrt(variance) * gaussian(x_t, generator) if eta and i else x_prev
 
 
 def dpmpp_2m_step(schedule: NoiseSchedule, i: int, x_t: Tensor, x0: Tensor, x0_before: Tensor | None) -> Tensor:

@@ -86,6 +86,16 @@ class Sampling:
         if self.members < 1:
             raise ValueError(f"an ensemble needs at least one member, not {self.members}")
 
+    def with_dials(self, **dials: Any) -> Sampling:
+        """A copy with other values of some fields. Steps or a start given without timesteps take the place of these.
+
+        Raises:
+            ValueError: for dials that no schedule could have.
+        """
+        if dials.get("steps") is not None or dials.get("start") is not None:
+            dials = {"timesteps": None} | dials
+        return replace(self, **dials)
+
     def _check_noise_scale(self) -> None:
         if not 0 <= self.noise_scale < math.inf:
             raise ValueError(f"noise_scale must be 0 or more, not {self.noise_scale}")
@@ -181,7 +191,7 @@ def trajectory(
             it predicts something else than the schedule.
     """
     check_prediction(getattr(denoiser, "prediction_type", None), schedule)
-    sampling = replace(sampling or Sampling(steps=20), **dials)
+    sampling = (sampling or Sampling(steps=20)).with_dials(**dials)
     spaced = schedule.respace(sampling.visited(schedule))
     return _walk(denoiser, x_T, context, spaced, sampling, correct or _clipping(clip), generator, first)
 

@@ -117,11 +117,20 @@ class MaskTarget(Target):
         return 1 if self.num_classes == 2 and not self.one_hot else self.num_classes
 
     def probabilities(self, labels: Tensor) -> Tensor:
-        """Label maps (B, 1, *S), or soft labels (B, C, *S), as float32 probabilities (B, channels, *S)."""
-        if labels.is_floating_point() and labels.shape[1] == self.num_classes:
+        """Label maps (B, 1, *S), or soft labels (B, C, *S), as float32 probabilities (B, channels, *S).
+
+        Raises:
+            ValueError: for other channels, or a label map with values between whole numbers.
+        """
+        if labels.shape[1] == self.num_classes:
             soft = labels.float()
+        elif labels.shape[1] == 1:
+            soft = F.one_hot(_whole(labels[:, 0]), self.num_classes).movedim(-1, 1).float()
         else:
-            soft = F.one_hot(labels[:, 0].long(), self.num_classes).movedim(-1, 1).float()
+            raise ValueError(
+                f"a mask of {self.num_classes} classes is a label map of one channel or has one channel for each, "
+                f"not {labels.shape[1]} channels"
+            )
         return soft[:, 1:] if self.channels == 1 else soft
 
     def encode(self, truth: Tensor, y: Tensor | None = None) -> Tensor:
@@ -130,6 +139,9 @@ class MaskTarget(Target):
         Args:
             truth: (B, 1, *S) with values 0 … C-1, or class probabilities (B, C, *S), such as a label map resampled to a
                 coarser grid has: a pixel that is half muscle says so, and the boundary keeps its place.
+
+        Raises:
+            ValueError: see :meth:`probabilities`.
         """
         return self.scale * (2 * self.probabilities(truth) - 1)
 
@@ -340,6 +352,14 @@ class ResidualTarget(Target):
     def condition_picture(self, y: Tensor) -> Tensor:
         """The coarse picture; a class may travel as last channel."""
         return self.picture(y[:, : self.channels])
+
+
+def _whole(labels: Tensor) -> Tensor:
+    """Labels as int64; what lies between two of them is no label."""
+    numbers = labels.long()
+    if labels.is_floating_point() and not torch.equal(numbers.to(labels.dtype), labels):
+        raise ValueError("a label map has values between whole numbers: give one channel of probabilities a class")
+    return numbers
 
 
 def grey(channel: Tensor) -> Tensor:

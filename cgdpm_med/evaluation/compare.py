@@ -15,7 +15,15 @@ from cgdpm_med.data.structure_names import EXAMPLE, plain_name
 from cgdpm_med.evaluation.compare_files import write_comparison
 from cgdpm_med.evaluation.find_labels import find_labels
 from cgdpm_med.evaluation.label_names import LabelSet, Structures
-from cgdpm_med.evaluation.masks import FolderScores, Reading, described, hints, partly_drawn, score_pairs
+from cgdpm_med.evaluation.masks import (
+    FolderScores,
+    Reading,
+    described,
+    distance_unit,
+    hints,
+    partly_drawn,
+    score_pairs,
+)
 from cgdpm_med.evaluation.paired_statistics import LEVEL, RESAMPLES, holm, paired_difference, patient_means
 from cgdpm_med.files import InputError
 from cgdpm_med.metrics.masks import VolumeScore
@@ -73,8 +81,9 @@ def compare_methods(
         seed: of the bootstrap.
 
     Returns:
-        What :func:`compare_scores` returns, with ``settings``, ``labels`` and ``label_hints`` by method, ``few_drawn``
-        (see :func:`~cgdpm_med.evaluation.drawn_slices.few_drawn`), and ``failed`` by "method: case".
+        What :func:`compare_scores` returns, with the ``unit`` of the distances ("px" or "mm"), ``settings``, ``labels``
+        and ``label_hints`` by method, ``few_drawn`` (see :func:`~cgdpm_med.evaluation.drawn_slices.few_drawn`), and
+        ``failed`` by "method: case".
 
     Raises:
         InputError: no case has a score of every method, the methods share no structure, or the pattern does not fit.
@@ -95,6 +104,7 @@ def compare_methods(
         of_pair = {pair.key: pair.patient for pair in named}
         patients |= {key: patient_of(key, of_pair, patient_pattern) for key in scored[name].scores}
     comparison = compare_scores(scored, patients, seed) | {
+        "unit": distance_unit(next(iter(found.values()))[0], spacing),
         "settings": {"seed": seed, "resamples": RESAMPLES, "level": LEVEL, "patients": _patients_from(patient_pattern)},
         "labels": {name: described(m.structures) for name, m in scored.items()},
         "label_hints": {name: hints(m.folder.results, m.structures) for name, m in scored.items()},

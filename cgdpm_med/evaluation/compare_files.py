@@ -16,7 +16,8 @@ from cgdpm_med.tables.markdown import markdown_table
 from cgdpm_med.tables.numbers import MISSING, format_number
 from cgdpm_med.tables.rows import counted, write_text
 
-_UNITS = {"dice": ("Dice %", 100.0), "hd95": ("HD95 mm", 1.0), "assd": ("ASSD mm", 1.0)}
+_METRICS = {"dice": ("Dice %", 100.0), "hd95": ("HD95 {unit}", 1.0), "assd": ("ASSD {unit}", 1.0)}
+"""Heading of each metric, and the factor from its value to what is shown."""
 _COLUMNS = (
     *("structure", "metric", "first", "second", "mean_first", "mean_second", "difference", "low", "high"),
     *("p", "p_holm", "patients", "volumes", "undefined"),
@@ -56,18 +57,28 @@ def comparison_cells(comparison: Mapping[str, Any]) -> tuple[list[str], list[lis
         heading[2:4] = comparison["methods"]
     else:
         heading[1:2] = ["methods", ""]
-    return heading, [_cells(row, two) for row in comparison["rows"]]
+    return heading, [_cells(row, two, comparison.get("unit", "mm")) for row in comparison["rows"]]
 
 
-def _cells(row: Mapping[str, Any], two: bool) -> list[str]:
-    metric, factor = _UNITS[row["metric"]]
+def _cells(row: Mapping[str, Any], two: bool, unit: str) -> list[str]:
+    title, factor = _METRICS[row["metric"]]
+    metric = title.format(unit=unit)
     means = [format_number(row[name], 2, factor) for name in ("mean_first", "mean_second")]
     low, high = (format_number(row[name], 2, factor) for name in ("low", "high"))
     difference = MISSING if row["difference"] is None else f"{factor * row['difference']:+.2f}"
     interval = MISSING if row["low"] is None else f"{low} to {high}"
     methods = [] if two else [f"{row['first']}, {row['second']}"]
     tests = [format_p(row["p"]), format_p(row["p_holm"])]
-    return [row["structure"], *methods, metric, *means, difference, interval, *tests, str(row["patients"])]
+    return [
+        row["structure"],
+        *methods,
+        metric.format(unit=unit),
+        *means,
+        difference,
+        interval,
+        *tests,
+        str(row["patients"]),
+    ]
 
 
 def format_p(p: float | None) -> str:

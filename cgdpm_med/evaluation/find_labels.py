@@ -63,8 +63,6 @@ def find_labels(
         if reference is None and with_references is None and _in_acdc_layout(references):
             require_usual_numbers(references, prediction or with_predictions or of_run or ACDC)
         told = with_references or of_run
-        if reference is None and with_references is None and run is None and _in_acdc_layout(references):
-            require_usual_numbers(references, prediction or with_predictions or ACDC)
         prediction = prediction or with_predictions or value_labels(predictions, told or reference) or told or ACDC
         told = with_predictions or of_run
         reference = (

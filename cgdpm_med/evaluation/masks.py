@@ -151,9 +151,8 @@ def evaluate_pairs(
     scores = score_pairs(pairs, errors or {}, reading, engine)
     names = reading.structures.names
     summary = summarise_results(scores.results, names) | _function_of(pairs, scores.results)
-    pixels = bool(pairs) and is_picture_mask(pairs[0].reference) and isinstance(reading.spacing, str)
     summary |= {
-        "unit": "px" if pixels else "mm",
+        "unit": distance_unit(pairs, reading.spacing),
         "failed": scores.failed,
         "left_out": scores.left_out,
         "labels": described(reading.structures),
@@ -163,6 +162,11 @@ def evaluate_pairs(
     if output is not None:
         write_results(scores.results, summary, Path(output), names)
     return summary
+
+
+def distance_unit(pairs: Sequence[MaskPair], spacing: Spacing) -> str:
+    """Of the distances between masks: "px" for pictures without a spacing, else "mm"."""
+    return "px" if pairs and is_picture_mask(pairs[0].reference) and isinstance(spacing, str) else "mm"
 
 
 def score_pairs(

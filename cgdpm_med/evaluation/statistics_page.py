@@ -33,7 +33,9 @@ def _masks(summary: Mapping[str, Any]) -> str:
     rows = [(name, *_distances(s), s["missed"] + s["invented"]) for name, s in summary["structures"].items()]
     rows.append(("average", *_distances(summary["average"]), ""))
     counted = f"{summary['volumes']} volumes, {len(summary['failed'])} failed."
-    table = markdown_table(("", "Dice %", "HD95 mm", "ASSD mm", "missed or invented"), rows, numbers=True)
+    unit = summary.get("unit", "mm")
+    heading = ("", "Dice %", f"HD95 {unit}", f"ASSD {unit}", "missed or invented")
+    table = markdown_table(heading, rows, numbers=True)
     return f"{table}\n\n{counted}"
 
 

@@ -189,7 +189,7 @@ class RegionInferer(Inferer):
             if not len(hits):
                 return None
             low, high = int(hits[0]) - self.margin, int(hits[-1]) + 1 + self.margin
-            side = max(self.smallest[axis], -(-(high - low) // self.multiple) * self.multiple)
+            side = -(-max(self.smallest[axis], high - low) // self.multiple) * self.multiple
             if side >= size:
                 sides.append(slice(0, size))
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
@@ -96,7 +96,7 @@ class DiffusionPredictor(nn.Module):
         check_prediction(predicted, self.schedule)
         if predicted is None:
             self.target.check(self.schedule)
-        self.sampling = replace(sampling or Sampling(), **dials)
+        self.sampling = (sampling or Sampling()).with_dials(**dials)
         self.sampling.visited(self.schedule)
         _check_members(self.sampling, self.schedule)
         self.precision = precision

@@ -96,7 +96,8 @@ def surface_distances(
 ) -> dict[int, SurfaceDistances]:
     """95th-percentile Hausdorff distance and average symmetric surface distance of each label, in mm.
 
-    A surface is the set of voxels of the structure with a face neighbour outside it (outside the volume counts); a
+    A surface is the set of voxels of the structure with a face neighbour outside it (outside the volume counts). In a
+    volume of one slice every voxel would be surface: it is measured in its plane, as a 2D mask, along contours. A
     distance runs between voxel centres, from each surface voxel to the nearest one of the other mask. HD95 is the
     larger of the two directions' 95th percentiles (linear interpolation); ASSD is the mean over the voxels of both
     surfaces together.
@@ -112,7 +113,15 @@ def surface_distances(
     size = np.asarray(spacing, dtype=np.float64)
     if size.shape != (pred.ndim,) or not (np.isfinite(size) & (size > 0)).all():
         raise InputError(f"spacing {tuple(spacing)} does not fit a {pred.ndim}D mask", remedy="Give mm along each axis")
+    plane = _plane(pred.shape)
+    pred, ref, size = pred.squeeze(plane), ref.squeeze(plane), np.delete(size, plane)
     return {label: _surface_distances(pred == label, ref == label, size) for label in labels}
+
+
+def _plane(shape: Sequence[int]) -> tuple[int, ...]:
+    """The axis across the only slice of a volume; none for a mask of another kind."""
+    lone = tuple(axis for axis, size in enumerate(shape) if size == 1)
+    return lone if len(shape) == 3 and len(lone) == 1 else ()
 
 
 def _surface_distances(p: NDArray[np.bool_], r: NDArray[np.bool_], spacing: NDArray[np.float64]) -> SurfaceDistances:

@@ -24,6 +24,7 @@ from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ImageTarget, MaskTarget, Target
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.models.description import (
+    PRECISIONS,
     Input,
     ModelDescription,
     PatchInput,
@@ -278,19 +279,34 @@ def save_model(
 
     Args:
         network: or its state_dict.
+        description: what it says of the precision, and of what was rounded, is written as these tensors have it.
         dtype: torch.float16 or torch.bfloat16 rounds floating-point tensors, which halves the file; read, they are
-            float32 again. None writes them as they are.
+            float32 again. None writes them without loss: in the description's precision, if they have no more digits.
 
     Raises:
         InputError: for a tensor with values beyond what ``dtype`` holds.
         ValueError: for another dtype.
     """
     tensors = dict(network.state_dict() if isinstance(network, nn.Module) else network)
+    if dtype is None:
+        dtype, description = _without_loss(description, tensors)
     if dtype is not None:
         before, tensors = tensors, rounded(tensors, dtype, path)
         description = _of_rounded(description, before, tensors, dtype)
     with atomic_write(path) as file:
         torch.save({TENSORS: tensors, DESCRIPTION: description.as_dict()}, file)
+
+
+def _without_loss(description: ModelDescription, tensors: Tensors) -> tuple[torch.dtype | None, ModelDescription]:
+    """The precision to round to that changes nothing, or None; and the description without what no longer holds."""
+    floats = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+    if description.precision != "float32":
+        held: torch.dtype = getattr(torch, description.precision)
+        if all(torch.equal(tensor.to(held).to(tensor.dtype), tensor) for tensor in floats):
+            return held, description
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in floats} & set(PRECISIONS)
+    precision = kinds.pop() if len(kinds) == 1 else "float32"
+    return None, replace(description, precision=precision, rounded_from=None)
 
 
 def _of_rounded(description: ModelDescription, before: Tensors, after: Tensors, dtype: torch.dtype) -> ModelDescription:

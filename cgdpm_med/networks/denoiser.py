@@ -16,8 +16,9 @@ from .arguments import KeepsArguments
 class Denoiser(KeepsArguments, nn.Module):
     """``encode(y) -> features`` once per condition image, and ``forward(x_t, t, features) -> output`` at every step.
 
-    A subclass that wraps a network keeps it as ``self.network`` and inherits ``encode``. Features serve all members of
-    an image: x_t is (B * K, C, *S) with the K members of an image beside each other.
+    A subclass that wraps a network keeps it as ``self.network`` and inherits ``encode``. Features are no bare tensor,
+    which would pass for an image that is not encoded yet: a tuple holds even a single one. They serve all members of an
+    image: x_t is (B * K, C, *S) with the K members of an image beside each other.
     """
 
     network: Any
@@ -54,8 +55,17 @@ def as_denoiser(network: Any) -> Any:
 
 
 def features_of(network: Any, y: Any) -> Any:
-    """The network's features of y; y itself where it computes none, or is no image any more."""
-    return network.encode(y) if isinstance(y, Tensor) and hasattr(network, "encode") else y
+    """The network's features of y; y itself where it computes none, or is no image any more.
+
+    Raises:
+        TypeError: for features that are a bare tensor other than y, see :class:`Denoiser`.
+    """
+    if not isinstance(y, Tensor) or not hasattr(network, "encode"):
+        return y
+    features = network.encode(y)
+    if isinstance(features, Tensor) and features is not y:
+        raise TypeError(f"{type(network).__name__}.encode returned a bare tensor: return a tuple of features")
+    return features
 
 
 def evaluate(network: Any, x_t: Tensor, t: Tensor, features: Any) -> Any:

@@ -290,7 +290,8 @@ def fast_layer(layer: nn.Module) -> nn.Module:
 
 
 def _fits(layer: nn.Module) -> bool:
-    """Of convolutions, those without overlap: the stride is the kernel's size."""
+    """Of convolutions, those of square patches without overlap: the stride is the kernel's size."""
     if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
         return True
-    return layer.stride == layer.kernel_size and layer.padding == (0, 0)
+    square = len(set(layer.kernel_size)) == 1
+    return square and layer.stride == layer.kernel_size and layer.padding == (0, 0)

@@ -89,7 +89,8 @@ class DiffusionUpdate:
 
     Raises:
         ValueError: for an unknown precision.
-        FloatingPointError: in an iteration whose loss is not finite, naming it; the weights are left as they were.
+        FloatingPointError: in an iteration whose loss or gradient is not finite, naming it; the weights are left as
+            they were.
     """
 
     def __init__(self, precision: str = "auto", max_grad_norm: float = 1.0) -> None:
@@ -113,7 +114,9 @@ class DiffusionUpdate:
         if not np.isfinite(engine.state.output[CommonKeys.LOSS]):
             raise FloatingPointError(f"the loss is {loss.item()} at iteration {engine.state.iteration}")
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_grad_norm)
+        if not torch.isfinite(norm):  # the optimizer would spread it to every weight
+            raise FloatingPointError(f"a gradient is {norm.item()} at iteration {engine.state.iteration}")
         engine.optimizer.step()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output

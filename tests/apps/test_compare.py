@@ -16,6 +16,7 @@ import pytest
 from command import run
 from label_files import heart, renamed, write_labels
 from numpy.typing import NDArray
+from PIL import Image
 
 from cgdpm_med import InputError, compare_methods, parse_labels
 from cgdpm_med.evaluation.compare import patient_of, without_frame
@@ -327,6 +328,20 @@ def test_the_command_prints_and_writes_the_tables(
     assert run(monkeypatch, "compare", cohort["ref"], *methods, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["rows"] == json.loads((out / "comparison.json").read_text(encoding="utf-8"))["rows"]
+
+
+def test_distances_of_pictures_are_in_pixels_unless_their_size_is_given(tmp_path: Path) -> None:
+    masks = {"ref": (2, 2), "a": (2, 3), "b": (4, 2)}
+    for name, (row, column) in masks.items():
+        (tmp_path / name).mkdir()
+        mask = np.zeros((12, 12), np.uint8)
+        mask[row : row + 6, column : column + 6] = 1
+        Image.fromarray(mask).save(tmp_path / name / "case.png")
+    methods = {name: tmp_path / name for name in ("a", "b")}
+    pixels = format_comparison(compare_methods(tmp_path / "ref", methods))
+    assert "HD95 px" in pixels
+    assert "mm" not in pixels
+    assert "HD95 mm" in format_comparison(compare_methods(tmp_path / "ref", methods, spacing=(1.0, 1.0, 1.0)))
 
 
 def test_names_of_methods_may_hold_anything(

@@ -154,6 +154,7 @@ def test_picture_masks_have_the_dice_of_their_overlap(tmp_path: Path) -> None:
     summary = json.loads(found.stdout)
     assert summary["structures"]["foreground"]["dice"] == pytest.approx(0.5)
     assert summary["structures"]["foreground"]["hd95"] == pytest.approx(2)
+    assert summary["structures"]["foreground"]["assd"] == pytest.approx(1)  # along contours: 4 x 2 + 4 x 1 of 12 pixels
     assert "HD95 px" in command("evaluate", tmp_path / "pred", tmp_path / "masks").stdout
     millimetres = command("evaluate", tmp_path / "pred", tmp_path / "masks", "--spacing", "0.5,3,1", "--json")
     assert json.loads(millimetres.stdout)["structures"]["foreground"]["hd95"] == pytest.approx(1)  # x is across

@@ -157,6 +157,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(value: float) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_the_run(value: float) -> None:
+    network = small_network(in_channels=1)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    next(network.parameters()).register_hook(lambda gradient: torch.full_like(gradient, value))
+
+    def loss(network: nn.Module, x_0: Tensor, y: Tensor) -> Tensor:
+        return network(x_0, torch.zeros(len(x_0), dtype=torch.int64), y).square().mean() + 1
+
+    with pytest.raises(FloatingPointError, match=f"a gradient is {value} at iteration 1"):
+        trainer(network, loss, iterations=3).run()
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
 def test_unknown_precision() -> None:
     with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, not 'fp16'"):
         DiffusionUpdate(precision="fp16")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from small_networks import small_network
 from torch import Tensor, nn
 
-from cgdpm_med.diffusion.baselines import NoiseLevelConditioned, Regression
+from cgdpm_med.diffusion.baselines import Mirrored, NoiseLevelConditioned, Regression
 from cgdpm_med.diffusion.losses import DiffusionLoss
 from cgdpm_med.diffusion.sampling import sample
 from cgdpm_med.diffusion.schedule import NoiseSchedule
@@ -35,6 +36,24 @@ def test_regression_sees_neither_noise_nor_time(generator: torch.Generator) -> N
     for x_t, t in network.seen:
         assert not x_t.any()
         assert not t.any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mirror_images_are_averaged_as_probabilities(channels: int, generator: torch.Generator) -> None:
+    y = torch.randn(2, channels, 4, 6, generator=generator)
+    ramp = torch.linspace(-1, 2, 6)
+
+    class Lopsided(nn.Module):
+        def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            return context * ramp
+
+    logits = Mirrored(Lopsided())(torch.zeros(2, channels, 4, 6), torch.zeros(2), y)
+
+    def probabilities(logits: Tensor) -> Tensor:
+        return logits.sigmoid() if channels == 1 else logits.softmax(dim=1)
+
+    expected = (probabilities(y * ramp) + probabilities(y * ramp.flip(0))) / 2
+    torch.testing.assert_close(probabilities(logits), expected)
 
 
 def test_the_noise_level_takes_the_place_of_the_timestep() -> None:

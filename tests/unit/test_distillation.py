@@ -14,6 +14,7 @@ from oracles import Gaussian
 from torch import Tensor, nn
 
 from cgdpm_med.diffusion.distillation import DistillationLoss
+from cgdpm_med.diffusion.guidance import guided
 from cgdpm_med.diffusion.sampling import sample
 from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import MaskTarget, Target
@@ -87,6 +88,14 @@ def test_states_are_those_of_the_walk() -> None:
 def test_where_nothing_is_skipped_the_lesson_is_what_the_teacher_says() -> None:
     for lesson in distillation(WALK).lessons(noise(4, 1, 2), None):
         torch.testing.assert_close(lesson.x_0, TEACHER.x0(lesson.x_t, torch.tensor([lesson.t])), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("visited", [(999,), (999, 400), WALK])
+def test_a_guided_teacher_is_followed_to_its_end(visited: tuple[int, ...]) -> None:
+    teacher = guided(TEACHER, lambda x_t, t, context: torch.full_like(x_t, 0.01), SCHEDULE, scale=0.5)
+    loss, x_T = distillation(visited, teacher), noise(8, 1, 3)
+    found = sample(Affine(loss), x_T, None, SCHEDULE, timesteps=visited)
+    torch.testing.assert_close(found, sample(teacher, x_T, None, SCHEDULE, timesteps=WALK), rtol=1e-9, atol=1e-9)
 
 
 def test_a_teacher_of_one_opinion_teaches_it() -> None:

@@ -92,6 +92,14 @@ def test_patches_as_matrix_products(size: int, generator: torch.Generator) -> No
         torch.testing.assert_close(product, layer(x))
 
 
+def test_patches_that_are_not_square_stay_as_they_are(generator: torch.Generator) -> None:
+    x = torch.randn(1, 3, 4, 6, generator=generator)
+    for layer in (conv(2, 3, 8, (2, 1), (2, 1)), conv_transpose(2, 3, 8, (2, 1))):
+        before = layer(x)
+        product = fast_layer(layer)(x.as_subclass(OnAnotherDevice)).as_subclass(torch.Tensor)
+        torch.testing.assert_close(product, before)
+
+
 def test_bias_behind_a_transposed_convolution(generator: torch.Generator) -> None:
     x = torch.randn(2, 6, 5, 3, generator=generator, dtype=torch.float64).requires_grad_()
     ours = fast_layer(conv_transpose(2, 6, 4, 2).double())

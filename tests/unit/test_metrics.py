@@ -130,6 +130,21 @@ def test_surface_distances_equal_the_loop(spacing: tuple[float, float, float]) -
     assert (hd95, assd) == pytest.approx(loop_distances(p == 1, r == 1, spacing), rel=1e-6)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_volume_of_one_slice_is_measured_along_contours(axis: int) -> None:
+    """Two discs, 6 pixels apart: between filled regions the distances would be those of the crescents alone."""
+    x, y = np.mgrid[:40, :44]
+    p, r = (((x - 18) ** 2 + (y - centre) ** 2 <= 100).astype(np.uint8) for centre in (16, 22))
+    flat = surface_distances(p, r, (1.5, 2.0), labels=(1,))[1]
+    assert flat == pytest.approx(loop_distances(p == 1, r == 1, (1.5, 2.0)), rel=1e-6)
+    spacing = tuple(np.insert(np.array([1.5, 2.0]), axis, 8.0).tolist())
+    lone = surface_distances(np.expand_dims(p, axis), np.expand_dims(r, axis), spacing, labels=(1,))[1]
+    assert lone == pytest.approx(flat)
+    assd = surface_distances(np.stack([p, p], axis), np.stack([r, r], axis), spacing, labels=(1,))[1].assd
+    assert assd is not None
+    assert assd < 0.5 * loop_distances(p == 1, r == 1, (1.5, 2.0))[1]
+
+
 def test_two_voxels_are_as_far_apart_as_the_spacing_says() -> None:
     p, r = np.zeros((5, 6, 4)), np.zeros((5, 6, 4))
     p[1, 1, 1] = r[2, 3, 2] = 3

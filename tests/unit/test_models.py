@@ -224,6 +224,26 @@ def test_a_file_in_half_precision_is_read_as_float32(
     assert again.description.rounded_from == model.description.rounded_from == weights_digest(denoiser)
 
 
+def test_weights_trained_on_are_described_anew(denoiser: Path, tmp_path: Path) -> None:
+    """A network that was read and changed is not the one that its description was of."""
+    save_model(tmp_path / "half.pt", network(1), mask_description(), torch.float16)
+    save_model(tmp_path / "guidance.pt", network(5), mask_description(guides=denoiser))
+    model = load_model(tmp_path / "half.pt")
+    save_model(tmp_path / "copy.pt", model.network, model.description)
+    copy = load_model(tmp_path / "copy.pt")
+    assert (copy.digest, copy.description) == (model.digest, model.description)
+    copy.guide(tmp_path / "guidance.pt")
+
+    with torch.no_grad():
+        next(model.network.parameters()).add_(0.1)
+    save_model(tmp_path / "changed.pt", model.network, model.description)
+    changed = load_model(tmp_path / "changed.pt")
+    assert (changed.description.precision, changed.description.rounded_from) == ("float32", None)
+    assert digest_of(changed.network.state_dict()) == digest_of(model.network.state_dict())
+    with pytest.raises(InputError, match="another denoiser"):
+        changed.guide(tmp_path / "guidance.pt")
+
+
 def test_a_half_weighs_half(denoiser: Path, tmp_path: Path) -> None:
     for name, dtype in (("whole", None), ("half", torch.float16)):
         save_model(tmp_path / name, {"a": torch.zeros(100_000), "n": torch.tensor(3)}, mask_description(), dtype)

@@ -54,6 +54,13 @@ def test_each_axis_may_have_a_least_side_of_its_own() -> None:
     assert inner.sizes == [(64, 48, 3), (24, 16, 3)]
 
 
+def test_the_least_side_is_a_multiple_too() -> None:
+    x = image((64, 48, 3), (slice(20, 26), slice(5, 9), slice(1, 2)))
+    inner = Threshold()
+    RegionInferer(inner, margin=2, smallest=(20, 10), multiple=16)(x, Predictor())
+    assert inner.sizes == [(64, 48, 3), (32, 16, 3)]
+
+
 def test_members_of_one_channel_have_nothing_outside_the_region() -> None:
     class Foreground(Threshold):
         def __call__(self, inputs: Tensor, network: Predictor, *args: object, **kwargs: object) -> Tensor:  # type: ignore[override]

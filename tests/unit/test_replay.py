@@ -16,7 +16,7 @@ from cgdpm_med.diffusion.guidance import Replay, ShuffleBuffer, strided_timestep
 from cgdpm_med.diffusion.losses import GuidanceLoss
 from cgdpm_med.diffusion.sampling import trajectory
 from cgdpm_med.diffusion.schedule import NoiseSchedule
-from cgdpm_med.diffusion.targets import MaskDenoiser
+from cgdpm_med.diffusion.targets import MaskDenoiser, Target
 
 M, S = 0.7, 0.5
 BETAS = torch.linspace(0.02, 0.6, 12)
@@ -231,6 +231,39 @@ def test_interval_restricts_examples_but_chains_start_at_the_top() -> None:
     assert contents is not None
     assert contents.t.tolist() == [8, 8, 7, 7, 6, 6, 5, 5, 4, 4]
     assert (replay.evaluations, replay.examples) == (16, 10)
+
+
+@pytest.mark.parametrize("coupling", ["forward", "mixed"])
+def test_an_interval_keeps_the_halves_of_a_mixture_alike(coupling: str) -> None:
+    replay = make_replay(coupling=coupling, interval=(4, 9), chains=2, capacity=44)
+    replay.fill(*next(gaussian_pairs(images=2)))
+    contents = replay.buffer.contents()
+    assert contents is not None
+    assert len(contents.t) == {"forward": 20, "mixed": 40}[coupling]  # 5 timesteps of 4 rows, once or twice
+    assert bool(((contents.t >= 4) & (contents.t < 9)).all())
+    with pytest.raises(ValueError, match="raise capacity"):
+        make_replay(coupling=coupling, interval=(4, 9), chains=2, capacity=19).fill(*next(gaussian_pairs(images=2)))
+
+
+@pytest.mark.parametrize("coupling", ["reverse", "forward", "mixed"])
+def test_targets_are_of_the_corrected_prediction(coupling: str) -> None:
+    """Guidance is added to a corrected x_0 in later use, so it is the corrected one that its target is of."""
+
+    class Bounded(Target):
+        channels = 1
+
+        def correct(self, x_0: Tensor, y: Tensor) -> Tensor:
+            return x_0.clamp(y - 0.1, y + 0.1)
+
+    replay = make_replay(coupling=coupling, target=Bounded(), chains=2)
+    s_0, y = torch.tensor([[0.4], [0.9]]), torch.tensor([[0.0], [2.0]])
+    replay.fill(s_0, y)
+    contents = replay.buffer.contents()
+    assert contents is not None
+    truth = torch.where(contents.y == 0.0, 0.4, 0.9)
+    eps = contents.target + SHORT.eps_from_x0(truth, contents.x_t, contents.t)
+    x_0 = SHORT.to_x0(eps, contents.x_t, contents.t)
+    assert bool(((x_0 - contents.y).abs() <= 0.1 + 1e-4).all())
 
 
 def test_buffer_draws_each_row_once_and_mixes() -> None:

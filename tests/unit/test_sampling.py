@@ -14,7 +14,7 @@ from oracles import Gaussian, ddim_mean_std, ddpm_mean_std, sampled_mean_std
 from torch import Tensor
 
 from cgdpm_med.diffusion.samplers import ddim_step, ddpm_step, learned_log_variance, shift_prediction
-from cgdpm_med.diffusion.sampling import METHODS, Guided, sample, split_variance, trajectory
+from cgdpm_med.diffusion.sampling import METHODS, Guided, Sampling, sample, split_variance, trajectory
 from cgdpm_med.diffusion.schedule import PREDICTION_TYPES, NoiseSchedule, linspace_timesteps, log_snr_timesteps
 
 SCHEDULE = NoiseSchedule()
@@ -47,6 +47,16 @@ def test_ddim_on_a_gaussian(steps: int, simulated_std: float) -> None:
     start = (float(ab.sqrt() * 0.7), float(gaussian.marginal_std(ab)))
     assert mean + std * start[0] == pytest.approx(0.6999, abs=2e-4)
     assert std * start[1] == pytest.approx(simulated_std, abs=1e-3)
+
+
+def test_a_number_of_steps_takes_the_place_of_timesteps() -> None:
+    named = Sampling(timesteps=(999, 500), members=3)
+    assert named.with_dials(steps=5) == Sampling(steps=5, members=3)
+    assert named.with_dials(start=600) == Sampling(steps=2, start=600, members=3)
+    assert named.with_dials(steps=5, timesteps=(999, 400)) == Sampling(timesteps=(999, 400), members=3)
+    assert named.with_dials(eta=0.5).timesteps == (999, 500)
+    walk = trajectory(Gaussian(SCHEDULE), torch.zeros(1, 1), None, SCHEDULE, sampling=named, steps=4)
+    assert [step.t for step in walk] == linspace_timesteps(1000, 4).flip(0).tolist()
 
 
 @pytest.mark.parametrize(

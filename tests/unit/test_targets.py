@@ -65,6 +65,25 @@ def test_soft_labels_by_hand() -> None:
     assert MaskTarget(2, scale=1.0).encode(probabilities[:, :2]).flatten().tolist() == [-0.5]
 
 
+def test_integers_of_one_channel_a_class_are_no_label_map() -> None:
+    labels = torch.tensor([[0, 1], [2, 3]])[None, None]
+    one_hot = F.one_hot(labels[:, 0], 4).movedim(-1, 1)
+    assert torch.equal(MaskTarget(4).encode(one_hot), MaskTarget(4).encode(labels))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((1, 1, 2, 2), 0.9), "values between whole numbers"),
+        (torch.zeros(1, 3, 2, 2), "4 classes is a label map of one channel or has one channel for each, not 3"),
+        (torch.zeros(1, 2, 2, 2, dtype=torch.uint8), "not 2 channels"),
+    ],
+)
+def test_labels_of_another_form_are_refused(labels: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MaskTarget(4).encode(labels)
+
+
 def test_certain_soft_labels_are_the_label_map(generator: torch.Generator) -> None:
     labels = torch.randint(0, 4, (2, 1, 5, 4), generator=generator)
     one_hot = F.one_hot(labels[:, 0], 4).movedim(-1, 1).half()

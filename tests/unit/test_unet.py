@@ -12,6 +12,7 @@ from small_networks import field
 from torch import Tensor, nn
 
 from cgdpm_med.networks import FUSIONS, ConditionalUNet
+from cgdpm_med.networks.denoiser import Denoiser, features_of
 from cgdpm_med.networks.unet import ConditionFeatures, ConditionPyramid, SecondEncoder
 
 SMALL = {"channels": (8, 16), "num_res_blocks": 1, "attention_levels": (False, True), "num_head_channels": 8}
@@ -270,6 +271,15 @@ def test_impossible_networks_are_refused(arguments: dict[str, object], message: 
 def test_impossible_inputs_are_refused(x: tuple[int, ...], y: tuple[int, ...] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()(field(*x), T[:1], None if y is None else field(*y))
+
+
+def test_features_that_would_pass_for_an_image_are_refused() -> None:
+    class Bare(Denoiser):
+        def encode(self, y: Tensor) -> Tensor:
+            return 2 * y
+
+    with pytest.raises(TypeError, match=r"Bare\.encode returned a bare tensor: return a tuple"):
+        features_of(Bare(), torch.zeros(1, 1, 4, 4))
 
 
 def test_features_of_another_size_are_refused() -> None:
