@@ -1,12 +1,13 @@
 """ACDC as an nnU-Net raw data set: what ``cgdpm-med train`` plans and reaches, beside the recipe made by hand for it.
 
 python scripts/own_acdc.py ACDC FOLDER [--patients 100] [--iterations 0] [--members 2] [--seed 0]
-    [--widths 64,96,160,192] [--batch 16]
+    [--widths 64,96,160,192] [--batch 16] [--set NAME=VALUE]
 
 Prints each choice of ``bundles/acdc_segmentation/configs/train.yaml`` beside the plan's, as a GPU would have it. With
 iterations both are trained that long from random weights, on the same patients, and the validation patients' volumes
 are scored on their own pixels. Both get the warm-up and the averaging of weights that the plan has for so short a run:
 those of the recipe are for 2000 steps. Narrower networks and smaller batches, for both, make a CPU's minutes count.
+With --set, a choice of the plan such as dimensions=3, the plan alone is trained: the recipe knows no such choice.
 FOLDER holds the data set, which links to ACDC's files, and both runs, made by one process each.
 """
 
@@ -138,13 +139,14 @@ class Size:
     widths: tuple[int, ...]
     batch: int
     seed: int
+    choices: tuple[str, ...] = ()
 
     @property
     def settings(self) -> list[str]:
         """Of a plan; validated once, at the end."""
         numbers = {"iterations": self.iterations, "epoch": BATCHES, "validate_every": self.iterations // BATCHES}
         sizes = {"members": self.members, "batch_size": self.batch, "widths": ",".join(map(str, self.widths))}
-        return [f"{name}={value}" for name, value in (numbers | sizes).items()]
+        return [*(f"{name}={value}" for name, value in (numbers | sizes).items()), *self.choices]
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -210,15 +212,18 @@ def write_planned(dataset: DataSet, seen: Fingerprint, folder: Path, size: Size)
 
 
 def compare(acdc: Path, folder: Path, dataset: DataSet, seen: Fingerprint, size: Size) -> Iterator[str]:
-    """Train both at once, and score them."""
+    """Train both at once, or the plan alone where it has choices of its own, and score them."""
     run = folder / "run"
     parts = write_planned(dataset, seen, run, size).parts
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        hand = pool.submit(score_by_hand, acdc, folder / "by_hand", run / "models" / "split.json", size)
-        planned = pool.submit(score_planned, dataset.root, run, size.members)
+        trained = {"planned": pool.submit(score_planned, dataset.root, run, size.members)}
+        if not size.choices:
+            by_hand = (acdc, folder / "by_hand", run / "models" / "split.json", size)
+            trained = {"by hand": pool.submit(score_by_hand, *by_hand), **trained}
     counts = f"{len(parts['train'])} patients trained, {len(parts['validation'])} validate"
-    yield f"{counts}; {size.iterations} steps, batch {size.batch}, widths {size.widths}, {size.members} members"
-    for name, (dice, seconds) in (("by hand", hand.result()), ("planned", planned.result())):
+    made = ", ".join((f"batch {size.batch}", f"widths {size.widths}", f"{size.members} members", *size.choices))
+    yield f"{counts}; {size.iterations} steps, {made}"
+    for name, (dice, seconds) in ((name, future.result()) for name, future in trained.items()):
         words = ", ".join(f"{label} {dice[label]:.3f}" for label in LABELS)
         yield f"{name}: validation Dice {np.mean(list(dice.values())):.3f} ({words}), {seconds:.0f} s of a CPU"
 
@@ -227,10 +232,12 @@ def main(words: Sequence[str] | None = None) -> int:
     given = parsed(words)
     dataset = read_dataset(link_raw(given.acdc, given.folder / "raw", given.patients)).grouped(PATIENT)
     seen = fingerprint(dataset)
-    plan = make_plan(seen, large=True, memory=1e11)
-    reasons = {**plan.reasons, "field": plan.reasons["region" if plan.region else "field"]}
-    print(choices_table(by_hand(), planned_values(plan), reasons), flush=True)
-    size = Size(given.iterations, given.members, tuple(map(int, given.widths.split(","))), given.batch, given.seed)
+    if not given.set:
+        plan = make_plan(seen, large=True, memory=1e11)
+        reasons = {**plan.reasons, "field": plan.reasons["region" if plan.region else "field"]}
+        print(choices_table(by_hand(), planned_values(plan), reasons), flush=True)
+    widths = tuple(map(int, given.widths.split(",")))
+    size = Size(given.iterations, given.members, widths, given.batch, given.seed, tuple(given.set))
     for line in compare(given.acdc, given.folder, dataset, seen, size) if given.iterations else ():
         print(line, flush=True)
     return 0
@@ -247,6 +254,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--widths", default="64,96,160,192")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a choice of the plan")
     return parser.parse_args(words)
 
 
