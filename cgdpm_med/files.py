@@ -110,6 +110,30 @@ def sweep_temporaries(path: PathLike) -> None:
             _discard(stale)
 
 
+@contextmanager
+def reserved(path: PathLike) -> Iterator[None]:
+    """Keeps this machine's other processes from the results beside ``path`` while the block runs.
+
+    Raises:
+        InputError: another process has them.
+    """
+    if fcntl is None:
+        yield
+        return
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
+    place = Path(tempfile.gettempdir()) / f"cgdpm_med-{os.getuid()}-{digest}.lock"
+    with open(place, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            remedy = "Wait until it ends, or give another output folder"
+            raise InputError("is being made by another run", path=path, remedy=remedy) from error
+        try:
+            yield
+        finally:
+            _discard(place)
+
+
 def _lock(file: BinaryIO) -> None:
     """Until it is closed, or its process ends in whatever way."""
     if fcntl is not None:

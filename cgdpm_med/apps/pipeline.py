@@ -24,12 +24,13 @@ from cgdpm_med.apps.study_run import (
     facts_of,
     map_files,
     model_of,
+    text_files,
 )
 from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.evaluation.calibration_file import Calibration
 from cgdpm_med.files import InputError, check_place, listed
 from cgdpm_med.inference.segmenter import Segmenter, choose_device, load_segmenter
-from cgdpm_med.report.records import save_cohort, study_record
+from cgdpm_med.report.records import is_anothers, save_cohort, study_record
 from cgdpm_med.runtime.engines import Engine, InProcess, Progress, about
 from cgdpm_med.studies.cases import Case, group_studies, search
 from cgdpm_med.studies.folders import FolderWarning, left_out_lines, real_path
@@ -243,7 +244,7 @@ def _each_end_once(progress: Progress) -> Progress:
 
 
 def _without_overwriting(cases: Sequence[Case], work: StudyWork) -> list[Case]:
-    """The same cases, with an error where a map would take the place of an input."""
+    """The same cases, with an error where a result would take the place of an input, or of a file of somebody's own."""
     inputs = {real_path(path) for case in cases for path in case.files}
     checked = []
     for case in cases:
@@ -251,8 +252,16 @@ def _without_overwriting(cases: Sequence[Case], work: StudyWork) -> list[Case]:
         if case.error is None and any(real_path(path) in inputs for path in maps):
             remedy = "Give another output folder"
             case = replace(case, error=InputError("would be overwritten by its mask", path=case.image, remedy=remedy))
+        elif case.error is None and (file := _anothers(case, work)) is not None:
+            what = "stands where a result would be written, and no run wrote it"
+            case = replace(case, error=InputError(what, path=file, remedy="Give another output folder"))
         checked.append(case)
     return checked
+
+
+def _anothers(case: Case, work: StudyWork) -> Path | None:
+    files = text_files(case, work.output, work.options)
+    return next((path for path in files if is_anothers(path)), None)
 
 
 def _given_up(cases: Sequence[Case], error: InputError) -> StudyOutcome:

@@ -23,7 +23,8 @@ class Options:
         write: names of :data:`~cgdpm_med.studies.map_names.OUTPUTS`, or one of them.
         staple: whether STAPLE combines the members' masks, in place of what the bundle says.
         keep_largest: whether every structure of the combined mask is reduced to its largest piece.
-        ed, es: frame numbers of a cine, from 1; by default the largest and the smallest left ventricle.
+        ed, es: frame numbers of a cine, from 1; by default the largest and the smallest left ventricle. ``es`` is of a
+            single study.
         height, weight: in cm and kg, of a single patient.
         pages: whether each study gets an HTML page.
         dicom_seg: whether DICOM inputs get DICOM segmentations, "deidentified" or "identified"; None writes none.
@@ -88,6 +89,9 @@ def check_options(options: Options, cases: Sequence[Case]) -> None:
                 f"{name} names a frame of a cine, but here Info.cfg says which frames are which, or the files' names do"
             )
             raise InputError(what, remedy=f"Leave out {name}, or give the 4D file alone")
+    if options.es is not None and len(studies) > 1:
+        what = f"one --es cannot be that of {len(studies)} studies"
+        raise InputError(what, remedy="Leave out --es, or segment one study at a time")
     if options.ed is not None and options.ed == options.es:
         raise InputError(
             f"ED and ES are the same frame, {options.ed}",

@@ -6,7 +6,8 @@ Needs highdicom (``pip install 'cgdpm-med[archive]'``).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def write_report_object(
 ) -> Path:
     """Write the volumes of a study's structures, and its function where there is one.
 
-    Volumes are those of the frames of phases, or of the only frame; intervals stay in the JSON and on the page.
+    Volumes are those of the frames of phases, or of the only frame; with them stands what the quality checks say.
+    Intervals and the checks' reasons stay in the JSON and on the page.
 
     Args:
         identity: as in :func:`~cgdpm_med.apps.dicom_seg.write_dicom_seg`.
@@ -80,14 +82,16 @@ def _document(result: StudyResult, stack: DicomStack, images: Sequence[DicomImag
     content = hd.sr.MeasurementReport(
         observation_context=_observer(uid("observer")),
         procedure_reported=hd.sr.CodedConcept("363679005", "SCT", "Imaging procedure"),
-        imaging_measurements=list(_groups(measured, stack, result.phases, uid)),
+        imaging_measurements=list(_groups(measured, stack, result, uid)),
     )
     report = hd.sr.ComprehensiveSR(
         evidence=evidence,
         content=content[0],
         series_instance_uid=uid("series", first),
         series_number=2000 + (stack.series[0] if stack.series else 0),
-        sop_instance_uid=uid("object", first, json.dumps([(name, value) for _, name, value, _ in measured])),
+        sop_instance_uid=uid(
+            "object", first, json.dumps([(name, value) for _, name, value, _ in measured]), json.dumps(_verdict(result))
+        ),
         instance_number=1,
         manufacturer="cgdpm_med",
         manufacturer_model_name="cgdpm_med",
@@ -150,10 +154,30 @@ def _measured(result: StudyResult, task: Task) -> Iterator[Measured]:
             yield "function", name, float(estimate.value), task.measures[name].unit
 
 
-def _groups(measured: Sequence[Measured], stack: DicomStack, phases: Mapping[str, int], uid: Any) -> Iterator[Any]:
-    """Each with the images it was measured in: those of its phase, of the function those of all phases."""
+def _verdict(result: StudyResult) -> list[tuple[str, str]]:
+    """Pairs of code and meaning: the status, and why it is so. A meaning has at most 64 characters."""
+    quality = result.quality
+    status = (quality.status, "to be looked at by a person" if quality.status == "review" else "no check complains")
+    reasons = dict.fromkeys(finding.check for finding in quality.findings if finding.review)
+    return [status, *((re.sub(r"\W+", "_", check)[:16], check[:64]) for check in reasons)]
+
+
+def _evaluations(result: StudyResult) -> list[Any]:
+    """The verdict as items of a group: no number stands in an archive without it."""
     import highdicom as hd
 
+    name = hd.sr.CodedConcept("quality", _OWN, "Quality checks")
+    return [
+        hd.sr.QualitativeEvaluation(name=name, value=hd.sr.CodedConcept(code, _OWN, meaning))
+        for code, meaning in _verdict(result)
+    ]
+
+
+def _groups(measured: Sequence[Measured], stack: DicomStack, result: StudyResult, uid: Any) -> Iterator[Any]:
+    """Each with the verdict, and with the images it was measured in: of its phase, of the function of all phases."""
+    import highdicom as hd
+
+    phases = result.phases
     for group in dict.fromkeys(group for group, *_ in measured):
         numbers = [number for phase, number in phases.items() if group.endswith(f" {phase}")] or phases.values() or [1]
         images = [of_slice[number - 1] for number in dict.fromkeys(numbers) for of_slice in stack.images]
@@ -166,6 +190,7 @@ def _groups(measured: Sequence[Measured], stack: DicomStack, phases: Mapping[str
                 for of_group, name, value, unit in measured
                 if of_group == group
             ],
+            qualitative_evaluations=_evaluations(result),
             source_images=[
                 hd.sr.SourceImageForMeasurementGroup(i.sop_class, i.instance_uid, _frame(i)) for i in images
             ],

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 
 from cgdpm_med.apps.dicom_seg import check_codes, seg_files, write_dicom_seg
@@ -18,7 +19,7 @@ from cgdpm_med.apps.resume import finished
 from cgdpm_med.apps.segment_options import Options
 from cgdpm_med.diffusion.sampling import Sampling
 from cgdpm_med.evaluation.calibration_file import Calibration, find_calibration
-from cgdpm_med.files import InputError, sweep_temporaries
+from cgdpm_med.files import InputError, reserved, sweep_temporaries
 from cgdpm_med.inference.components import keep_largest
 from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter, ensemble_settings
@@ -173,6 +174,30 @@ def map_files(case: Case, output: Path, options: Options) -> list[Path]:
     return [map_file(output / case.folder, case.name, name) for name in options.write]
 
 
+def record_file(study: Subject, folder: Path) -> Path:
+    """The JSON of a study, in its folder."""
+    return folder / f"{PurePosixPath(study.key).name}.json"
+
+
+def text_files(case: Case, output: Path, options: Options) -> list[Path]:
+    """The JSON files and the page that a case will get, alone or with its study."""
+    folder = output / case.folder
+    record = record_file(options.subject(case.study), folder)
+    pages = [record.with_suffix(".html")] if options.pages else []
+    return [record, folder / f"{case.name}.json", *pages]
+
+
+def _refuse_holes(cine: Volume, path: Path | None) -> None:
+    """Raise InputError for a slice that is one value in some frames alone: masks there would move ED or ES."""
+    constant = cine.data.min(axis=(0, 1)) == cine.data.max(axis=(0, 1))  # (Z, T)
+    holes = constant & ~constant.all(axis=1, keepdims=True) & ~constant.all(axis=0, keepdims=True)
+    if holes.any():
+        place, frame = (int(n) + 1 for n in np.argwhere(holes)[0])
+        more = f" and {holes.sum() - 1} more" if holes.sum() > 1 else ""
+        what = f"slice {place} is constant in frame {frame}{more}, and not in others"
+        raise InputError(what, path=path, remedy="Export the series again, or leave these frames out")
+
+
 @dataclass
 class _StudyRun:
     model: Model
@@ -184,7 +209,17 @@ class _StudyRun:
     def study(self, cases: Sequence[Case], resume: bool) -> None:
         folder = self.output / cases[0].folder
         subject = self.options.subject(cases[0].study)
-        record = folder / f"{PurePosixPath(subject.key).name}.json"
+        record = record_file(subject, folder)
+        try:
+            with reserved(record):
+                self._study(cases, subject, record, resume)
+        except InputError as error:  # another run's
+            self.outcome.failed |= {case.key: error for case in cases}
+            for case in cases:
+                self.progress(case.key, 1.0)
+
+    def _study(self, cases: Sequence[Case], subject: Subject, record: Path, resume: bool) -> None:
+        folder = record.parent
         about = self._about(subject)
         self.outcome.origin = self.model.origin
         if resume and (past := finished(record, about, cases)) is not None:
@@ -281,6 +316,7 @@ class _StudyRun:
             if not 1 <= number <= total:
                 what = f"has {total} frames, so {name} cannot be frame {number}"
                 raise InputError(what, path=case.image, remedy=f"Give --{name.lower()} from 1 to {total}")
+        _refuse_holes(volume, case.image)
         maps, by_frame = CineMaps(volume, folder, case.name, self.options.write), {}
         objects: list[Path] = []
         for number, frame in enumerate(frames(volume), start=1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from cgdpm_med.evaluation.calibration_file import (
     CALIBRATION,
     Calibration,
     plain,
+    read_calibration,
     write_calibration,
 )
 from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
@@ -30,7 +30,7 @@ from cgdpm_med.evaluation.reference_labels import (
     structures_of_references,
 )
 from cgdpm_med.evaluation.training_patients import check_unseen
-from cgdpm_med.files import InputError
+from cgdpm_med.files import InputError, check_place
 from cgdpm_med.inference.labels import Labels
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter, ensemble_settings, load_segmenter
 from cgdpm_med.metrics.calibration import (
@@ -142,6 +142,9 @@ def calibrate(
     facts = engine.ask(partial(facts_of, segmenter))
     note = check_unseen((item["patient"] for item in items), facts.weights, "validation")
     path = calibration_path(output, facts.weights)
+    settings = {**facts.settings, "staple": False, "keep_largest": False}
+    if output is None:
+        keep_other_settings(path, settings)
     structures = structures_of_references(items, facts.labels, reference_labels)
     for item in items:  # whatever is wrong is found before the long part
         volume = read_volume(item["image"], spacing=spacing)
@@ -155,7 +158,7 @@ def calibrate(
     calibration = fit_calibration(
         frames,
         weights=digests_by_name(facts.weights),
-        settings={**facts.settings, "staple": False, "keep_largest": False},
+        settings=settings,
         data={"section": section, "seed": facts.seed, "device": facts.device},
         together=together,
     )
@@ -201,9 +204,25 @@ def calibration_path(output: str | Path | None, weights: Sequence[Path]) -> Path
         InputError: it cannot be written.
     """
     path = Path(output) if output is not None else weights[0].with_name(CALIBRATION)
-    if path.is_dir() or (path.parent.is_dir() and not os.access(path.parent, os.W_OK)):
-        raise InputError("cannot be written", path=path, remedy="Give a file in a folder of yours as --output")
+    remedy = "Give a file in a folder of yours as --output"
+    if path.is_dir():
+        raise InputError("cannot be written: is a directory", path=path, remedy=remedy)
+    try:
+        check_place(path.parent)
+    except InputError as error:
+        raise InputError(error.what, path=path, remedy=remedy) from error
     return path
+
+
+def keep_other_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise InputError where the file that every run reads was fitted to other settings than these."""
+    try:
+        there = read_calibration(path)
+    except InputError:  # none, or nothing that anybody could use
+        return
+    if differing := there.differing(settings):
+        what = f"was fitted to {there.in_words(differing)}, and runs with these would lose it"
+        raise InputError(what, path=path, remedy="Give another file as --output, for cgdpm-med segment --calibration")
 
 
 def observe_all(

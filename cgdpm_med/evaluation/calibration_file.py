@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from cgdpm_med.diffusion.ensemble import entropy
 from cgdpm_med.diffusion.sampling import Sampling
 from cgdpm_med.files import InputError, atomic_write
+from cgdpm_med.inference.bundles import bundle_path
 from cgdpm_med.inference.segmenter import Segmentation
 from cgdpm_med.metrics.calibration import temper, untemper
 from cgdpm_med.models.weights import digests_by_name, sha256_of
@@ -89,8 +90,11 @@ class Calibration:
         """What was otherwise in the fit, in words; None where nothing was."""
         if sorted(hashes.values()) != sorted(self.weights.values()):
             return OTHER_WEIGHTS
-        differing = self.differing(settings)
-        return ", ".join(f"{name.replace('_', ' ')} {self.settings[name]}" for name in differing) or None
+        return self.in_words(self.differing(settings)) or None
+
+    def in_words(self, names: Sequence[str]) -> str:
+        """Settings of the fit."""
+        return ", ".join(f"{name.replace('_', ' ')} {self.settings[name]}" for name in names)
 
     def differing(self, settings: Mapping[str, Any]) -> list[str]:
         """Names of the settings that were otherwise in the fit."""
@@ -187,6 +191,16 @@ def _check(c: Calibration) -> None:
         raise ValueError("weights or settings are missing")
 
 
+def _refit_beside(
+    calibration: Calibration, settings: Mapping[str, Any], weights: Sequence[Path], path: str | Path | None
+) -> str:
+    """What makes one for other settings, in a file of its own: others still run with those of the fit."""
+    shipped = weights[0].resolve().is_relative_to(bundle_path("acdc_segmentation").resolve())
+    further = [] if shipped else [f"--weights {weights[0]}"]
+    remedy = calibration.remedy(settings, [*further, f"--output {'FILE' if path is None else path}"])
+    return f"{remedy}, and give it as --calibration FILE" if path is None and "--output" in remedy else remedy
+
+
 def find_calibration(
     weights: Sequence[Path],
     settings: Mapping[str, Any],
@@ -218,7 +232,7 @@ def find_calibration(
     if misfit is None:
         return calibration, None
     if misfit != OTHER_WEIGHTS:
-        remedy = calibration.remedy(settings)
+        remedy = _refit_beside(calibration, settings, weights, path)
     elif refit is not None:
         remedy = refit
     elif len(weights) > 1:  # calibrate takes one network of a bundle

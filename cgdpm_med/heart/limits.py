@@ -44,6 +44,10 @@ class HeartLimits(QualityLimits):
         rv_to_lv: right by left ventricle at ED. References: .31 to 3.6.
         mass_change: myocardium at ES by that at ED; muscle keeps its volume. References: .88 to 1.47.
         stroke_difference: right and left stroke volume differ by at most so much, ml. References: at most 98.
+        phase_slack: how much more than the ED that was given, or less than the ES, another frame's left ventricle may
+            hold, as a part of that at ED. What masks of one ventricle differ by from frame to frame is less.
+        jump: how far one frame's left ventricle may lie from the middle of its neighbours, as a part of the largest
+            frame's; it must also be ``jump_ratio`` times what is usual in that beat. A broken frame does, not a heart.
         ends: the smaller of the left ventricle's first and last slice by its largest. References: at most .83.
         apex_first: how far the heart's centre may lie towards the apex, see
             :func:`~cgdpm_med.heart.checks.lean_to_apex`. References: at most -.016.
@@ -72,5 +76,8 @@ class HeartLimits(QualityLimits):
     rv_to_lv: tuple[float, float] = (0.15, 5.4)
     mass_change: tuple[float, float] = (0.6, 2.0)
     stroke_difference: float = 150.0
+    phase_slack: float = 0.05
+    jump: float = 0.1
+    jump_ratio: float = 6.0
     ends: float = 0.9
     apex_first: float = 0.0

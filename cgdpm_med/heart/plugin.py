@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cgdpm_med.files import InputError, listed
 from cgdpm_med.heart import page
+from cgdpm_med.heart.beat_checks import check_beat, check_phases
 from cgdpm_med.heart.checks import assess_borders, assess_function, assess_heart, compare_phases
 from cgdpm_med.heart.function import MEASURES, cardiac_function, find_ed_es, write_cohort_csv
 from cgdpm_med.heart.limits import HeartLimits
@@ -109,6 +110,13 @@ class CardiacTask(Task):
         """Ejection fractions, and both ventricles at both phases."""
         ed, es = (self.heart.volumes(frames[phase]) for phase in self.phases)
         return (*assess_function(spread, _of_heart(limits)), *compare_phases(ed, es, _of_heart(limits)))
+
+    def beat_findings(
+        self, volumes: Mapping[int, FrameVolumes], phases: Mapping[str, int], limits: QualityLimits
+    ) -> Sequence[Finding]:
+        """Phases that the volumes contradict, and frames that fit no beat."""
+        lv = {number: float(of_frame.combined[self.heart.lv]) for number, of_frame in volumes.items()}
+        return (*check_phases(lv, phases, _of_heart(limits)), *check_beat(lv, _of_heart(limits)))
 
     # --- tables, pages, files ---
 

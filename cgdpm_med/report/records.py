@@ -117,6 +117,18 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+def is_anothers(path: Path) -> bool:
+    """Whether a JSON or HTML file is there that no run wrote; what cannot be read may be the rest of a run's."""
+    try:
+        content = path.read_bytes()
+        if path.suffix != ".json":
+            return b"cgdpm" not in content
+        found = json.loads(content)
+    except (OSError, ValueError):
+        return False
+    return bool(found) and not (isinstance(found, dict) and {"study", "case"} & found.keys())
+
+
 def read_study(path: Path) -> StudyResult | None:
     """The study of :func:`read_record`."""
     record = read_record(path)

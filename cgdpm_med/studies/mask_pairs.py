@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cgdpm_med.data.acdc import read_acdc_patient
 from cgdpm_med.data.transforms import case_name
 from cgdpm_med.files import InputError
 from cgdpm_med.images.pictures import PICTURE_SUFFIXES
-from cgdpm_med.studies.folders import in_label_folder, picture_files, volume_files
+from cgdpm_med.studies.folders import FolderWarning, in_label_folder, picture_files, volume_files
 from cgdpm_med.studies.map_names import is_map
 from cgdpm_med.volumes.formats import volume_suffix
 
@@ -42,8 +43,8 @@ def pair_masks(predictions: str | Path, references: str | Path) -> tuple[list[Ma
     :mod:`.folders` knows them), these are the references and everything else there is passed over; elsewhere an image
     beside its label map (``_seg``, ``label_``) is. Such words and nnU-Net's channel ending ``_0000`` are no part of a
     name unless names would then repeat, and the uncertainty maps that lie beside a mask are no masks. A name that
-    occurs once on either side pairs wherever it lies; otherwise the files pair by their path, so that the folders
-    mirror each other.
+    occurs once on either side pairs wherever it lies, with a warning where folders of other names hold the two;
+    otherwise the files pair by their path, so that the folders mirror each other.
 
     Returns:
         The pairs, sorted by key, and by key the error of each file that has no partner.
@@ -70,6 +71,8 @@ def pair_masks(predictions: str | Path, references: str | Path) -> tuple[list[Ma
         predicted = {key.rpartition("/")[2]: path for key, path in predicted.items()}
         reference = {key.rpartition("/")[2]: path for key, path in reference.items()}
     pairs = [_pair(predicted[key], path, key) for key, path in sorted(reference.items()) if key in predicted]
+    if (line := _apart(pairs, predictions, references)) is not None:
+        warnings.warn(line, FolderWarning, stacklevel=2)
     lonely = {
         key: InputError("has no prediction", path=path, remedy=_add(key, predicted, "predictions"))
         for key, path in reference.items()
@@ -81,6 +84,28 @@ def pair_masks(predictions: str | Path, references: str | Path) -> tuple[list[Ma
         if key not in reference
     }
     return pairs, dict(sorted(lonely.items()))
+
+
+def _apart(pairs: Sequence[MaskPair], predictions: Path, references: Path) -> str | None:
+    """A line about pairs of equal names in folders of other names: two sites may both number from 1."""
+    found = []
+    for pair in pairs:
+        sides = ((pair.prediction, predictions), (pair.reference, references))
+        first, second = (_told_by_folders(path, root, pair.key) for path, root in sides)
+        if first and second and not first & second:
+            found.append(pair)
+    if not found:
+        return None
+    of, to = found[0].prediction.relative_to(predictions), found[0].reference.relative_to(references)
+    count = f"{len(found)} masks pair" if len(found) > 1 else "1 mask pairs"
+    return f"{count} by name across folders, such as {of} with {to}: check that they are of one patient"
+
+
+def _told_by_folders(path: Path, root: Path, key: str) -> set[str]:
+    """Names of the folders above a mask, but those of label maps, and those that its own name repeats."""
+    if in_label_folder(path, root):
+        return set()
+    return {name for name in path.relative_to(root).parent.parts if not key.startswith(name)}
 
 
 def _add(key: str, others: Mapping[str, Path], what: str) -> str:

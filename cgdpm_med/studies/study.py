@@ -106,7 +106,11 @@ class Study:
             margin=self.margin,
         )
         spread = self._task.measure(frames, level=self.level, possible=False)
-        quality = self._quality(self.key_frames(), self._task.study_findings(spread, frames, self.limits))
+        findings = (
+            *self._task.study_findings(spread, frames, self.limits),
+            *self._task.beat_findings(volumes, phases, self.limits),
+        )
+        quality = self._quality(self.key_frames(), findings)
         return StudyResult(self.key, volumes, quality, phases, function, labels)
 
     def key_frames(self) -> dict[str, Segmentation]:

@@ -128,6 +128,12 @@ class Task:
         """What the measures say, with the members' own spread as intervals, and the phases of each other."""
         return ()
 
+    def beat_findings(
+        self, volumes: Mapping[int, FrameVolumes], phases: Mapping[str, int], limits: QualityLimits
+    ) -> Sequence[Finding]:
+        """What all frames, by their numbers, say of one another and of the ``phases`` among them."""
+        return ()
+
     # --- tables, pages, files ---
 
     def write_cohort(self, results: Sequence[StudyResult], path: Path) -> None:

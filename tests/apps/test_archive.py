@@ -28,7 +28,7 @@ from cgdpm_med.apps.structured_report import write_report_object  # noqa: E402
 from cgdpm_med.apps.study_run import model_of  # noqa: E402
 from cgdpm_med.console import CaseBar  # noqa: E402
 from cgdpm_med.files import InputError  # noqa: E402
-from cgdpm_med.inference.quality import Quality  # noqa: E402
+from cgdpm_med.inference.quality import Finding, Quality  # noqa: E402
 from cgdpm_med.studies.result import StudyResult  # noqa: E402
 from cgdpm_med.studies.task import task_of  # noqa: E402
 from cgdpm_med.volumes.dicom.finding import find_dicom, read_dicom  # noqa: E402
@@ -89,9 +89,29 @@ def test_a_measurement_names_the_images_of_its_phase(tmp_path: Path) -> None:
             for item in group[0].ContentSequence
             if item.ValueType == "IMAGE"
         }
+    said = [evaluation.value.meaning for evaluation in group.get_qualitative_evaluations()]
+    assert said == ["no check complains"]
     assert cited["LV ED"] == of_phase[0]
     assert cited["LV ES"] == of_phase[2]
     assert cited["function"] == of_phase[0] | of_phase[2]
+
+
+def test_no_number_stands_without_its_verdict(tmp_path: Path) -> None:
+    (found,) = find_dicom(Scan(phases=2).write(tmp_path / "scan"))
+    stack = found.stack
+    assert stack is not None
+    quality = Quality(
+        (Finding("ejection fraction", "LV ejection fraction of -50.0 % lies outside"), Finding("n", "", False))
+    )
+    result = StudyResult("a", {1: volumes(90.0), 2: volumes(40.0)}, quality, {"ED": 1, "ES": 2})
+    report = hd.sr.ComprehensiveSR.from_dataset(dcmread(write_report_object(result, stack, tmp_path / "sr.dcm")))
+    groups = report.content.get_image_measurement_groups()
+    assert len(groups) == 6
+    for group in groups:
+        said = [evaluation.value.meaning for evaluation in group.get_qualitative_evaluations()]
+        assert said == ["to be looked at by a person", "ejection fraction"]
+    other = dcmread(write_report_object(replace(result, quality=Quality()), stack, tmp_path / "other.dcm"))
+    assert other.SOPInstanceUID != report.SOPInstanceUID
 
 
 # --- what is stored ---------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from cgdpm_med.evaluation.calibrate import (
     MARGINS,
     calibrate,
     calibration_items,
+    calibration_path,
     fit_intervals,
     fit_voxels,
     format_calibration,
@@ -221,6 +222,28 @@ def test_a_measure_without_intervals_cannot_be_fitted() -> None:
     studies = [study(str(k), 100, 50, 100, 50) for k in range(8)] + [study("8", 0, 0, 100, 50)]
     with pytest.raises(InputError, match="LV ejection fraction has no interval in 1 of 9 patients"):
         fit_intervals(studies)
+
+
+def test_a_file_of_other_settings_is_not_lost(
+    fitted: Any, segmenter: Overconfident, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = segmenter.weights[0].with_name(CALIBRATION)
+    content = json.loads(path.read_text())
+    content["settings"]["members"] = 17
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr("cgdpm_med.evaluation.calibrate.load_segmenter", lambda *_: segmenter)
+    with pytest.raises(InputError, match="was fitted to members 17, and runs with these would lose it") as refused:
+        calibrate(phantoms, split=SPLIT)
+    assert "--output" in str(refused.value)
+    assert json.loads(path.read_text()) == content
+    calibrate(phantoms, split=SPLIT, output=tmp_path / "mine.json")
+    assert read_calibration(tmp_path / "mine.json").settings["members"] == segmenter.predictor.sampling.members
+
+
+def test_a_place_that_cannot_be_made_is_told_first(segmenter: Overconfident, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="Give a file in a folder of yours as --output"):
+        calibration_path(tmp_path / "file" / "deep" / "mine.json", segmenter.weights)
 
 
 # --- what it changes --------------------------------------------------------------------------------------------------

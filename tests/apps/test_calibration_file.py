@@ -92,12 +92,16 @@ def test_other_settings_leave_one_line(kept: tuple[Path, ...], change: dict[str,
 @pytest.mark.parametrize(
     ("change", "remedy"),
     [
-        ({"timesteps": (999, 666, 333), "steps": 3}, "calibrate --timesteps 999,666,333"),
-        ({"steps": 3}, "calibrate --steps 3"),
+        (
+            {"timesteps": (999, 666, 333), "steps": 3},
+            "--output FILE --timesteps 999,666,333, and give it as --calibration FILE",
+        ),
+        ({"steps": 3}, "--output FILE --steps 3, and give it as --calibration FILE"),
     ],
 )
 def test_other_timesteps_are_said_in_one_option(kept: tuple[Path, ...], change: dict[str, Any], remedy: str) -> None:
-    assert (find_calibration(kept, {**MADE, **change})[1] or "").endswith(remedy)
+    said = find_calibration(kept, {**MADE, **change})[1] or ""
+    assert said.endswith(f" {remedy}")
 
 
 def test_a_calibration_older_than_truncated_chains_was_fitted_to_whole_ones(kept: tuple[Path, ...]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 
 from cgdpm_med import InputError, find_cases
 from cgdpm_med.studies.cases import Subject, group_studies
+from cgdpm_med.studies.folders import FolderWarning
 from cgdpm_med.studies.mask_pairs import pair_masks
 
 
@@ -153,6 +155,19 @@ def test_pairs_of_acdc_wherever_the_files_lie(tmp_path: Path) -> None:
     assert pairs(predictions, tmp_path / "acdc") == expected
     found, _ = pair_masks(predictions, tmp_path / "acdc")
     assert [(p.phase, p.group) for p in found] == [("ED", "NOR"), ("ES", "NOR")]
+
+
+def test_pairs_across_folders_of_other_names_are_told(tmp_path: Path) -> None:
+    predictions = touch(tmp_path / "pred", "siteA/001.nii.gz", "siteA/002.nii.gz")
+    references = touch(tmp_path / "ref", "siteB/001.nii.gz", "siteB/002.nii.gz")
+    told = "2 masks pair by name across folders, such as siteA/001.nii.gz with siteB/001.nii.gz"
+    with pytest.warns(FolderWarning, match=told):
+        assert len(pairs(predictions, references)) == 2
+    for place in ("siteA/001.nii.gz", "labelsTr/001.nii.gz", "001.nii.gz"):
+        same = touch(tmp_path / place.replace("/", "_"), place)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert len(pairs(touch(tmp_path / "one", "siteA/001.nii.gz"), same)) == 1
 
 
 def test_pairs_of_nnunet(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from stubs import Thresholder
 
 from cgdpm_med import InputError, Options, autocast_dtype, find_cases, read_volume, segment, segment_all
 from cgdpm_med.apps.pipeline import segment_cases
+from cgdpm_med.files import reserved
 from cgdpm_med.inference.segmenter import choose_device
 from cgdpm_med.studies.outputs import describe, save_segmentation
 
@@ -101,6 +102,59 @@ def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
     outcome = segment_cases(Thresholder(), find_cases(image), tmp_path)
     assert "would be overwritten" in outcome.failed["scan"]
     assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "text"), [("scan.json", '{"EchoTime": 1.2}'), ("scan.html", "<p>my notes</p>")])
+def test_a_file_of_ones_own_is_never_overwritten(name: str, text: str, tmp_path: Path) -> None:
+    image = upright(tmp_path / "in" / "scan.nii.gz")
+    own = tmp_path / "notes" / name
+    own.parent.mkdir()
+    own.write_text(text)
+    outcome = segment_cases(Thresholder(), find_cases(image), own.parent)
+    assert f"{name}: stands where a result would be written, and no run wrote it" in str(outcome.failed["scan"])
+    assert [(path.name, path.read_text()) for path in own.parent.iterdir()] == [(name, text)]
+    assert segment_cases(Thresholder(), find_cases(image), tmp_path / "out").failed == {}
+
+
+def test_what_an_earlier_run_wrote_is_replaced(tmp_path: Path) -> None:
+    image = upright(tmp_path / "in" / "scan.nii.gz")
+    for _ in range(2):
+        assert segment_cases(Thresholder(), find_cases(image), tmp_path / "out").failed == {}
+    (tmp_path / "out" / "scan.json").unlink()  # as a run that was killed before its record leaves it
+    assert (tmp_path / "out" / "scan.html").is_file()
+    assert segment_cases(Thresholder(), find_cases(image), tmp_path / "out").failed == {}
+
+
+def test_two_runs_do_not_make_one_study_at_once(tmp_path: Path) -> None:
+    for name in "ab":
+        upright(tmp_path / "in" / f"{name}.nii.gz")
+    cases, out = find_cases(tmp_path / "in"), tmp_path / "out"
+    with reserved(out / "b.json"):
+        outcome = segment_cases(Thresholder(), cases, out)
+        assert list(outcome.failed) == ["b"]
+        assert "b.json: is being made by another run. Wait until it ends" in str(outcome.failed["b"])
+        assert not (out / "b.nii.gz").exists()
+    assert segment_cases(Thresholder(), cases, out).failed == {}
+    assert (out / "b.nii.gz").is_file()
+
+
+def test_a_slice_that_is_missing_in_some_frames_is_refused(tmp_path: Path) -> None:
+    image = upright(tmp_path / "cine.nii.gz", (5, 4, 3, 4))
+    voxels = np.asarray(nib.load(image).dataobj).copy()  # type: ignore[attr-defined]
+    voxels[:, :, 0] = 0  # padding in every frame is no fault
+    nib.Nifti1Image(voxels, np.diag([1.5, 2.0, 8.0, 1])).to_filename(image)
+    assert segment_cases(Thresholder(), find_cases(image), tmp_path / "out").failed == {}
+    voxels[:, :, 2, 1:3] = 7
+    nib.Nifti1Image(voxels, np.diag([1.5, 2.0, 8.0, 1])).to_filename(image)
+    outcome = segment_cases(Thresholder(), find_cases(image), tmp_path / "out")
+    assert "slice 3 is constant in frame 2 and 1 more, and not in others" in str(outcome.failed["cine"])
+
+
+def test_one_end_systole_is_not_that_of_several_studies(tmp_path: Path) -> None:
+    for name in "ab":
+        upright(tmp_path / "in" / f"{name}.nii.gz", (5, 4, 3, 4))
+    with pytest.raises(InputError, match="one --es cannot be that of 2 studies"):
+        segment(tmp_path / "in", tmp_path / "out", options=Options(es=2))
 
 
 def test_wrong_requests_stop_before_any_work(tmp_path: Path) -> None:

@@ -255,6 +255,20 @@ def test_a_cine_keeps_two_frames_and_finds_the_truth(cine: tuple[Phantom, Volume
     np.testing.assert_array_equal(kept["ES"].mask, drawn.labels[drawn.es_frame])
 
 
+@pytest.mark.parametrize("known", [{}, {"ED": 1}, {"ES": 2}])
+def test_frames_beyond_a_phase_that_was_given_reach_the_verdict(
+    known: dict[str, int], cine: tuple[Phantom, Volume]
+) -> None:
+    drawn, volume = cine
+    study = Study("phantom", known=known)
+    for frame, labels in drawn.labels.items():
+        study.add(frame, segmentation_of(labels[None], volume))
+    quality = study.result().quality
+    found = [finding.reason for finding in quality.findings if finding.check in ("phases", "beat")]
+    assert (drawn.ed_frame, drawn.es_frame == 2) == (1, False)
+    assert [f"frame {drawn.es_frame} holds" in reason for reason in found] == [True] * (known == {"ES": 2})
+
+
 def test_known_frames_are_kept(cine: tuple[Phantom, Volume]) -> None:
     drawn, volume = cine
     study = Study("phantom", known={"ED": 2, "ES": 3})
