@@ -7,6 +7,8 @@ import hashlib
 import os
 import secrets
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,7 +53,8 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
     file). Missing parent folders are made.
 
     Raises:
-        InputError: the place cannot be written to: read-only, no permission, full, or a folder of that name.
+        InputError: the place cannot be written to: read-only, no permission, full, a folder of that name, or a name
+            that is too long.
     """
     path = Path(path)
     temporary = path.with_name(f"{_temporary_prefix(path)}{secrets.token_hex(8)}.tmp")
@@ -70,9 +73,15 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
             _discard(temporary)
             raise
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "Free space there or choose another folder" if full else "Choose a folder that can be written to"
-        raise InputError(f"cannot be written: {_reason(error)}", path=path, remedy=remedy) from error
+        raise InputError(f"cannot be written: {_reason(error)}", path=path, remedy=_write_remedy(error)) from error
+
+
+def _write_remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "Free space there or choose another folder"
+    if error.errno == errno.ENAMETOOLONG:
+        return "Choose a shorter name"
+    return "Choose a folder that can be written to"
 
 
 def check_folder(folder: Path) -> None:
@@ -178,6 +187,28 @@ def read_failure(path: Path, error: OSError) -> InputError:
     }
     remedy = remedies.get(error.errno or 0, "Copy or export the file again")
     return InputError(f"cannot be read: {_reason(error)}", path=path, remedy=remedy)
+
+
+def archive_damage(path: PathLike) -> str | None:
+    """What is wrong with a file that ``torch.save`` may have written, or None: its reader compares no checksums.
+
+    A file that is no archive at all is left to whoever reads it.
+
+    Raises:
+        OSError: for a file that cannot be opened.
+    """
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if not start:
+        return "is an empty file"
+    if not zipfile.is_zipfile(path):  # the table at its end is missing
+        return "is truncated" if start == b"PK" else None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        return f"is damaged ({error})"
+    return None if bad is None else f"is damaged (checksum of {bad})"
 
 
 def listed(items: Iterable[object], most: int = 8) -> str:

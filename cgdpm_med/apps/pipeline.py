@@ -6,6 +6,7 @@ everything else, so a study with a JSON is complete, whatever became of the proc
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from cgdpm_med.apps.study_run import (
     StudyWork,
     build_model,
     facts_of,
+    longest_file,
     map_files,
     model_of,
     text_files,
@@ -38,6 +40,8 @@ from cgdpm_med.studies.outputs import Provenance, check_outputs, write_label_tab
 from cgdpm_med.studies.result import StudyResult
 
 Report = Callable[[str, InputError | None], None]
+MOST_BYTES = 255
+"""In the name of a file, on the usual file systems."""
 
 
 @dataclass
@@ -216,7 +220,7 @@ def segment_cases(
 
 def do_studies(engine: Engine, work: StudyWork, cases: Sequence[Case], report: Report, progress: Progress) -> Outcome:
     """Every study done by an engine, whose order does not show in the outcome."""
-    studies = group_studies(_without_overwriting(cases, work))
+    studies = group_studies(_without_unwritable(cases, work))
     done: dict[str, StudyOutcome] = {}
     progress = _each_end_once(progress)  # workers elsewhere tell of none, this process of all
     for key, answer in engine.do(work, studies, progress):
@@ -243,25 +247,22 @@ def _each_end_once(progress: Progress) -> Progress:
     return told
 
 
-def _without_overwriting(cases: Sequence[Case], work: StudyWork) -> list[Case]:
-    """The same cases, with an error where a result would take the place of an input, or of a file of somebody's own."""
+def _without_unwritable(cases: Sequence[Case], work: StudyWork) -> list[Case]:
+    """The same cases, with an error where results would replace an input or anybody's file, or have too long a name."""
     inputs = {real_path(path) for case in cases for path in case.files}
-    checked = []
-    for case in cases:
-        maps = map_files(case, work.output, work.options)
-        if case.error is None and any(real_path(path) in inputs for path in maps):
-            remedy = "Give another output folder"
-            case = replace(case, error=InputError("would be overwritten by its mask", path=case.image, remedy=remedy))
-        elif case.error is None and (file := _anothers(case, work)) is not None:
-            what = "stands where a result would be written, and no run wrote it"
-            case = replace(case, error=InputError(what, path=file, remedy="Give another output folder"))
-        checked.append(case)
-    return checked
+    return [replace(case, error=case.error or _unwritable(case, work, inputs)) for case in cases]
 
 
-def _anothers(case: Case, work: StudyWork) -> Path | None:
-    files = text_files(case, work.output, work.options)
-    return next((path for path in files if is_anothers(path)), None)
+def _unwritable(case: Case, work: StudyWork, inputs: Collection[Path]) -> InputError | None:
+    if (length := len(os.fsencode(longest_file(case, work.options)))) > MOST_BYTES:
+        what = f"has a name so long that one of its results' would have {length} bytes, of {MOST_BYTES} that can be"
+        return InputError(what, path=case.image, remedy="Rename it")
+    if any(real_path(path) in inputs for path in map_files(case, work.output, work.options)):
+        return InputError("would be overwritten by its mask", path=case.image, remedy="Give another output folder")
+    if (file := next(filter(is_anothers, text_files(case, work.output, work.options)), None)) is not None:
+        what = "stands where a result would be written, and no run wrote it"
+        return InputError(what, path=file, remedy="Give another output folder")
+    return None
 
 
 def _given_up(cases: Sequence[Case], error: InputError) -> StudyOutcome:

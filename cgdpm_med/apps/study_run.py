@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import torch
 
 from cgdpm_med.apps.dicom_seg import check_codes, seg_files, write_dicom_seg
 from cgdpm_med.apps.resume import finished
@@ -24,11 +23,13 @@ from cgdpm_med.inference.components import keep_largest
 from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.segmenter import Segmentation, Segmenter, ensemble_settings
 from cgdpm_med.report.records import COHORT, VIEW, read_record, read_study_record, study_record
+from cgdpm_med.runtime.batching import memory_errors
 from cgdpm_med.runtime.engines import Progress
 from cgdpm_med.runtime.precision import autocast_dtype
 from cgdpm_med.studies.cases import Case, Subject
 from cgdpm_med.studies.folders import real_path
 from cgdpm_med.studies.outputs import (
+    SCALAR,
     CineMaps,
     Provenance,
     describe,
@@ -43,6 +44,7 @@ from cgdpm_med.studies.study import Study
 from cgdpm_med.volumes import Volume, frames
 
 Segments = Callable[[Volume, str, Callable[[float], None]], Segmentation]
+_LESS_MEMORY = "Use another device, fewer --members, or a smaller max_batch in the bundle's configuration"
 
 
 # --- what segments ----------------------------------------------------------------------------------------------------
@@ -198,6 +200,14 @@ def _refuse_holes(cine: Volume, path: Path | None) -> None:
         raise InputError(what, path=path, remedy="Export the series again, or leave these frames out")
 
 
+def longest_file(case: Case, options: Options) -> str:
+    """Name of the longest file that a case may get; every image may turn out to be a cine."""
+    files = [map_file(Path(), case.name if o in SCALAR else f"{case.name}_frame000", o) for o in options.write]
+    if options.dicom_seg is not None and case.stack is not None:
+        files += seg_files(case.stack, Path(), case.name)
+    return max((path.name for path in files), key=len, default=case.name)
+
+
 @dataclass
 class _StudyRun:
     model: Model
@@ -236,9 +246,10 @@ class _StudyRun:
         for case in cases:
             self.progress(case.key, 0.0)
             try:
-                done.append(self._case(case, folder, record, study))
-                if case is cases[-1] and len(done) == len(cases):
-                    self._finish(study, cases, done, record, about)
+                with memory_errors(case.image, _LESS_MEMORY):
+                    done.append(self._case(case, folder, record, study))
+                    if case is cases[-1] and len(done) == len(cases):
+                        self._finish(study, cases, done, record, about)
             except InputError as error:
                 self.outcome.failed[case.key] = error
             else:
@@ -353,11 +364,7 @@ class _StudyRun:
         self, volume: Volume, key: str, progress: Callable[[float], None]
     ) -> tuple[Segmentation, dict[str, Any]]:
         """The segmentation with its mask combined and cleaned as the options say, and what that did."""
-        try:
-            result = self.model.segmenter(volume, key, progress)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            remedy = "Use another device, or a smaller max_batch in the bundle's configuration"
-            raise InputError("does not fit into the device's memory", path=volume.path, remedy=remedy) from error
+        result = self.model.segmenter(volume, key, progress)
         if self.model.calibration is not None:
             result = self.model.calibration.apply(result)
         changes: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from cgdpm_med.console import CaseBar, complain
 from cgdpm_med.data.transforms import case_name
 from cgdpm_med.files import InputError, check_place, sweep_temporaries
 from cgdpm_med.images import PICTURE_SUFFIXES, image_datalist
+from cgdpm_med.runtime.batching import memory_errors
 from cgdpm_med.runtime.engines import Engine, InProcess, Progress, about, do_in_order
 from cgdpm_med.studies.cases import Case
 from cgdpm_med.studies.folders import (
@@ -124,8 +125,9 @@ def _refine(resolvers: Resolvers, case: Case, folder: Path, progress: Progress, 
     if case.error is not None:
         raise case.error
     resolver = resolvers.of(case)
-    refined = _refined(resolver, case, folder, partial(progress, case.key), spacing)
-    record = write_record(resolver, refined, case.key)
+    with memory_errors(case.image, "Use another device, fewer --members, or a smaller --window"):
+        refined = _refined(resolver, case, folder, partial(progress, case.key), spacing)
+        record = write_record(resolver, refined, case.key)
     for path in (*refined.files, *record):
         sweep_temporaries(path)  # of a process that was killed at this case
     return {

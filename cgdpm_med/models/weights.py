@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cgdpm_med.files import InputError, atomic_write
+from cgdpm_med.files import InputError, archive_damage, atomic_write, read_failure
 
 TENSORS, DESCRIPTION = "model", "description"
 """Entries of a model file. ``model`` is where MONAI's and ignite's loaders look for the tensors."""
@@ -23,11 +23,12 @@ def read_content(path: str | Path) -> tuple[dict[str, Tensor], Any]:
     """The tensors of a weights file and its description, which is None in files of version 0.1.
 
     Raises:
-        InputError: when the file is missing, or holds something else. Nothing in it is ever executed.
+        InputError: when the file is missing, damaged, or holds something else. Nothing in it is ever executed.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError("there are no weights here", path=path, remedy="Train them, or give another file")
+    _check_whole(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -43,6 +44,15 @@ def read_content(path: str | Path) -> tuple[dict[str, Tensor], Any]:
             "holds something else than a state_dict", path=path, remedy="Save model.state_dict() with torch.save"
         )
     return tensors, description
+
+
+def _check_whole(path: Path) -> None:
+    try:
+        damage = archive_damage(path)
+    except OSError as error:
+        raise read_failure(path, error) from error
+    if damage is not None:
+        raise InputError(damage, path=path, remedy="Download or copy it again")
 
 
 def place_tensors(network: nn.Module, tensors: Tensors, path: str | Path) -> None:

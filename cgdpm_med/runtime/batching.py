@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from cgdpm_med.diffusion.ensemble import (
 )
 from cgdpm_med.diffusion.sampling import DenoiserLike, Sampling
 from cgdpm_med.diffusion.schedule import NoiseSchedule
+from cgdpm_med.files import InputError
 from cgdpm_med.networks.denoiser import features_of
 
 AUTO_PIXELS = {"cpu": 2**18, "cuda": 2**22}
@@ -70,6 +73,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         phrase in str(error) for phrase in ("can't allocate memory", "not enough memory", "out of memory")
     )
+
+
+@contextmanager
+def memory_errors(path: Path, remedy: str) -> Iterator[None]:
+    """An allocation that fails in the block is the error of one input, so that the others go on.
+
+    Raises:
+        InputError: in place of whatever says that the memory is full; other exceptions pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError("does not fit into the device's memory", path=path, remedy=remedy) from error
 
 
 class PinnedNoise(KeyedNoise):

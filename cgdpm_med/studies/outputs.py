@@ -30,7 +30,8 @@ from cgdpm_med.volumes import Grid, Volume, read_labels, read_volume, slice_orde
 WRITTEN = ("mask", "entropy", "disagreement")
 """What is written unless asked otherwise."""
 
-_SCALAR = ("mask", "entropy", "disagreement")
+SCALAR = ("mask", "entropy", "disagreement")
+"""Have one value a voxel, so that those of a cine are one file."""
 
 
 def check_outputs(write: str | Sequence[str]) -> tuple[str, ...]:
@@ -167,11 +168,11 @@ class CineMaps:
 
     def __init__(self, volume: Volume, folder: Path, name: str, write: Sequence[str]) -> None:
         self.grid, self.folder, self.name = volume.grid, folder, name
-        self.by_frame = [output for output in write if output not in _SCALAR]
+        self.by_frame = [output for output in write if output not in SCALAR]
         self.maps: dict[str, NDArray[Any]] = {
             output: np.zeros(volume.data.shape, np.uint8 if output == "mask" else np.float32)
             for output in write
-            if output in _SCALAR
+            if output in SCALAR
         }
         self.files: list[Path] = []
 

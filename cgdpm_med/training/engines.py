@@ -22,7 +22,7 @@ from torch import Tensor
 from cgdpm_med.data.slices import PLACE, EpochSampler, with_places
 from cgdpm_med.diffusion.ensemble import key_seed
 from cgdpm_med.diffusion.targets import Target
-from cgdpm_med.files import InputError, atomic_write
+from cgdpm_med.files import InputError, archive_damage, atomic_write
 from cgdpm_med.models.description import ModelDescription
 from cgdpm_med.models.files import check_continues, save_model
 from cgdpm_med.models.weights import save_weights
@@ -220,13 +220,12 @@ class TrainingState:
     def restore(self, engine: Engine) -> None:
         """Continue from the checkpoint."""
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            damage = archive_damage(self.path)
+            state: Any = None if damage else torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise InputError(
-                f"is no readable checkpoint ({type(error).__name__})",
-                path=self.path,
-                remedy="Move it elsewhere to start anew",
-            ) from error
+            raise self._unreadable(type(error).__name__) from error
+        if damage:  # a tensor of zeros would be read without a word
+            raise self._unreadable(damage)
         self._check(state, engine)
         for name, thing in self.objects.items():
             try:
@@ -239,6 +238,10 @@ class TrainingState:
         set_random_state(state["random"])
         if _rank():  # the random states saved are those of the first process; noise must differ between processes
             torch.manual_seed(key_seed(_rank(), "resumed", engine.state.epoch))
+
+    def _unreadable(self, reason: str) -> InputError:
+        remedy = "Move it elsewhere to start anew"
+        return InputError(f"is no readable checkpoint ({reason})", path=self.path, remedy=remedy)
 
     def _check(self, state: Any, engine: Engine) -> None:
         missing = [

@@ -21,9 +21,9 @@ from command import run
 from nifti_files import ACDC_SFORM, OBLIQUE, RAMP, nifti, save
 from stubs import Thresholder
 
-from cgdpm_med import DiffusionPredictor, Sampling
-from cgdpm_med.inference.segmenter import Segmenter
-from cgdpm_med.volumes import HeaderWarning, grid
+from cgdpm_med import DiffusionPredictor, Sampling, find_cases, segment_all
+from cgdpm_med.inference.segmenter import Segmentation, Segmenter
+from cgdpm_med.volumes import HeaderWarning, Volume, grid
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +136,30 @@ def test_awkward_names(name: str, tmp_path: Path, command: Command) -> None:
     folder = tmp_path / "in put"
     folder.mkdir()
     command.succeeds(save(folder / f"{name}.nii.gz", nifti()), tmp_path / "out put", name=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("n" * 240, ()),
+        ("心" * 80, ()),
+        ("n" * 230, ("--write", "mask,probabilities")),
+    ],
+    ids=["letters", "letters of three bytes", "a long output"],
+)
+def test_a_name_too_long_for_its_results_is_refused_before_any_work(
+    name: str, options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    stub = Thresholder()
+    monkeypatch.setattr(Segmenter, "from_bundle", lambda *_, **__: stub)
+    source = save(tmp_path / f"{name}.nii.gz", nifti())
+    command.fails("has a name so long", source, tmp_path / "out", *options)
+    assert stub.seen == []
+
+
+def test_the_longest_name_that_leaves_room(tmp_path: Path, command: Command) -> None:
+    name = "n" * (255 - len("_disagreement.nii.gz"))
+    command.succeeds(save(tmp_path / f"{name}.nii.gz", nifti()), tmp_path / "out", name=name)
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -306,11 +330,11 @@ def _torch_bytes(value: object) -> bytes:
 
 WEIGHTS: dict[str, tuple[bytes | None, str]] = {
     "absent": (None, "model.pt: there are no weights here"),
-    "empty": (b"", "is not a file of plain weights"),
+    "empty": (b"", "is an empty file"),
     "text": (b"weights", "is not a file of plain weights"),
     "malicious pickle": (pickle.dumps(Malicious()), "is not a file of plain weights"),
     "malicious checkpoint": (_torch_bytes({"a": Malicious()}), "files that would run code are refused"),
-    "truncated": (_torch_bytes({"a": torch.zeros(1000)})[:900], "is not a file of plain weights"),
+    "truncated": (_torch_bytes({"a": torch.zeros(1000)})[:900], "is truncated"),
     "another network": (_torch_bytes({"a": torch.zeros(3)}), "belongs to another network"),
     "a list": (_torch_bytes([torch.zeros(3)]), "holds something else than a state_dict"),
 }
@@ -396,13 +420,44 @@ def test_an_answer_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.Monkey
     command.fails("the network's answer is not finite", image, tmp_path / "out")
 
 
-def test_a_device_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "numpy"],
+)
+def test_a_device_that_is_full(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
     class Full(Thresholder):
-        def __call__(self, *_: object, **__: object) -> NoReturn:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB")
+        def __call__(self, volume: Volume, key: str, progress: object = None) -> Segmentation:
+            if key == "large":
+                raise error
+            return super().__call__(volume, key)
 
     monkeypatch.setattr(Segmenter, "from_bundle", lambda *_, **__: Full())
-    command.fails("does not fit into the device's memory", save(tmp_path / "v.nii.gz", nifti()), tmp_path / "out")
+    (tmp_path / "in").mkdir()
+    for name in ("large", "small"):
+        save(tmp_path / "in" / f"{name}.nii.gz", nifti())
+    code, errors = command(tmp_path / "in", tmp_path / "out")
+    assert code == 1
+    assert ["large.nii.gz: does not fit into the device's memory" in line for line in errors] == [True]
+    assert "--members" in errors[0]
+    assert (tmp_path / "out" / "small.json").is_file()
+    assert not (tmp_path / "out" / "large.json").exists()
+
+
+def test_other_faults_of_a_network_are_not_called_a_full_memory(tmp_path: Path) -> None:
+    class Faulty(Thresholder):
+        def __call__(self, *_: object, **__: object) -> NoReturn:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    cases = find_cases(save(tmp_path / "v.nii.gz", nifti()))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        segment_all(Faulty(), cases, tmp_path / "out")
 
 
 def test_a_json_document_is_all_that_machines_read(

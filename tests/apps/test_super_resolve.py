@@ -345,6 +345,23 @@ def test_a_folder_is_mirrored_and_bad_files_are_reported(tmp_path: Path, capsys:
     assert "x.tif: has the name of x.png" in errors
 
 
+def test_a_picture_that_does_not_fit_into_the_memory_fails_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Small(Nearest):
+        def forward(self, x_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            if context.shape[-1] > 8:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
+            return super().forward(x_t, t, context)
+
+    for name, side in (("a", 16), ("b", 4)):
+        write_picture(torch.zeros(3, side, side), tmp_path / "in" / f"{name}.png")
+    result = super_resolve(resolver(Small()), tmp_path / "in", tmp_path / "out")
+    assert list(result["failed"]) == ["a"]
+    assert [Path(case["input"]).name for case in result["cases"]] == ["b.png"]
+    assert "a.png: does not fit into the device's memory" in capsys.readouterr().err
+
+
 def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "file").write_text("mine")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import signal
+import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -347,6 +348,19 @@ def test_a_damaged_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"checkpoint\.pt: is no readable checkpoint .*Move it elsewhere"):
+        toy_run(tmp_path, epochs=2)
+
+
+def test_a_checkpoint_with_a_tensor_overwritten(tmp_path: Path) -> None:
+    toy_run(tmp_path, epochs=1)
+    path = tmp_path / "checkpoint.pt"
+    with zipfile.ZipFile(path) as archive:
+        record = next(info for info in archive.infolist() if "/data/" in info.filename and info.file_size)
+        stored = archive.read(record)
+    content = path.read_bytes()
+    start = content.index(stored, record.header_offset)
+    path.write_bytes(content[:start] + bytes(byte ^ 1 for byte in stored) + content[start + len(stored) :])
+    with pytest.raises(InputError, match=rf"is no readable checkpoint \(is damaged \(checksum of {record.filename}"):
         toy_run(tmp_path, epochs=2)
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("pydicom", reason="pydicom is not installed: pip install 'cg
 from dicom_scans import DOWN, NORMAL, PATIENT, Scan, save
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import UID
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from cgdpm_med.files import InputError
 from cgdpm_med.studies.cases import find_cases
@@ -353,6 +353,14 @@ def test_compressed_pixels_are_decoded(tmp_path: Path, syntax: str) -> None:
     scan = Scan(phases=1, slices=3, size=(64, 48))
     for k, _, ds in scan.images():
         ds.compress(syntax)
+        save(ds, tmp_path / f"{k}.dcm")
+    np.testing.assert_array_equal(read_dicom(tmp_path).data, scan.voxels[..., 0])
+
+
+def test_a_deflated_series_is_read(tmp_path: Path) -> None:
+    scan = Scan(phases=1, slices=3)
+    for k, _, ds in scan.images():
+        ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
         save(ds, tmp_path / f"{k}.dcm")
     np.testing.assert_array_equal(read_dicom(tmp_path).data, scan.voxels[..., 0])
 

@@ -30,7 +30,7 @@ from nifti_files import (
     save,
 )
 
-from cgdpm_med.files import atomic_write
+from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.volumes import read_labels, read_volume, write_on_grid
 
 CLEARED = {"aux_file", "db_name", "data_type"}
@@ -235,6 +235,13 @@ def test_remedies_for_a_refused_write(tmp_path: Path, monkeypatch: pytest.Monkey
     text = only_error(lambda: write_on_grid(LABELS, volume.grid, tmp_path / "o.nii"), tmp_path / "o.nii")
     assert f"cannot be written: {os.strerror(code).lower()}. {remedy}" in text
     assert os.listdir(tmp_path) == ["in.nii"]
+
+
+def test_a_name_that_is_too_long_needs_another_name_not_another_folder(tmp_path: Path) -> None:
+    path = tmp_path / f"{'n' * 300}.json"
+    with pytest.raises(InputError, match=r"file name too long\. Choose a shorter name"), atomic_write(path):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:

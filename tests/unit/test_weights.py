@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -63,8 +65,31 @@ def test_truncated_weights(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in (0, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"model\.pt: is not a file of plain weights"):
+        complaint = "is truncated" if length else "is an empty file"
+        with pytest.raises(InputError, match=rf"model\.pt: {complaint}\. Download or copy it again"):
             load_weights(small_network(), path)
+
+
+def test_a_tensor_overwritten_with_zeros(tmp_path: Path) -> None:
+    """PyTorch reads it without a word."""
+    path = tmp_path / "model.pt"
+    save_weights(nn.Linear(64, 64), path)
+    with zipfile.ZipFile(path) as archive:
+        record = max(archive.infolist(), key=lambda info: info.file_size)
+    content = bytearray(path.read_bytes())
+    middle = record.header_offset + record.file_size // 2  # the header before it is far shorter than its half
+    content[middle : middle + 100] = bytes(100)
+    path.write_bytes(content)
+    assert not torch.load(path, weights_only=True)["weight"].all()
+    with pytest.raises(InputError) as caught:
+        load_weights(nn.Linear(64, 64), path)
+    assert f"is damaged (checksum of {record.filename}). Download or copy it again" in str(caught.value)
+
+
+def test_an_archive_of_something_else_is_not_called_damaged(tmp_path: Path) -> None:
+    np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
+    with pytest.raises(InputError, match="is not a file of plain weights"):
+        load_weights(nn.Linear(1, 1), tmp_path / "arrays.npz")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"network": {"a": torch.zeros(1)}}, {"epoch": 3}])

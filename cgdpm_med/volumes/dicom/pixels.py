@@ -17,7 +17,14 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
 
 from cgdpm_med.files import InputError
 from cgdpm_med.volumes.dicom.headers import DicomImage
@@ -79,6 +86,8 @@ def _decoded(image: DicomImage) -> NDArray[Any]:
     """(rows, columns) as stored."""
     if image.syntax == "":
         return _without_syntax(image)
+    if image.syntax == DeflatedExplicitVRLittleEndian:  # pydicom finds no pixels in the file itself
+        return pixel_array(dcmread(image.path), index=image.frame, raw=True)
     if image.syntax in _PLAIN or image.syntax == RLELossless:
         return pixel_array(image.path, index=image.frame, raw=True)
     return _decoded_by_gdcm(image)
