@@ -14,10 +14,13 @@ from cgdpm_med.files import atomic_write
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], number_format: str = ".5f") -> str:
-    """A table as text: None is an empty field, numbers other than whole ones follow ``number_format``."""
+    """A table as text: None is an empty field, numbers other than whole ones follow ``number_format``.
+
+    Text that a spreadsheet would take for a formula has an apostrophe in front of it.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow([_field(name, number_format) for name in columns])
     writer.writerows([_field(value, number_format) for value in row] for row in rows)
     return text.getvalue()
 
@@ -31,4 +34,24 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], number_format
 
 
 def _field(value: Any, number_format: str) -> Any:
-    return format(value, number_format) if isinstance(value, (float, np.floating)) else value
+    if isinstance(value, (float, np.floating)):
+        return format(value, number_format)
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", " ")  # where rows end in line feeds, Python's writer would leave it bare
+    return f"'{text}" if _is_formula(value) else text
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet would calculate a text, as a file's or a label's name may be, instead of showing it."""
+    if text.startswith(("+", "-")):
+        return not _is_number(text)
+    return text.startswith(("=", "@", "\t", "\r"))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -180,8 +180,8 @@ def write_on_grid(
 
     Affine, qform, sform, their codes, pixdim, units and byte order stay as read. Changed are: shape, data type,
     scaling (1, 0), the display range (cal_min, cal_max: the values' own, so labels do not look black) and descrip.
-    Cleared are the other free texts (aux_file, db_name, data_type) and the extensions, where converters leave what
-    can name a patient.
+    Cleared are the intent and the other free texts (aux_file, intent_name, db_name, data_type, unused_str) and the
+    extensions, where converters leave what can name a patient.
 
     The file appears under its name complete or not at all. The bytes are a function of the arguments alone.
 
@@ -364,8 +364,10 @@ def _output_header(array: NDArray[Any], grid: Grid, dtype: np.dtype[Any], remark
     header["vox_offset"] = header.single_vox_offset
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["descrip"] = f"cgdpm_med {__version__}{remark and f': {remark}'}".encode()[:79]
-    header["aux_file"] = b""
-    for name in ("db_name", "data_type"):  # NIfTI-1 only
+    header["intent_code"] = 0  # what the image's voxels mean, the output's do not
+    for number in (1, 2, 3):
+        header[f"intent_p{number}"] = 0
+    for name in ("aux_file", "intent_name", "db_name", "data_type", "unused_str"):  # each version has some
         if name in header:
             header[name] = b""
     return header

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def test_fields_of_a_csv_file(tmp_path: Path) -> None:
     (row,) = csv.DictReader(content.decode().splitlines())
     assert row == {"name": 'a "b", c', "count": "3", "value": "0.123", "single": "0.500", "none": ""}
     assert csv_text(["a"], []) == "a\n"
+
+
+@pytest.mark.parametrize("text", ["=1+2", "@SUM(A1)", "+cmd", "-2+3", "\t=1", "\r=1", "-"])
+def test_text_that_is_a_formula_is_marked_as_text(text: str) -> None:
+    header, row = csv.reader(io.StringIO(csv_text([text, "n"], [[text, 1]]), newline=""))
+    assert (header[0], row[0]) == ("'" + text.replace("\r", " "),) * 2
+
+
+@pytest.mark.parametrize("value", ["-1.5", "+3", "-1e5", "-inf", -2.5, -3, "a=b", "patient-1", "1+1"])
+def test_numbers_and_other_text_stay_as_they_are(value: object) -> None:
+    _, (field,) = csv.reader(csv_text(["a"], [[value]], number_format=".1f").splitlines())
+    assert field == str(value)
 
 
 @pytest.mark.parametrize(("numbers", "alignment"), [(False, "| --- | --- |"), (True, "| --- | ---: |")])

@@ -33,7 +33,7 @@ from nifti_files import (
 from cgdpm_med.files import InputError, atomic_write
 from cgdpm_med.volumes import read_labels, read_volume, write_on_grid
 
-CLEARED = {"aux_file", "db_name", "data_type"}
+CLEARED = {"aux_file", "intent_name", "db_name", "data_type"}
 
 
 pytestmark = pytest.mark.usefixtures("quiet_headers")
@@ -102,7 +102,7 @@ def test_output_grid_is_the_input_grid(
             quatern_d=-0.2,
             qoffset_y=11.5,
             xyzt_units=units,
-            intent_name=b"kept",
+            intent_name=b"J. Doe",
             aux_file=b"J. Doe",
         )
         header = kind(content[: kind.sizeof_hdr], endian, check=False)
@@ -147,7 +147,13 @@ def test_another_reader_sees_the_same_place(tmp_path: Path, sform: np.ndarray) -
 
 
 def test_written_header_shows_labels_and_names_nobody(tmp_path: Path) -> None:
-    content = nifti(descrip=b"Doe^Jane 1970", aux_file=b"Doe", db_name=b"Doe^Jane", cal_max=4000, scl_slope=3.0)
+    free: dict[str, Any] = {
+        "descrip": b"Doe^Jane 1970",
+        "aux_file": b"Doe",
+        "db_name": b"Doe^Jane",
+        "intent_name": b"Doe",
+    }
+    content = nifti(**free, cal_max=4000, scl_slope=3.0)
     source, target = save(tmp_path / "in.nii", content), tmp_path / "out.nii"
     write_on_grid(LABELS, read_volume(source).grid, target)
     header = raw_header(target)
@@ -155,6 +161,20 @@ def test_written_header_shows_labels_and_names_nobody(tmp_path: Path) -> None:
     assert (float(header["scl_slope"]), float(header["scl_inter"])) == (1, 0)
     assert bytes(header["descrip"]).startswith(b"cgdpm_med ")
     assert b"Doe" not in target.read_bytes()
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Header, nib.Nifti2Header])
+def test_no_text_of_the_input_reaches_the_output(tmp_path: Path, kind: Any) -> None:
+    fields = kind.template_dtype.fields.items()
+    texts: dict[str, Any] = {name: b"Doe" for name, (dtype, _) in fields if dtype.kind == "S" and name != "magic"}
+    meant: dict[str, Any] = {"intent_code": 1001, "intent_p1": 1.5, "intent_p2": 2.5, "intent_p3": 3.5}
+    content = nifti(kind=kind, **texts, **meant)
+    source, target = save(tmp_path / "in.nii", content), tmp_path / "out.nii"
+    write_on_grid(LABELS, read_volume(source).grid, target)
+    assert b"Doe" in source.read_bytes()
+    assert b"Doe" not in target.read_bytes()
+    header = nib.load(target).header
+    assert [float(header[name]) for name in meant] == [0, 0, 0, 0]
 
 
 def test_class_probabilities_on_a_3d_grid(tmp_path: Path) -> None:
