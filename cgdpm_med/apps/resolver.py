@@ -123,6 +123,7 @@ class SuperResolver:
             overrides,
             example="cardiac_sr",
             unknown=lambda name, _: f"Leave out {_OPTIONS.get(name, name)}, or give a bundle that has it",
+            inputs=(PictureInput, CoarseSliceInput),
         )
         return resolver
 

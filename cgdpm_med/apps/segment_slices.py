@@ -250,6 +250,7 @@ def load_segmenter(run: str | Path, **overrides: Any) -> SliceSegmenter:
         overrides,
         example="one that train wrote",
         unknown=lambda name, _: "Leave it out; it is for other bundles",
+        inputs=(SliceInput, PatchInput),
     )
     segmenter.pictures = read_json(Path(run) / TASK).get("fingerprint", {}).get("pictures")
     return segmenter

@@ -316,6 +316,9 @@ class _StudyRun:
         if case.subject is None and (self.options.ed or self.options.es):
             remedy = "Leave out --ed and --es, or give a 4D file"
             raise InputError("is a single volume and has no frames to name", path=case.image, remedy=remedy)
+        if case.subject is None and self.options.height is not None:
+            remedy = "Leave out --height and --weight, or give a 4D file"
+            raise InputError("is a single volume and has no function to index", path=case.image, remedy=remedy)
         result, said = self._ensemble(volume, case.key, lambda fraction: self.progress(case.key, fraction))
         study.add(case.frame, result)
         files = save_maps(result, folder, case.name, self.options.write)
@@ -323,6 +326,9 @@ class _StudyRun:
 
     def _cine(self, case: Case, volume: Volume, folder: Path, study: Study) -> tuple[dict[str, Any], list[Path]]:
         total = volume.data.shape[3]
+        if case.subject is not None:
+            what = f"holds {total} frames, and stands for frame {case.frame} of {case.subject.key} alone"
+            raise InputError(what, path=case.image, remedy="Give this file by itself, or rename it without ED and ES")
         for name, number in study.known.items():
             if not 1 <= number <= total:
                 what = f"has {total} frames, so {name} cannot be frame {number}"

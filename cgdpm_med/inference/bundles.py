@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cgdpm_med.console import input_error_behind
 from cgdpm_med.files import InputError
+
+if TYPE_CHECKING:
+    from cgdpm_med.models.description import Input
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -68,6 +72,7 @@ def built_from_bundle(
     *,
     example: str,
     unknown: Callable[[str, Sequence[str]], str],
+    inputs: tuple[type[Input], ...] = (),
 ) -> Any:
     """What an entry of a bundle's inference configuration builds.
 
@@ -76,9 +81,11 @@ def built_from_bundle(
         overrides: keys of ``configs/inference.yaml``, with other values.
         example: of a bundle that has the entry, for the error where it has none.
         unknown: the remedy for a key that the configuration lacks, given it and those there are.
+        inputs: what the entry's networks see, to tell weights of another task where they do not fit.
 
     Raises:
-        InputError: for an unknown bundle, entry or key, or whatever the configuration cannot build.
+        InputError: for an unknown bundle, entry or key, weights of another task, an override that cannot be, or
+            whatever the configuration cannot build.
     """
     from monai.bundle import ConfigParser
 
@@ -101,12 +108,45 @@ def built_from_bundle(
     try:
         return parser.get_parsed_content(entry)
     except Exception as error:  # MONAI wraps whatever a configuration raises
-        raise input_error_behind(error) or unusable(config, error) from error
+        of_weights = _of_another_task(overrides.get("weights"), inputs)
+        plain = of_weights or input_error_behind(error) or _of_override(overrides, error)
+        raise plain or unusable(config, error) from error
+
+
+def _of_another_task(weights: str | Path | None, inputs: tuple[type[Input], ...]) -> InputError | None:
+    """What to say of a model file whose network sees something else than ``inputs``; None where that is not known."""
+    from cgdpm_med.models.description import INPUTS, ModelDescription  # torch, which the names of bundles do not need
+    from cgdpm_med.models.weights import read_content
+
+    if weights is None or not inputs:
+        return None
+    try:
+        content = read_content(weights)[1]
+        if content is None or isinstance(seen := ModelDescription.from_dict(content, weights).input, inputs):
+            return None
+    except InputError:  # it has said so already
+        return None
+    kind = next(name for name, chosen in INPUTS.items() if isinstance(seen, chosen))
+    what = f"is of another task: its network sees the input {kind!r}"
+    wanted = " or ".join(repr(name) for name, chosen in INPUTS.items() if chosen in inputs)
+    return InputError(what, path=weights, remedy=f"Give weights whose input is {wanted}, or leave them out")
+
+
+def _of_override(overrides: Mapping[str, Any], error: BaseException) -> InputError | None:
+    """A complaint that begins with the name of what was given in place of the configuration's own."""
+    what = _innermost(error)
+    given = {name: re.match(rf"(the )?{name.replace('_', '[ _]')} must\b", what) for name in overrides}
+    named = next((name for name, found in given.items() if found), None)
+    return None if named is None else InputError(what, remedy=f"Give another value of {named}, or leave it out")
 
 
 def unusable(config: Path, error: BaseException) -> InputError:
     """The innermost complaint about a configuration; MONAI's own run over many lines."""
+    what = f"cannot be used: {_innermost(error)}"
+    return InputError(what, path=config, remedy="Correct the configuration or the option")
+
+
+def _innermost(error: BaseException) -> str:
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    what = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"cannot be used: {what[:300]}", path=config, remedy="Correct the configuration or the option")
+    return " ".join(str(error).split())[:300] or type(error).__name__

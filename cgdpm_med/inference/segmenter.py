@@ -19,6 +19,7 @@ from cgdpm_med.inference.bundles import built_from_bundle, bundle_folder
 from cgdpm_med.inference.deep_ensemble import DeepEnsemble
 from cgdpm_med.inference.labels import Labels, channel_names, labels_of
 from cgdpm_med.inference.predictor import DiffusionPredictor, predictor_settings
+from cgdpm_med.models.description import VolumeInput
 from cgdpm_med.volumes import Grid, Volume, reoriented_grid, view_of
 
 
@@ -151,6 +152,7 @@ class Segmenter:
             overrides,
             example="acdc_segmentation",
             unknown=lambda name, known: f"Choose among {', '.join(known)}",
+            inputs=(VolumeInput,),
         )
         if segmenter.channel_names is None:
             segmenter.channel_names = channel_names(bundle_folder(bundle))

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from cgdpm_med.files import InputError
+from cgdpm_med.files import InputError, listed
 from cgdpm_med.inference.labels import DEFAULT_LABELS, Labels
 from cgdpm_med.inference.quality import Finding, Quality
 from cgdpm_med.metrics.volumetry import Estimate, FrameVolumes
@@ -199,8 +199,10 @@ def finished_studies(folder: Path) -> Finished:
     (first, record), *others = found.items()
     for path, other in others:
         if made_with(other) != made_with(record):
+            differing = listed(_differing(made_with(record), made_with(other)))
+            what = f"was made with other settings than {first.relative_to(folder).as_posix()} ({differing})"
             remedy = "Segment all of them alike, or keep them in separate folders"
-            raise InputError(f"was made with other settings than {first.name}", path=path, remedy=remedy)
+            raise InputError(what, path=path, remedy=remedy)
     results = [read_study_record(record["study"]) for record in found.values()]
     if len({result.key for result in results}) < len(results):  # as where each site numbers its patients from 1
         places = [path.relative_to(folder).with_suffix("").as_posix() for path in found]
@@ -211,6 +213,15 @@ def finished_studies(folder: Path) -> Finished:
         if (page := path.with_suffix(".html")).is_file()
     }
     return Finished(results, Provenance(**record["made_with"]), pages)
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the settings, versions and weights that two studies do not share."""
+    names = []
+    for part in dict.fromkeys((*one, *other)):
+        mine, theirs = one.get(part) or {}, other.get(part) or {}
+        names += [name for name in dict.fromkeys((*mine, *theirs)) if mine.get(name) != theirs.get(name)]
+    return names
 
 
 def made_with(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from cgdpm_med.data.transforms import case_name
 from cgdpm_med.files import InputError
 from cgdpm_med.images.pictures import PICTURE_SUFFIXES
 from cgdpm_med.studies.folders import (
+    PACKED,
     PICTURES,
     Contents,
     FolderWarning,
@@ -28,7 +29,7 @@ from cgdpm_med.studies.folders import (
 from cgdpm_med.studies.map_names import OUTPUTS
 from cgdpm_med.studies.phases import cine_of, phase_pairs
 from cgdpm_med.volumes import Spacing, Volume, read_volume
-from cgdpm_med.volumes.formats import READABLE, files_of, is_dicom_file, is_named
+from cgdpm_med.volumes.formats import PAIR_VOXELS, READABLE, VOLUME_SUFFIXES, files_of, is_dicom_file, is_named
 
 if TYPE_CHECKING:
     from cgdpm_med.volumes.dicom.stack import DicomStack
@@ -182,6 +183,10 @@ def search(source: str | Path, *, exclude: str | Path | None = None, series: Col
         if is_named(source, PICTURE_SUFFIXES):
             what = "is a picture, and this model reads volumes"
             raise InputError(what, path=source, remedy=f"Give {READABLE}; {_FOR_PICTURES}")
+        if source.name.lower() == "dicomdir":
+            raise InputError("is the table of contents of DICOM files", path=source, remedy="Give its folder")
+        if is_named(source, PACKED) and not is_named(source, (*VOLUME_SUFFIXES, *PAIR_VOXELS)):
+            raise InputError("is packed", path=source, remedy="Unpack it and give what it holds")
         return Found([Case(source, _without_channel(case_name(source)))], {})
     outside = None if exclude is None else Path(exclude)
     contents = survey(source, outside)

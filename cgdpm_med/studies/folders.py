@@ -81,9 +81,11 @@ _OTHER_VOLUMES = (
         ".mrc",
         ".am",
     ),
-    *(".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".head", ".brik", ".brik.gz", ".raw", ".raw.gz", ".zraw"),
+    *(".head", ".brik", ".brik.gz", ".raw", ".raw.gz", ".zraw"),
 )
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+"""Of single files, such as ``.dcm.gz``; a name that ends in ``.nii.gz`` or another volume's suffix is that."""
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".svg", ".avi", ".mp4", ".mov", ".mkv", ".wmv")
 _DOCUMENTS = (
     *(
@@ -347,6 +349,8 @@ def _kind(path: Path) -> str | None:
         return None
     if path.is_symlink() and not path.exists():
         return "a link to nowhere"
+    if is_named(path, PACKED):
+        return "packed"
     if not _is_binary(path):
         return None
     return "of a kind unknown here"
@@ -366,6 +370,7 @@ def _unusable(kind: str, paths: list[Path]) -> InputError:
     """One error for the files of a kind in one folder; its path is the file, or the folder of several."""
     remedies = {
         "an archive": "Unpack it and give what it holds, or move it elsewhere",
+        "packed": "Unpack it and give what it holds, or move it elsewhere",
         "a link to nowhere": "Correct the link, or move it elsewhere",
         "voxels without their header (.hdr)": "Put the header beside it, or move it elsewhere",
     }

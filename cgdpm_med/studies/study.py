@@ -62,7 +62,8 @@ class Study:
             InputError: for a frame given twice.
         """
         if frame in self._volumes:
-            raise InputError(f"frame {frame} of {self.key} was given twice", remedy="Add each frame once")
+            what = f"frame {frame} of {self.key} was given twice"
+            raise InputError(what, path=segmentation.volume.path, remedy="Add each frame once")
         self._volumes[frame] = frame_volumes(
             segmentation.mask,
             segmentation.members,

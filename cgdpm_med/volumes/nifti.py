@@ -343,10 +343,10 @@ def _require_finite(array: NDArray[Any], path: Path) -> None:
         return
     bad = ~np.isfinite(array)
     nans = int(np.isnan(array).sum())
-    slices = np.unique(np.argwhere(bad)[:, 2])
+    places = np.argwhere(bad) + 1  # counted from 1, as frames are wherever they are named
     raise InputError(
-        f"holds {nans} NaN and {int(bad.sum()) - nans} infinite voxels in slices {listed(slices)}"
-        + (f" of frames {listed(np.unique(np.argwhere(bad)[:, 3]))}" if array.ndim == 4 else ""),
+        f"holds {nans} NaN and {int(bad.sum()) - nans} infinite voxels in slices {listed(np.unique(places[:, 2]))}"
+        + (f" of frames {listed(np.unique(places[:, 3]))}" if array.ndim == 4 else ""),
         path=path,
         remedy="Export the image again, or replace them by the background value",
     )

@@ -201,6 +201,24 @@ def test_what_looks_like_an_image_and_is_not_read_is_an_error(tmp_path: Path) ->
     assert ".par" in errors["x"]
 
 
+def test_what_is_packed_is_to_be_unpacked(tmp_path: Path) -> None:
+    save(tmp_path / "scan.nii.gz")
+    packed = [put(tmp_path / name) for name in ("IM1.dcm.gz", "a/old.nii.bz2", "b/IM2.ima.xz")]
+    errors = {case.image: case.error for case in search(tmp_path).cases if case.error is not None}
+    assert sorted(errors) == sorted(packed)
+    assert all("Unpack it" in str(error) for error in errors.values())
+    for path in packed:  # given by itself, too
+        with pytest.raises(InputError, match=r"is packed\. Unpack it"):
+            search(path)
+    assert [case.key for case in search(tmp_path / "scan.nii.gz").cases] == ["scan"]
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir"])
+def test_a_table_of_contents_leads_to_its_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is the table of contents of DICOM files\. Give its folder"):
+        search(put(tmp_path / name, b"\0" * 128 + b"DICM"))
+
+
 def test_harmless_companions_are_not_mentioned(tmp_path: Path) -> None:
     save(tmp_path / "scan.nii.gz")
     sitk.WriteImage(sitk.GetImageFromArray(IMAGE.T), str(tmp_path / "b.mhd"), True)
@@ -341,6 +359,19 @@ def test_ed_and_es_of_one_name_are_one_heart(tmp_path: Path, names: list[str], s
     assert float(rows["single"]["lv_ml"]) == pytest.approx(24 * 4 * 1.5 * 1.5 * 8 / 1000, abs=1e-3)
     assert rows["single"]["lv_ef_percent"] == ""
     assert json.loads((tmp_path / "out" / f"{study}.json").read_text())["study"]["ed_frame"] == 1
+
+
+def test_series_called_like_phases_are_named_before_any_work(tmp_path: Path) -> None:
+    cine = np.stack([IMAGE, IMAGE + 1], axis=-1)
+    files = [save(tmp_path / "in" / f"x2_{phase}.nii.gz", cine) for phase in ("ED", "ES")]
+    segmenter = Bright()
+    result = segment_all(segmenter, find_cases(tmp_path / "in"), tmp_path / "out", options=PLAIN)
+    for file, error in zip(files, result["failed"].values(), strict=True):
+        assert error.startswith(f"{file}: holds 2 frames")
+        assert "Give this file by itself, or rename it without ED and ES" in error
+    assert result["cases"] == []
+    for file in files:
+        assert segment_all(segmenter, find_cases(file), tmp_path / "out", options=PLAIN)["failed"] == {}
 
 
 def test_a_phase_without_the_other_is_an_image_by_itself(tmp_path: Path) -> None:

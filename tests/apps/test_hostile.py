@@ -268,6 +268,7 @@ def test_a_folder_where_the_json_should_be(tmp_path: Path, command: Command) -> 
         (("--write", "mask,,"), "there is no output ''"),
         (("--ed", "2"), "has no frames to name"),
         (("--ed", "2", "--es", "2"), "the same frame"),
+        (("--height", "170", "--weight", "70"), "has no function to index"),
         (("--height", "170"), "needs both height and weight"),
         (("--device", "cuda:99"), "device 'cuda:99' was asked for"),
         (("--device", "gpu"), "there is no device called 'gpu'"),

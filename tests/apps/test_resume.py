@@ -157,8 +157,9 @@ def test_a_cohort_is_made_of_like_studies(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         image = scan(tmp_path / "in" / f"{name}.nii.gz")
         segment_all(Thresholder(seed=seed), find_cases(image), tmp_path / "out", options=PLAIN)
-    with pytest.raises(InputError, match=r"b\.json: was made with other settings than a\.json"):
+    with pytest.raises(InputError, match=r"b\.json: was made with other settings than a\.json") as refused:
         collect_cohort(tmp_path / "out")
+    assert "than a.json (seed). " in str(refused.value)
     for folder, complaint in (("absent", "no such folder"), ("in", "no finished study")):
         with pytest.raises(InputError, match=complaint):
             collect_cohort(tmp_path / folder)
@@ -317,6 +318,16 @@ def test_studies_of_one_name_in_several_folders_are_told_apart(tmp_path: Path) -
     page = (tmp_path / "out" / "cohort.html").read_text()
     assert 'href="north/1.html"' in page
     assert 'href="south/1.html"' in page
+
+
+def test_studies_of_one_name_made_unlike_are_told_by_their_folders(tmp_path: Path) -> None:
+    for site, made in (("north", {"seed": 0}), ("south", {"seed": 0, "steps": 3})):
+        image = scan(tmp_path / "in" / site / "v.nii.gz")
+        segment_all(Thresholder(**made), find_cases(image), tmp_path / "out" / site, options=PLAIN)
+    with pytest.raises(InputError) as caught:
+        collect_cohort(tmp_path / "out")
+    assert caught.value.path == tmp_path / "out" / "south" / "v.json"
+    assert "than north/v.json (steps). " in str(caught.value)
 
 
 def test_records_older_than_a_setting_stand_beside_newer_ones(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from cgdpm_med.diffusion.schedule import NoiseSchedule
 from cgdpm_med.diffusion.targets import ImageTarget
 from cgdpm_med.files import InputError
 from cgdpm_med.images import Picture, read_picture, write_picture
+from cgdpm_med.inference.bundles import bundle_path
 from cgdpm_med.inference.predictor import DiffusionPredictor
 from cgdpm_med.studies.folders import FolderWarning
 from cgdpm_med.volumes import read_volume, refined_grid
@@ -428,6 +429,13 @@ def test_the_command_with_a_bundle(tmp_path: Path) -> None:
     assert refined.pixels.shape == (3, 24, 18)
     with pytest.raises(InputError, match="no key 'stepz'"):
         SuperResolver.from_bundle(tmp_path / "bundle", stepz=3)
+
+
+def test_weights_that_segment_do_not_refine() -> None:
+    weights = bundle_path("acdc_segmentation") / "models" / "model.pt"
+    with pytest.raises(InputError, match="is of another task: its network sees the input 'volume'") as caught:
+        load_resolver(weights, "cardiac_sr", device="cpu")
+    assert caught.value.path == weights
 
 
 def test_the_command_guides(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from phantoms_of_acdc import TEST, TINY, TRAIN
 
 from cgdpm_med import InputError, Segmenter, acdc_datalist, read_volume, write_phantom_dataset
 from cgdpm_med.evaluation.training_patients import training_record
-from cgdpm_med.inference.bundles import built_from_bundle
+from cgdpm_med.inference.bundles import built_from_bundle, bundle_path
 from cgdpm_med.inference.labels import DEFAULT_LABELS, labels_of
 from cgdpm_med.models.files import Model, load_model, save_model
 
@@ -57,6 +57,30 @@ def trained(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_metadata_follow_the_schema(tmp_path: Path) -> None:
     schema = shutil.copyfile(shared_path("reference", "meta_schema_20240725.json"), tmp_path / "schema.json")
     verify_metadata(meta_file=str(METADATA), filepath=str(schema), hash_val="06954cad2cc5d3784e72077ac76f0fc8")
+
+
+def test_weights_of_another_task_are_named() -> None:
+    weights = bundle_path("cardiac_sr") / "models" / "model.pt"
+    with pytest.raises(InputError, match="is of another task: its network sees the input 'coarse slice'") as caught:
+        Segmenter.from_bundle(BUNDLE, weights=str(weights))
+    assert caught.value.path == weights
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"steps": 5000}, "steps must be between 1 and 1000"),
+        ({"timesteps": [999, 999]}, "timesteps must be different"),
+        ({"guidance_interval": [0, 5000]}, "the guidance interval must be"),
+    ],
+    ids=str,
+)
+def test_a_value_that_cannot_be_is_not_the_configurations_fault(given: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        built("network_def", **given)
+    assert str(caught.value).startswith(complaint)
+    assert f"Give another value of {next(iter(given))}" in str(caught.value)
+    assert "inference.yaml" not in str(caught.value)
 
 
 def test_metadata_agree_with_the_configuration() -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from nifti_files import ACDC_SFORM, OBLIQUE, RAMP, at, nifti, raw_header, save
 from remedies import Attempts, folder, says, segment
 
+CINE = np.stack([RAMP, 2 * RAMP], axis=3)
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -110,7 +112,7 @@ def a_frame_beyond_the_last(tmp: Path) -> Attempts:
 
 @says("Give two different frames")
 def one_frame_twice(tmp: Path) -> Attempts:
-    source = save(tmp / "v.nii", nifti(np.stack([RAMP, 2 * RAMP], axis=3), sform=OBLIQUE))
+    source = save(tmp / "v.nii", nifti(CINE, sform=OBLIQUE))
     yield segment(source, "--ed", "1", "--es", "1")
     yield segment(source, "--ed", "1", "--es", "2")
 
@@ -120,28 +122,35 @@ def one_frame_twice(tmp: Path) -> Attempts:
 
 @says("Give --height and --weight")
 def a_height_alone(tmp: Path) -> Attempts:
-    source = save(tmp / "v.nii", nifti(sform=OBLIQUE))
+    source = save(tmp / "v.nii", nifti(CINE, sform=OBLIQUE))
     yield segment(source, "--height", "180")
     yield segment(source, "--height", "180", "--weight", "80")
 
 
 @says("Give --height in cm")
 def a_height_in_metres(tmp: Path) -> Attempts:
-    source = save(tmp / "v.nii", nifti(sform=OBLIQUE))
+    source = save(tmp / "v.nii", nifti(CINE, sform=OBLIQUE))
     yield segment(source, "--height", "1.8", "--weight", "80")
     yield segment(source, "--height", "180", "--weight", "80")
 
 
 @says("Give --weight in kg")
 def a_weight_in_grams(tmp: Path) -> Attempts:
-    source = save(tmp / "v.nii", nifti(sform=OBLIQUE))
+    source = save(tmp / "v.nii", nifti(CINE, sform=OBLIQUE))
     yield segment(source, "--height", "50", "--weight", "3500")
     yield segment(source, "--height", "50", "--weight", "3.5")
 
 
+@says("Leave out --height and --weight, or give a 4D file")
+def a_height_of_a_single_volume(tmp: Path) -> Attempts:
+    source = save(tmp / "v.nii", nifti(sform=OBLIQUE))
+    yield segment(source, "--height", "180", "--weight", "80")
+    yield segment(source)
+
+
 @says("Segment one patient at a time")
 def one_height_for_two(tmp: Path) -> Attempts:
-    source = folder(tmp, b__nii=nifti(sform=OBLIQUE))
+    source = folder(tmp, b__nii=nifti(CINE, sform=OBLIQUE))
     yield segment(source, "--height", "180", "--weight", "80")
     yield segment(source / "b.nii", "--height", "180", "--weight", "80")
 

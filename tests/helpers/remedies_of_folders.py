@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import pytest
 from dicom_scans import Scan
 from dicom_scans import save as save_dicom
@@ -68,6 +69,25 @@ def an_archive(tmp: Path) -> Attempts:
     yield segment(source)
     shutil.unpack_archive(source / "more.zip", source)
     elsewhere(source / "more.zip", tmp)
+    yield segment(source, out="again")
+
+
+@says("Give this file by itself, or rename it without ED and ES")
+def series_called_like_phases(tmp: Path) -> Attempts:
+    source = folder(tmp)
+    for phase in ("ED", "ES"):
+        save(source / f"x_{phase}.nii", nifti(np.stack([RAMP, 2 * RAMP], axis=3), sform=OBLIQUE))
+    yield segment(source)
+    for name, phase in (("x_first", "ED"), ("x_second", "ES")):
+        (source / f"x_{phase}.nii").rename(source / f"{name}.nii")
+    yield segment(source, out="again")
+
+
+@says("Give its folder")
+def a_table_of_contents(tmp: Path) -> Attempts:
+    source = Scan().write(tmp / "in")
+    (source / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    yield segment(source / "DICOMDIR")
     yield segment(source, out="again")
 
 

@@ -306,8 +306,9 @@ def test_wrong_frames_are_refused(cine: tuple[Phantom, Volume]) -> None:
     study = Study("phantom", known={"ED": 1, "ES": 9})
     for frame in (1, 2):
         study.add(frame, segmentation_of(drawn.labels[frame][None], volume))
-    with pytest.raises(InputError, match="given twice"):
+    with pytest.raises(InputError, match="given twice") as caught:
         study.add(1, segmentation_of(drawn.labels[1][None], volume))
+    assert caught.value.path == volume.path
     with pytest.raises(InputError, match="frame 9"):
         study.result()
 
