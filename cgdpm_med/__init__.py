@@ -22,7 +22,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # name -> module that defines it; in the order of docs/architecture.md: networks, diffusion, rooms, apps
 _EXPORTS: dict[str, str] = {
