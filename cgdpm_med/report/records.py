@@ -119,6 +119,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 def is_anothers(path: Path) -> bool:
     """Whether a JSON or HTML file is there that no run wrote; what cannot be read may be the rest of a run's."""
+    if not path.is_file():
+        return False
     try:
         content = path.read_bytes()
         if path.suffix != ".json":
