@@ -89,14 +89,14 @@ def check_options(options: Options, cases: Sequence[Case]) -> None:
                 f"{name} names a frame of a cine, but here Info.cfg says which frames are which, or the files' names do"
             )
             raise InputError(what, remedy=f"Leave out {name}, or give the 4D file alone")
-    if options.es is not None and len(studies) > 1:
-        what = f"one --es cannot be that of {len(studies)} studies"
-        raise InputError(what, remedy="Leave out --es, or segment one study at a time")
     if options.ed is not None and options.ed == options.es:
         raise InputError(
             f"ED and ES are the same frame, {options.ed}",
             remedy="Give two different frames, or leave out --ed and --es",
         )
+    if options.es is not None and len(studies) > 1:
+        what = f"one --es cannot be that of {len(studies)} studies"
+        raise InputError(what, remedy="Leave out --es, or segment one study at a time")
     for name, given in (("Height", options.height), ("Weight", options.weight)):
         if given is not None and (complaint := body_complaint(name, given)):
             raise InputError(complaint, remedy=f"Give --{name.lower()} in {BODY[name][2]}")

@@ -149,7 +149,7 @@ def test_the_card_says_what_the_files_say(
     assert lines[0] == "# Model card: acdc_segmentation"
     assert "2 of the 20 test patients, 4 volumes" in text
     # sha256 of the seven bytes "weights"
-    assert "Weights: `model.pt`, sha256 9a129038d9a00aed." in text
+    assert "Weights: `model.pt`, digest of the tensors 9a129038d9a00aed." in text
     assert "members 8, steps 4, method ddim, seed 0, device cpu." in text
     for line in (
         "| nnU-Net (paper) | 91.20 | 89.30 | 89.09 | 95.20 |",
