@@ -17,8 +17,8 @@ from cgdpm_med.data.acdc import Section, Split, acdc_datalist, acdc_patient_fold
 from cgdpm_med.evaluation.calibration_file import (
     CALIBRATION,
     Calibration,
+    keep_other_settings,
     plain,
-    read_calibration,
     write_calibration,
 )
 from cgdpm_med.evaluation.function_scores import FrameTruth, KnownStudy, known_studies, score_function, true_volumes
@@ -212,17 +212,6 @@ def calibration_path(output: str | Path | None, weights: Sequence[Path]) -> Path
     except InputError as error:
         raise InputError(error.what, path=path, remedy=remedy) from error
     return path
-
-
-def keep_other_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Raise InputError where the file that every run reads was fitted to other settings than these."""
-    try:
-        there = read_calibration(path)
-    except InputError:  # none, or nothing that anybody could use
-        return
-    if differing := there.differing(settings):
-        what = f"was fitted to {there.in_words(differing)}, and runs with these would lose it"
-        raise InputError(what, path=path, remedy="Give another file as --output, for cgdpm-med segment --calibration")
 
 
 def observe_all(

@@ -181,6 +181,18 @@ def read_calibration(path: str | Path) -> Calibration:
     return calibration
 
 
+def keep_other_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise InputError where the file that every run reads was fitted to other settings than these."""
+    try:
+        there = read_calibration(path)
+    except InputError:  # none, or nothing that anybody could use
+        return
+    if differing := there.differing(settings):
+        what = f"was fitted to {there.in_words(differing)}, and runs with these would lose it"
+        remedy = "Give cgdpm-med calibrate another file as --output, and that to cgdpm-med segment as --calibration"
+        raise InputError(what, path=path, remedy=remedy)
+
+
 def _check(c: Calibration) -> None:
     if not 0 < c.temperature < math.inf or not 0 <= c.doubt < 1 or not 0 < c.level < 1:
         raise ValueError(f"temperature {c.temperature}, doubt {c.doubt}, level {c.level}")
