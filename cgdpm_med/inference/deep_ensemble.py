@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,18 @@ class DeepEnsemble(nn.Module):
 
 
 def over_networks(
-    model: Model, further: Sequence[str | Path], denoiser: nn.Module, **how: Any
+    model: Model,
+    further: Sequence[str | Path],
+    denoiser: nn.Module,
+    adapter: Callable[[nn.Module], nn.Module] | None = None,
+    **how: Any,
 ) -> DiffusionPredictor | DeepEnsemble:
     """A predictor of one denoiser, or, with ``further`` model files, an ensemble over their networks and its own.
 
     Args:
         model: of the denoiser.
+        adapter: put around the networks of the further files, where the denoiser has it around its own, such as
+            :class:`~cgdpm_med.Mirrored`.
         how: arguments of :class:`~cgdpm_med.DiffusionPredictor`; no guide where there are further networks.
 
     Raises:
@@ -110,6 +117,8 @@ def over_networks(
         what = f"{members} members cannot be drawn over {count} networks"
         raise InputError(what, remedy=f"Set members to {count} or more")
     others = [_fitting(load_model(path, allow=model.allow), model) for path in further]
+    if adapter is not None:
+        others = [replace(each, network=adapter(each.network)) for each in others]
     return DeepEnsemble([predictor, *(predictor.drawing_with(each.denoiser(predictor.sampling)) for each in others)])
 
 

@@ -23,6 +23,7 @@ from cgdpm_med import (
     MaskDenoiser,
     Mirrored,
     NoiseSchedule,
+    load_model,
     read_volume,
     save_model,
 )
@@ -137,6 +138,30 @@ def test_flips_average_the_softmax_of_the_mirror_images(
         columns = network(image.flip(3)).softmax(dim=1).flip(3)
         both = network(image.flip(2).flip(3)).softmax(dim=1).flip(3).flip(2)
     torch.testing.assert_close(predictor(image), (upright + rows + columns + both) / 4, rtol=1e-4, atol=1e-6)
+
+
+def test_several_networks_average_the_mirrored_softmax_of_each(
+    trained: Path, tmp_path: Path, generator: torch.Generator
+) -> None:
+    model = load_model(trained / "model_last.pt")
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        for parameter in model.network.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        save_model(tmp_path / f"{seed}.pt", model.network, model.description)
+    further = [str(tmp_path / f"{seed}.pt") for seed in (1, 2)]
+    image = torch.randn(1, 3, 16, 24, generator=generator)
+
+    def mean(weights: str, others: list[str]) -> Tensor:
+        changes = {"weights": weights, "further_weights": others}
+        parser = workflow("infer", "inference", "baseline_unet_inference", flips=True, **changes).parser
+        predictor: Tensor = parser.get_parsed_content("network")(image)
+        return predictor
+
+    paths = [str(trained / "model_last.pt"), *further]
+    alone = [mean(path, []) for path in paths]
+    assert (alone[0] - alone[1]).abs().max() > 0.05
+    torch.testing.assert_close(mean(paths[0], further), torch.stack(alone).mean(dim=0), rtol=1e-4, atol=1e-6)
 
 
 class Ramp(nn.Module):
