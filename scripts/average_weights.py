@@ -9,7 +9,7 @@ them (Wortsman et al., 2022, https://arxiv.org/abs/2203.05482). Networks from ot
 ``--learned NETWORK FROM`` adds what NETWORK has learned since FROM (Ilharco et al., 2023,
 https://arxiv.org/abs/2212.04089): what distillation taught one of them, without teaching it again. The file is then of
 a distilled network, whose teacher is the average. Whether either helps is to be measured on validation patients.
-Written in half precision, as scripts/round_weights.py does.
+A file that is named n times counts n times. Written in half precision, as scripts/round_weights.py does.
 """
 
 from __future__ import annotations
