@@ -29,6 +29,7 @@ from cgdpm_med.evaluation.calibrate import (
 )
 from cgdpm_med.evaluation.calibration_file import (
     Calibration,
+    keep_other_settings,
     plain,
     write_calibration,
 )
@@ -79,8 +80,8 @@ def calibrate_runs(
         The content of the file, and ``file``, its path.
 
     Raises:
-        InputError: for patients that trained a network or are for testing, none at all, or an image that cannot be
-            used.
+        InputError: for patients that trained a network or are for testing, none at all, an image that cannot be
+            used, or a file beside the weights that was fitted to other settings.
     """
     task = Run(Path(runs[0]), Path(source))
     examples = calibration_examples(task, section, split)
@@ -92,6 +93,8 @@ def calibrate_runs(
     if output is None and len(runs) > 1:
         raise InputError("a calibration of several runs has no place of its own", remedy="Give a file as --output")
     path = calibration_path(output, facts.weights)
+    if output is None:
+        keep_other_settings(path, facts.settings)
     pixels = _observe(engine, _Observing(segmenter, replace(task.dataset, examples=())), examples, note)
     calibration = fit(pixels, facts, section, len({example.patient for example in examples}))
     write_calibration(calibration, path)

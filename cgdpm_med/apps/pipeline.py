@@ -144,14 +144,14 @@ def segment_all(
     ``cohort.csv`` and ``cohort.html`` are written for two studies or more, unless this is one shard of several.
 
     Args:
-        shorthand: fields of :class:`Options`, in place of ``options``.
+        shorthand: fields of :class:`Options`, in place of those of ``options``.
 
     Returns:
         ``cases``: of each volume segmented now what its JSON says, its ``input`` and its ``files``; ``studies``: of
         each complete study its function and quality; ``skipped``, keys of studies that were complete; ``cohort``, its
         files; ``failed``, the error of each failed case by key.
     """
-    options, engine = options or Options(**shorthand), InProcess()
+    options, engine = replace(options or Options(), **shorthand), InProcess()
     check_outputs(options.write)
     model = engine.once(partial(model_of, segmenter, options))
     return segment_with(engine, StudyWork(model, Path(output), options, resume), cases, shard)

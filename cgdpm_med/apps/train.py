@@ -26,7 +26,7 @@ from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.loading import load_example
 from cgdpm_med.datasets.plan import Plan, parse_settings, plan_page, read_plan, write_plan
 from cgdpm_med.datasets.rehearsal import templates_of
-from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, planned_input
+from cgdpm_med.datasets.run import PLAN, SPLIT, TASK, Run, planned_input
 from cgdpm_med.datasets.split import make_split, of_part
 from cgdpm_med.files import InputError, atomic_write, check_place
 from cgdpm_med.inference.segmenter import choose_device
@@ -264,7 +264,7 @@ def train(
     """
     source, run, wishes = Path(source), Path(run), wishes or Wishes()
     if (run / PLAN).is_file():
-        _take_up(run, wishes)
+        _take_up(run, source, wishes)
         say(f"continuing {run}")
     else:
         _check_new(run)
@@ -276,17 +276,21 @@ def train(
     return {"run": str(run), "weights": str(run / WEIGHTS), "test": test}
 
 
-def _take_up(run: Path, wishes: Wishes) -> None:
+def _take_up(run: Path, source: Path, wishes: Wishes) -> None:
     """Go on with a run as it was planned; a guidance network may still be asked for.
 
     Raises:
-        InputError: for other wishes.
+        InputError: for other wishes, or a data set that has not the classes and values which the run learned.
     """
     task = read_json(run / TASK)
     begun, asked = task["wishes"], json.loads(json.dumps(asdict(wishes)))
     if not replace(wishes, guidance=False).none and {**asked, "guidance": begun["guidance"]} != begun:
         remedy = "Leave the options out to continue it, or give another folder"
         raise InputError("is planned already, with other options", path=run, remedy=remedy)
+    begun_with = Run(run, source)
+    if dict(begun_with.dataset.values) != begun_with.stored:
+        what = "gives its classes other values in the label maps than when this run began"
+        raise InputError(what, path=source, remedy="Restore them, or train in another folder")
     if wishes.guidance and not task["guidance"]:
         steps = guidance_steps(read_plan(run / PLAN))
         _write_json(run / TASK, {**task, "guidance": steps, "wishes": {**begun, "guidance": True}})

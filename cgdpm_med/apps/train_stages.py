@@ -19,6 +19,7 @@ from cgdpm_med.apps.segment_slices import calibrate_masks, load_segmenter
 from cgdpm_med.console import input_error_behind
 from cgdpm_med.datasets.json_files import read_json
 from cgdpm_med.datasets.run import SPLIT, Run
+from cgdpm_med.evaluation.calibration_file import CALIBRATION
 from cgdpm_med.files import InputError
 from cgdpm_med.inference.bundles import unusable
 from cgdpm_med.models.files import guidance_beside
@@ -44,8 +45,8 @@ def train_guidance(source: Path, run: Path, device: torch.device) -> None:
 
 
 def calibrate(source: Path, run: Path, device: torch.device) -> None:
-    """On the validation part; the file lies beside the weights."""
-    calibrate_runs(source, [run], device=str(device))
+    """On the validation part; the file beside the weights takes the place of one of an earlier stage's settings."""
+    calibrate_runs(source, [run], device=str(device), output=(run / WEIGHTS).with_name(CALIBRATION))
 
 
 def score_test_part(source: Path, run: Path, device: torch.device) -> None:

@@ -155,8 +155,8 @@ def check_examples(dataset: DataSet) -> DataSet:
     """The data set, once it is sure that it can be used at all.
 
     Raises:
-        InputError: files that are missing, names that come twice, no class, a patient in two parts, or fewer than
-            three patients with label maps.
+        InputError: files that are missing, names or images that come twice, pictures beside volumes, no class,
+            a patient in two parts, or fewer than three patients with label maps.
     """
     for example in dataset.examples:
         for path in (*example.images, *([example.label] if example.label else [])):
@@ -169,9 +169,25 @@ def check_examples(dataset: DataSet) -> DataSet:
         raise InputError(f"names {listed(twice, 3)} more than once", path=dataset.root, remedy=remedy)
     if not dataset.labels:
         raise InputError("names no class but the background", path=dataset.root, remedy="Name the classes to segment")
+    _check_images(dataset)
     _check_parts(dataset)
     check_number(dataset)
     return dataset
+
+
+def _check_images(dataset: DataSet) -> None:
+    """Of one kind, and each in one example: one file under two names would be in two parts of the split."""
+    shown: dict[Path, str] = {}
+    for example in dataset.examples:
+        for path in example.images:
+            if (other := shown.setdefault(path.resolve(), example.key)) != example.key:
+                what = f"is the image of {other} and of {example.key}"
+                raise InputError(what, path=path, remedy="Name every image once")
+    first = dataset.examples[0]
+    if odd := [example for example in dataset.examples if example.is_picture != first.is_picture]:
+        one, two = ("picture", "volume") if first.is_picture else ("volume", "picture")
+        what = f"is a {two} in a data set of a {one}, {first.images[0].name}: nobody would know the size of a pixel"
+        raise InputError(what, path=odd[0].images[0], remedy="Keep pictures and volumes in data sets of their own")
 
 
 def _check_parts(dataset: DataSet) -> None:

@@ -53,11 +53,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+BACKGROUNDS = {"background", "bg", "none", "nothing", "other", "void", "empty", "clear", "clear label", "outside"}
+BACKGROUNDS |= {"unlabelled", "unlabeled", "unlabelled tissue", "0"}
+
+
 def class_names(labels: Any, path: Path) -> tuple[str, ...]:
     """Names of the classes 1, 2, … from ``{"background": 0, "tumour": 1}`` or ``{"0": "background", …}``.
 
     Raises:
-        InputError: for regions, an ignored class, or numbers that do not count 0, 1, 2, ….
+        InputError: for regions, an ignored class, numbers that do not count 0, 1, 2, …, two classes of one name, or a
+            0 that is no background.
     """
     if not isinstance(labels, Mapping) or not labels:
         raise InputError("names no labels", path=path, remedy='Add "labels": {"background": 0, "tumour": 1}')
@@ -77,7 +82,13 @@ def class_names(labels: Any, path: Path) -> tuple[str, ...]:
     if sorted(by_number) != list(range(len(by_number))):
         what = f"has the labels {', '.join(map(str, sorted(by_number)))}"
         raise InputError(what, path=path, remedy="Number the classes 0 (background), 1, 2, … without a gap")
-    return tuple(by_number[number] for number in range(1, len(by_number)))
+    if by_number[0].lower() not in BACKGROUNDS:
+        what = f"gives the class {by_number[0]!r} the number 0, which is the background's and is not segmented"
+        raise InputError(what, path=path, remedy='Name 0 "background", and number the classes 1, 2, …')
+    names = tuple(by_number[number] for number in range(1, len(by_number)))
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"has two classes named {twice[0]!r}", path=path, remedy="Give every class a name of its own")
+    return names
 
 
 # --- nnU-Net ----------------------------------------------------------------------------------------------------------
@@ -163,7 +174,8 @@ def _without_part(example: Example) -> Example:
 
 def _new(example: Example, others: Mapping[str, Example], path: Path) -> Example:
     if example.key in others:
-        remedy = "Name every image once, or give each item a key"
+        same = example.images == others[example.key].images
+        remedy = "Name every image once" if same else "Give each item a key of its own"
         raise InputError(f"names {example.key} twice", path=path, remedy=remedy)
     return example
 

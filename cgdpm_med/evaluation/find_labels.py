@@ -63,7 +63,10 @@ def find_labels(
         if reference is None and with_references is None and _in_acdc_layout(references):
             require_usual_numbers(references, prediction or with_predictions or of_run or ACDC)
         told = with_references or of_run
-        prediction = prediction or with_predictions or value_labels(predictions, told or reference) or told or ACDC
+        known = told or reference
+        prediction = (
+            prediction or with_predictions or value_labels(predictions, known, beside=references) or told or ACDC
+        )
         told = with_predictions or of_run
         reference = (
             reference

@@ -75,7 +75,9 @@ def _named(values: Mapping[int, int], names: Sequence[str], source: str) -> Labe
     return LabelSet({value: name for value, name in called.items() if value or name != "background"}, source)
 
 
-def value_labels(place: Path, known: LabelSet | None, stored: Mapping[int, int] | None = None) -> LabelSet | None:
+def value_labels(
+    place: Path, known: LabelSet | None, stored: Mapping[int, int] | None = None, beside: Path | None = None
+) -> LabelSet | None:
     """Labels of picture masks by the values that they hold; None where a place holds no picture masks.
 
     The values are those of ``known`` where all of them are among them; else those in ``stored``, by which a run's data
@@ -84,6 +86,8 @@ def value_labels(place: Path, known: LabelSet | None, stored: Mapping[int, int] 
     Args:
         known: names of the structures by their number, as the other side or a run has them.
         stored: value in files -> number.
+        beside: the other side's masks, of which nothing is known either: a class that only they hold is one all the
+            same, which this side missed.
 
     Raises:
         InputError: for colours that nothing names, or files that are no masks.
@@ -97,6 +101,11 @@ def value_labels(place: Path, known: LabelSet | None, stored: Mapping[int, int] 
     if known is not None and stored and present <= stored.keys():
         by_number: dict[int, Any] = dict(known.names)
         return LabelSet({value: by_number[number] for value, number in stored.items() if number}, "the run's")
+    others = mask_files(beside) if beside is not None and known is None else []
+    if others and is_picture_mask(others[0]):
+        held = {int(value) for file in others for value in np.unique(stored_labels(file))}
+        if {len(present - {0}), len(held - {0})} != {1}:  # one structure each may be 1 here and 255 there
+            files = [*files, *others]
     names, values = found_classes(files)
     if known is not None and len(names) == len(set(known.names.values())) == 1:
         names = tuple(known.names.values())

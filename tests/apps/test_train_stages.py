@@ -167,3 +167,14 @@ def test_monai_trains_a_run_that_was_moved(data: Path, whole: Path, tmp_path: Pa
     monai_run("initialize", "run", config_file=str(run / "configs" / "train.yaml"), bundle_root=str(run))
     ends = [tensors(each / "models" / "model_last.pt") for each in (whole, run)]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+def test_a_finished_run_is_not_continued_with_other_data(data: Path, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        train(tmp_path / "nowhere", whole, device="cpu")
+    with pytest.raises(InputError, match="other classes than when this run began"):
+        train(blobs(tmp_path / "other", name="blot"), whole, device="cpu")
+    swapped = blobs(tmp_path / "swapped")
+    (swapped / "labels.json").write_text(json.dumps({"background": 255, "spot": 0}))
+    with pytest.raises(InputError, match="other values in the label maps"):
+        train(swapped, whole, device="cpu")

@@ -203,6 +203,49 @@ def test_folds_share_the_members_evenly(folds: list[Path]) -> None:
         load_segmenters(three, members=2)
 
 
+def test_steps_take_the_place_of_timesteps_that_a_run_names(run: Path) -> None:
+    inference = run / "configs" / "inference.yaml"
+    inference.write_text(inference.read_text().replace("timesteps: null", "timesteps: [999, 900, 800]"))
+    own, asked = load_segmenter(run).settings, load_segmenters([run], steps=5).settings
+    assert own["timesteps"] == (999, 900, 800)
+    assert (asked["timesteps"], asked["steps"]) == (None, 5)
+
+
+def test_runs_that_sample_differently_are_not_combined(folds: list[Path], run: Path) -> None:
+    inference = run / "configs" / "inference.yaml"
+    inference.write_text(inference.read_text().replace("timesteps: null", "timesteps: [999, 900, 800]"))
+    with pytest.raises(InputError, match="other settings of the sampler"):
+        load_segmenters([folds[1], run])
+
+
+def test_a_calibration_of_other_settings_is_not_lost(data: Path, folds: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(folds[0], tmp_path / "run")
+    before = (tmp_path / "run" / "models" / "calibration.json").read_bytes()
+    found = command("calibrate", data, "--bundle", tmp_path / "run", *QUICK, "--seed", 5)
+    assert found.exit_code == 1
+    assert "would lose it" in said(found)
+    assert (tmp_path / "run" / "models" / "calibration.json").read_bytes() == before
+    found = command(
+        "calibrate", data, "--bundle", tmp_path / "run", *QUICK, "--seed", 5, "--output", tmp_path / "c.json"
+    )
+    assert found.exit_code == 0
+
+
+def test_a_class_that_predictions_never_hold_is_missed_and_not_left_out(tmp_path: Path) -> None:
+    truth = np.zeros((12, 12), np.uint8)
+    truth[1:4, 1:4], truth[5:8, 5:8], truth[9:11, 9:11] = 1, 2, 3
+    picture(tmp_path / "truth" / "a.png", truth)
+    picture(tmp_path / "found" / "a.png", np.where(truth == 2, 0, truth))
+    found = command("evaluate", tmp_path / "found", tmp_path / "truth", "--json")
+    assert found.exit_code == 0, found.output
+    summary = json.loads(found.stdout)
+    assert {name: round(each["dice"], 6) for name, each in summary["structures"].items()} == {
+        "class 1": 1,
+        "class 2": 0,
+        "class 3": 1,
+    }
+
+
 def test_runs_of_other_labels_are_not_combined(data: Path, folds: list[Path], tmp_path: Path) -> None:
     other = trained(blobs(tmp_path / "other", name="hole"), tmp_path / "strange")
     found = command(

@@ -286,6 +286,8 @@ def test_a_channel_on_another_grid(nnunet: Path) -> None:
         ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions"),
         ({"labels": {"background": 0, "zone": 2}}, "gap"),
         ({"labels": {"background": 0, "zone": 1, "ignore": 2}}, "ignore"),
+        ({"labels": {"liver": 0, "tumour": 1, "vessel": 2}}, "'liver' the number 0"),
+        ({"labels": {"0": "background", "1": "lesion", "2": "lesion"}}, "two classes named 'lesion'"),
         ({"file_ending": ".png"}, "file_ending"),
         ({"channel_names": {"1": "T2"}}, "channel_names"),
     ],
@@ -294,6 +296,35 @@ def test_a_dataset_json_that_cannot_be_used(nnunet: Path, entries: dict[str, Any
     change(nnunet, **entries)
     with pytest.raises(InputError, match=word):
         read_dataset(nnunet)
+
+
+def test_one_image_under_two_keys(pictures: Path) -> None:
+    items = [{"image": f"images/p{n}.png", "label": f"masks/p{n}.png", "key": f"x{n}"} for n in range(4)]
+    again = [{**items[3], "key": "y"}]
+    (pictures / "list.json").write_text(json.dumps({"training": items, "validation": again}))
+    with pytest.raises(InputError, match=r"p3\.png.*is the image of x3 and of y") as refused:
+        read_dataset(pictures / "list.json")
+    assert refused.value.remedy == "Name every image once"
+
+
+def test_one_name_twice_needs_keys_only_where_the_files_differ(pictures: Path) -> None:
+    item = {"image": "images/p0.png", "label": "masks/p0.png"}
+    picture(pictures / "other" / "p0.png", grey(9))
+    for again, remedy in (
+        (item, "Name every image once"),
+        ({**item, "image": "other/p0.png"}, "Give each item a key of its own"),
+    ):
+        (pictures / "list.json").write_text(json.dumps({"training": [item, again]}))
+        with pytest.raises(InputError, match="names p0 twice") as refused:
+            read_dataset(pictures / "list.json")
+        assert refused.value.remedy == remedy
+
+
+def test_pictures_beside_volumes(pictures: Path) -> None:
+    volume(pictures / "images" / "z.nii.gz", np.ones((16, 12, 2), np.float32))
+    volume(pictures / "masks" / "z.nii.gz", square(255)[..., None].repeat(2, 2))
+    with pytest.raises(InputError, match=r"z\.nii\.gz.*is a volume in a data set of a picture"):
+        read_dataset(pictures)
 
 
 def test_one_patient_in_two_parts(pictures: Path) -> None:
