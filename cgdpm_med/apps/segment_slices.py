@@ -309,9 +309,6 @@ def calibrate_masks(segmenter: SliceSegmenter, path: str | Path | None = None) -
     Raises:
         InputError: for a file that cannot be read, or one given by ``path`` that does not fit.
     """
-    runs = " ".join(f"--bundle {file.parents[1]}" for file in segmenter.weights)
-    refit = f"Fit it again with cgdpm-med calibrate {runs}"
-    if path is not None:
-        refit = f"Fit it again with cgdpm-med calibrate {runs} --output {path}"
-    segmenter.calibration, ignored = find_calibration(segmenter.weights, segmenter.settings, path, refit=refit)
+    runs = [f"--bundle {file.parents[1]}" for file in segmenter.weights]
+    segmenter.calibration, ignored = find_calibration(segmenter.weights, segmenter.settings, path, runs=runs)
     return ignored

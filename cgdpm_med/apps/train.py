@@ -19,7 +19,7 @@ from cgdpm_med import __version__
 from cgdpm_med.apps.hours import Hours, plan_for_hours
 from cgdpm_med.apps.train_stages import WEIGHTS, run_stages
 from cgdpm_med.datasets.choices import make_plan
-from cgdpm_med.datasets.dataset import DataSet, check_number
+from cgdpm_med.datasets.dataset import DataSet, Example, check_number, stem
 from cgdpm_med.datasets.fingerprint import Fingerprint, fingerprint
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.json_files import read_json
@@ -31,6 +31,7 @@ from cgdpm_med.datasets.split import make_split, of_part
 from cgdpm_med.files import InputError, atomic_write, check_place
 from cgdpm_med.inference.segmenter import choose_device
 from cgdpm_med.runtime.free_memory import free_memory
+from cgdpm_med.studies.mask_pairs import base_name
 
 CONFIGS = ("train.yaml", "train_guidance.yaml", "inference.yaml", "evaluate.yaml")
 GUIDANCE_SHARE = 0.2
@@ -140,6 +141,20 @@ def _check_marked(dataset: DataSet, parts: Mapping[str, tuple[str, ...]], presen
             raise InputError(what, path=dataset.root, remedy=f"Add patients who have it, or {way}")
 
 
+def patients_by_name(examples: Sequence[Example]) -> dict[str, str]:
+    """Whose image bears a name: by key, by the names of files, and by those that their masks get.
+
+    The name of two patients' files is left out; a key belongs to one.
+    """
+    named: dict[str, set[str]] = {}
+    for example in examples:
+        for file in (*example.images, *([example.label] if example.label else [])):
+            for name in (stem(file), base_name(file)):
+                named.setdefault(name, set()).add(example.patient)
+    alone = {name: next(iter(patients)) for name, patients in sorted(named.items()) if len(patients) == 1}
+    return alone | {example.key: example.patient for example in examples}
+
+
 # --- the bundle -------------------------------------------------------------------------------------------------------
 
 
@@ -160,7 +175,7 @@ def write_run(planned: Planned, run: Path, source: Path, wishes: Wishes) -> None
     task = {"name": planned.dataset.name, "labels": planned.seen.labels, "channels": planned.seen.channels}
     names = {
         "values": {str(value): number for value, number in planned.dataset.values.items()},
-        "keys": {example.key: example.patient for example in planned.dataset.labelled},
+        "keys": patients_by_name(planned.dataset.labelled),
     }
     steps = guidance_steps(planned.plan) if wishes.guidance else 0
     of_user = {"guidance": steps, "patients": wishes.patients, "wishes": asdict(wishes)}

@@ -75,12 +75,21 @@ def _pairs(root: Path, part: str) -> list[Example]:
     folder = next((root / name for name in MASKS if (root / name).is_dir()), root / MASKS[0])
     masks = by_stem(data_files(folder))
     if not set(masks) & set(images):  # a.png with a_mask.png
-        masks = {_SUFFIX.sub("", name): path for name, path in masks.items()}
+        masks = _without_words(masks)
     pairs = [Example(k, (path,), partner(k, masks, path, folder), k, part) for k, path in images.items()]
     if alone := sorted(set(masks) - set(images)):
         remedy = "Add the image, or remove the mask"
         raise InputError("is the mask of no image", path=masks[alone[0]], remedy=remedy)
     return pairs
+
+
+def _without_words(masks: Mapping[str, Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name, path in masks.items():
+        if (other := found.setdefault(_SUFFIX.sub("", name), path)) != path:
+            what = f"and {other.name} are masks of one image"
+            raise InputError(what, path=path, remedy="Keep the one that is to be learned")
+    return found
 
 
 def labels_from_table(path: Path) -> tuple[tuple[str, ...], dict[int, int]]:

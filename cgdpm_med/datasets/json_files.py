@@ -108,7 +108,7 @@ def _nnunet(path: Path, content: Mapping[str, Any]) -> DataSet:
     if isinstance(said, int) and said != len(examples):
         remedy = "Add the cases that are missing, or correct numTraining"
         raise InputError(f"says numTraining {said}, imagesTr holds {len(examples)} cases", path=path, remedy=remedy)
-    if (root / "imagesTs").is_dir():
+    if any((root / "imagesTs").glob("[!.]*")):  # often there, and empty
         examples += _nnunet_part(root, "Ts", "test", ending, len(names))
     return DataSet(
         str(content.get("name") or root.name), root, class_names(content.get("labels"), path), names, tuple(examples)

@@ -204,13 +204,25 @@ def _check(c: Calibration) -> None:
 
 
 def _refit_beside(
-    calibration: Calibration, settings: Mapping[str, Any], weights: Sequence[Path], path: str | Path | None
+    calibration: Calibration,
+    settings: Mapping[str, Any],
+    weights: Sequence[Path],
+    path: str | Path | None,
+    runs: Sequence[str],
 ) -> str:
     """What makes one for other settings, in a file of its own: others still run with those of the fit."""
     shipped = weights[0].resolve().is_relative_to(bundle_path("acdc_segmentation").resolve())
-    further = [] if shipped else [f"--weights {weights[0]}"]
+    further = list(runs) or ([] if shipped else [f"--weights {weights[0]}"])
     remedy = calibration.remedy(settings, [*further, f"--output {'FILE' if path is None else path}"])
     return f"{remedy}, and give it as --calibration FILE" if path is None and "--output" in remedy else remedy
+
+
+def _refit_runs(runs: Sequence[str], path: str | Path | None) -> str:
+    """One run's file lies beside its weights; several have none of their own."""
+    if path is not None:
+        return " ".join([_REFIT, *runs, f"--output {path}"])
+    words = " ".join([_REFIT, *runs])
+    return words if len(runs) == 1 else f"{words} --output FILE, and give it as --calibration FILE"
 
 
 def find_calibration(
@@ -218,7 +230,7 @@ def find_calibration(
     settings: Mapping[str, Any],
     path: str | Path | None = None,
     *,
-    refit: str | None = None,
+    runs: Sequence[str] = (),
 ) -> tuple[Calibration | None, str | None]:
     """The calibration of an ensemble, and in one line why one that was found does not count.
 
@@ -226,7 +238,7 @@ def find_calibration(
         weights: files the networks were read from; the calibration is looked for beside the first.
         settings: of the ensemble, with all of :data:`SETTINGS`.
         path: a file to use in its place.
-        refit: the remedy where the weights are others, by default a command that names them.
+        runs: options of a fit that name the networks' runs, in place of weights.
 
     Returns:
         A calibration and None, None and a reason, or two None where there is no file.
@@ -244,9 +256,9 @@ def find_calibration(
     if misfit is None:
         return calibration, None
     if misfit != OTHER_WEIGHTS:
-        remedy = _refit_beside(calibration, settings, weights, path)
-    elif refit is not None:
-        remedy = refit
+        remedy = _refit_beside(calibration, settings, weights, path, runs)
+    elif runs:
+        remedy = _refit_runs(runs, path)
     elif len(weights) > 1:  # calibrate takes one network of a bundle
         remedy = "Segment with --no-calibration"
     else:

@@ -63,7 +63,7 @@ def pair_masks(predictions: str | Path, references: str | Path) -> tuple[list[Ma
             remedy="Give two files or two folders",
         )
     if predictions.is_file():
-        return [_pair(predictions, references, _base_name(references))], {}
+        return [_pair(predictions, references, base_name(references))], {}
     predicted = _by_key(_predicted_masks(predictions), predictions)
     reference = _by_key(_reference_masks(references), references)
     names = [Counter(key.rpartition("/")[2] for key in side) for side in (predicted, reference)]
@@ -154,8 +154,8 @@ def _references_among(files: list[Path], folder: Path) -> list[Path]:
 
 def _without_images(files: list[Path]) -> list[Path]:
     """Files but those beside which lies a label map of the same name."""
-    labels = {(path.parent, _base_name(path)) for path in files if _LABEL_WORD.search(_mask_name(path))}
-    return [p for p in files if _LABEL_WORD.search(_mask_name(p)) or (p.parent, _base_name(p)) not in labels]
+    labels = {(path.parent, base_name(path)) for path in files if _LABEL_WORD.search(_mask_name(path))}
+    return [p for p in files if _LABEL_WORD.search(_mask_name(p)) or (p.parent, base_name(p)) not in labels]
 
 
 def _predicted_masks(folder: Path) -> list[Path]:
@@ -174,14 +174,14 @@ def _some(files: list[Path], folder: Path) -> list[Path]:
     return files
 
 
-def _base_name(path: Path) -> str:
-    """Without nnU-Net's channel and the word for a label map."""
+def base_name(path: Path) -> str:
+    """A file's name without its suffix, nnU-Net's channel and the word for a label map: what pairs go by."""
     name = _mask_name(path)
     return _LABEL_WORD.sub("", name.removesuffix("_0000")) or name
 
 
 def _by_key(files: list[Path], root: Path) -> dict[str, Path]:
-    keys = {path: (path.relative_to(root).parent / _base_name(path)).as_posix() for path in files}
+    keys = {path: (path.relative_to(root).parent / base_name(path)).as_posix() for path in files}
     if len(set(keys.values())) < len(keys):  # two labellings of one image, say
         keys = {path: (path.relative_to(root).parent / _mask_name(path)).as_posix() for path in files}
     for key, count in Counter(keys.values()).items():
@@ -198,5 +198,5 @@ def _pair(prediction: Path, reference: Path, key: str) -> MaskPair:
         patient = read_acdc_patient(reference.parent)
     except InputError:
         return MaskPair(prediction, reference, key)
-    phase = {patient.key(patient.ed): "ED", patient.key(patient.es): "ES"}.get(_base_name(reference), "")
+    phase = {patient.key(patient.ed): "ED", patient.key(patient.es): "ES"}.get(base_name(reference), "")
     return MaskPair(prediction, reference, key, phase, patient.group, patient.patient)

@@ -284,3 +284,11 @@ def test_a_record_gives_back_the_result_it_was_made_of() -> None:
         {"ED": 1, "ES": 4},
         result.function,
     )
+
+
+def test_options_that_do_not_exist_are_refused_beside_those_that_do(tmp_path: Path) -> None:
+    nobody: Any = None  # refused before anything is asked of it
+    with pytest.raises(TypeError, match="nonsense"):
+        segment_all(nobody, [], tmp_path, options=Options(), nonsense=3)
+    with pytest.raises(InputError, match="sketch"):
+        segment_all(nobody, [], tmp_path, options=Options(), write=("mask", "sketch"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,32 @@ def test_evaluate_refuses_training_patients_and_takes_others(data: Path, run: Pa
     summary = json.loads(good.stdout)
     assert list(summary["structures"]) == ["spot"]
     assert summary["unit"] == "px"
+
+
+@pytest.mark.parametrize("kind", ["keys of a datalist", "names of channels"])
+def test_evaluate_knows_training_patients_by_the_names_of_their_files(kind: str, data: Path, tmp_path: Path) -> None:
+    names = [path.stem for path in sorted((data / "images").iterdir())]
+    ending = "_0000" if kind == "names of channels" else ""
+    for name in names:
+        for folder in ("images", "masks"):
+            picture(
+                tmp_path / "set" / folder / f"{name}{ending}.png", np.asarray(Image.open(data / folder / f"{name}.png"))
+            )
+    source = tmp_path / "set"
+    (source / "labels.json").write_bytes((data / "labels.json").read_bytes())
+    if not ending:
+        items = [
+            {"image": f"images/{n}.png", "label": f"masks/{n}.png", "key": f"k{i}", "patient": f"p{i // 2}"}
+            for i, n in enumerate(names)
+        ]
+        source /= "list.json"
+        source.write_text(json.dumps({"training": items}))
+    train(source, tmp_path / "run", Wishes(iterations=2, settings=SETTINGS), device="cpu")
+    out = tmp_path / "out"
+    assert command("segment", tmp_path / "set" / "images", out, "--bundle", tmp_path / "run", *QUICK).exit_code == 0
+    refused = command("evaluate", out, tmp_path / "set" / "masks", "--bundle", tmp_path / "run", "--json")
+    assert refused.exit_code == 1
+    assert "trained the network" in said(refused)
 
 
 def test_a_bundle_that_is_no_run_is_refused(data: Path, run: Path, tmp_path: Path) -> None:
@@ -297,6 +324,38 @@ def test_two_files_of_one_name_fail_and_the_others_go_on(data: Path, folds: list
     assert "same name" in found.stderr
     assert (tmp_path / "out" / "y_0007.png").is_file()
     assert not (tmp_path / "out" / "x.png").exists()
+
+
+def test_an_image_named_like_anothers_map_fails_and_the_other_goes_on(
+    data: Path, folds: list[Path], tmp_path: Path
+) -> None:
+    for name in ("x.png", "x_doubt.png"):
+        picture(tmp_path / "in" / name, np.asarray(Image.open(data / "images" / "a0_0.png")))
+    found = command("segment", tmp_path / "in", tmp_path / "out", "--bundle", folds[0], *QUICK)
+    assert found.exit_code == 1
+    assert "has the name of the map that x gets" in found.stderr
+    assert (tmp_path / "out" / "x_doubt.npz").is_file()
+    assert not (tmp_path / "out" / "x_doubt_doubt.png").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_remedy_for_other_settings_names_the_runs_and_works(
+    count: int, data: Path, folds: list[Path], tmp_path: Path
+) -> None:
+    images = tmp_path / "in"
+    picture(images / "new.png", np.asarray(Image.open(data / "images" / "a0_0.png")))
+    bundles = [word for fold in folds[:count] for word in ("--bundle", fold)]
+    found = command("segment", images, tmp_path / "out", *bundles, *QUICK, "--seed", "3")
+    named = re.search(r"cgdpm-med calibrate (.+), and give it as --calibration FILE", " ".join(found.output.split()))
+    assert named, found.output
+    words = [str(tmp_path / "c.json") if word == "FILE" else word for word in named[1].split()]
+    assert words.count("--bundle") == count
+    if count == 1:  # of several, new patients are asked for besides
+        assert command("calibrate", data, *words, "--device", "cpu").exit_code == 0
+        given = ["--calibration", tmp_path / "c.json"]
+        again = command("segment", images, tmp_path / "out2", *bundles, *QUICK, "--seed", "3", *given)
+        assert again.exit_code == 0
+        assert "ignored" not in again.output
 
 
 def test_pictures_with_numbers_in_their_names_stay_apart(data: Path, folds: list[Path], tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from data_sets import change, every, grey, picture, square, volume
 from PIL import Image
 
 from cgdpm_med import InputError, write_phantom_dataset
-from cgdpm_med.apps.train import Wishes, plan_dataset
+from cgdpm_med.apps.train import Wishes, patients_by_name, plan_dataset
+from cgdpm_med.datasets.dataset import Example
 from cgdpm_med.datasets.folders import read_dataset
 from cgdpm_med.datasets.loading import load_example, load_image
 
@@ -296,6 +297,41 @@ def test_a_dataset_json_that_cannot_be_used(nnunet: Path, entries: dict[str, Any
     change(nnunet, **entries)
     with pytest.raises(InputError, match=word):
         read_dataset(nnunet)
+
+
+def test_an_empty_folder_of_test_images_is_passed_over(nnunet: Path) -> None:
+    for path in (nnunet / "imagesTs").iterdir():
+        path.unlink()
+    assert len(read_dataset(nnunet).examples) == 3
+
+
+def test_two_masks_of_one_image(pictures: Path) -> None:
+    for n in range(4):
+        (pictures / "masks" / f"p{n}.png").rename(pictures / "masks" / f"p{n}_mask.png")
+    picture(pictures / "masks" / "p3_seg.png", square(255))
+    with pytest.raises(InputError, match=r"p3_seg\.png.*and p3_mask\.png are masks of one image"):
+        read_dataset(pictures)
+
+
+def test_patients_are_known_by_every_name_of_their_files() -> None:
+    examples = [
+        Example(
+            "case0", (Path("a/scan_00_0000.png"), Path("a/scan_00_0001.png")), Path("b/scan_00_mask.png"), "ann", ""
+        ),
+        Example("case1", (Path("c/x.png"),), Path("d/truth.png"), "bob", ""),
+        Example("case2", (Path("e/x.png"),), Path("f/truth2.png"), "cid", ""),
+    ]
+    found = patients_by_name(examples)
+    assert {name for name, patient in found.items() if patient == "ann"} == {
+        "case0",
+        "scan_00",
+        "scan_00_0000",
+        "scan_00_0001",
+        "scan_00_mask",
+    }
+    assert found["truth"] == found["case1"] == "bob"
+    assert found["case2"] == "cid"
+    assert "x" not in found
 
 
 def test_one_image_under_two_keys(pictures: Path) -> None:
