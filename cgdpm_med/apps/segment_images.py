@@ -67,9 +67,9 @@ def segment_folder(
     if any(out.resolve() == path.resolve().parent for files in found.values() for path in files):
         raise InputError("holds the images themselves", path=out, remedy="Give another output folder")
     check_place(out)
-    found, unnamed = _without_names_of_maps(found, unnamed)
+    named, unnamed = _without_names_of_maps(found, unnamed)
     page = SlicePage(segmenter.labels)
-    done = _segment_all(segmenter, found, unnamed, out, page, notes)
+    done = _segment_all(segmenter, named, unnamed, out, page, notes)
     record = {
         "labels": {str(number): name for number, name in segmenter.labels.by_number.items()},
         "settings": segmenter.settings,
