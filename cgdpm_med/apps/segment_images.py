@@ -67,9 +67,8 @@ def segment_folder(
     if any(out.resolve() == path.resolve().parent for files in found.values() for path in files):
         raise InputError("holds the images themselves", path=out, remedy="Give another output folder")
     check_place(out)
-    named, unnamed = _without_names_of_maps(found, unnamed)
     page = SlicePage(segmenter.labels)
-    done = _segment_all(segmenter, named, unnamed, out, page, notes)
+    done = _segment_all(segmenter, found, unnamed, out, page, notes)
     record = {
         "labels": {str(number): name for number, name in segmenter.labels.by_number.items()},
         "settings": segmenter.settings,
@@ -85,19 +84,6 @@ def segment_folder(
     if pages and done.cases:
         page.write(record, out / PAGE)
     return record
-
-
-def _without_names_of_maps(
-    found: Mapping[str, Sequence[Path]], unnamed: Mapping[str, InputError]
-) -> tuple[dict[str, Sequence[Path]], dict[str, InputError]]:
-    """Without an image whose mask would take the place of another's map of doubt."""
-    taken = {f"{key}_{word}": key for key in found for word in ("doubt", "entropy")}
-    refused = {
-        key: InputError(f"has the name of the map that {taken[key]} gets", path=found[key][0], remedy="Rename it")
-        for key in found
-        if key in taken
-    }
-    return {key: files for key, files in found.items() if key not in refused}, {**unnamed, **refused}
 
 
 def _segment_all(

@@ -265,14 +265,12 @@ def load_segmenters(runs: Sequence[str | Path], **overrides: Any) -> SliceSegmen
         InputError: as :func:`load_segmenter`; for runs of other labels, channels, spacing or sampling, or fewer members
             than networks.
     """
-    if overrides.get("steps") is not None:  # evenly spaced, in place of timesteps that a run names
-        overrides = {"timesteps": None} | overrides
     segmenters = [load_segmenter(run, **overrides) for run in runs]
     if len(segmenters) == 1:
         return segmenters[0]
     for run, segmenter in zip(runs, segmenters, strict=True):
         if differing := _differing(segmenters[0], segmenter):
-            remedy = "Combine runs of one data set, such as its folds"
+            remedy = "Combine runs of one data set, such as its folds, that sample alike"
             what = f"has {differing} than {Path(runs[0]).name}, so their masks cannot be combined"
             raise InputError(what, path=Path(run), remedy=remedy)
     count, own = len(segmenters), segmenters[0].predictor.sampling.members
@@ -290,14 +288,9 @@ def _differing(one: SliceSegmenter, other: SliceSegmenter) -> str:
         "another spacing": [each.input.spacing for each in (one, other)],
         "another rule for intensities": [(each.input.intensity, each.input.window) for each in (one, other)],
         "other neighbouring slices": [each.input.neighbours for each in (one, other)],
-        "other settings of the sampler": [_walk(each.predictor.sampling) for each in (one, other)],
+        "other settings of the sampler": [replace(each.predictor.sampling, members=1) for each in (one, other)],
     }
     return next((name for name, (first, second) in pairs.items() if first != second), "")
-
-
-def _walk(sampling: Sampling) -> Sampling:
-    """Of any number of members."""
-    return sampling.with_dials(members=1)
 
 
 def calibrate_masks(segmenter: SliceSegmenter, path: str | Path | None = None) -> str | None:

@@ -185,8 +185,8 @@ def _check_images(dataset: DataSet) -> None:
                 raise InputError(what, path=path, remedy="Name every image once")
     first = dataset.examples[0]
     if odd := [example for example in dataset.examples if example.is_picture != first.is_picture]:
-        one, two = ("picture", "volume") if first.is_picture else ("volume", "picture")
-        what = f"is a {two} in a data set of a {one}, {first.images[0].name}: nobody would know the size of a pixel"
+        this, that = ("volume", "picture") if first.is_picture else ("picture", "volume")
+        what = f"is a {this}, and {first.images[0].name} a {that}: nobody would know the size of a pixel"
         raise InputError(what, path=odd[0].images[0], remedy="Keep pictures and volumes in data sets of their own")
 
 

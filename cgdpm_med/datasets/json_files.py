@@ -53,8 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-BACKGROUNDS = {"background", "bg", "none", "nothing", "other", "void", "empty", "clear", "clear label", "outside"}
-BACKGROUNDS |= {"unlabelled", "unlabeled", "unlabelled tissue", "0"}
+_BACKGROUNDS = ("background", "bg", "none", "nothing", "other", "void", "clear label", "outside", "unlabelled")
 
 
 def class_names(labels: Any, path: Path) -> tuple[str, ...]:
@@ -82,7 +81,7 @@ def class_names(labels: Any, path: Path) -> tuple[str, ...]:
     if sorted(by_number) != list(range(len(by_number))):
         what = f"has the labels {', '.join(map(str, sorted(by_number)))}"
         raise InputError(what, path=path, remedy="Number the classes 0 (background), 1, 2, … without a gap")
-    if by_number[0].lower() not in BACKGROUNDS:
+    if by_number[0].lower() not in _BACKGROUNDS:
         what = f"gives the class {by_number[0]!r} the number 0, which is the background's and is not segmented"
         raise InputError(what, path=path, remedy='Name 0 "background", and number the classes 1, 2, …')
     names = tuple(by_number[number] for number in range(1, len(by_number)))

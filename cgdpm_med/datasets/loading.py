@@ -174,7 +174,16 @@ def input_files(source: Path, channels: int | None = None) -> tuple[dict[str, tu
             remedy = "Keep one of the two, or rename it"
             failed[name] = InputError(f"has the same name as {paths[0].name}", path=paths[1], remedy=remedy)
             del groups[name]
-    return groups, failed
+    maps = {_map_of(name, paths[0]): name for name, paths in groups.items()}
+    for name in maps.keys() & groups.keys():  # its mask would take the place of the map
+        what = f"has the name of the map that {maps[name]} gets"
+        failed[name] = InputError(what, path=groups[name][0], remedy="Rename it")
+    return {name: paths for name, paths in groups.items() if name not in failed}, failed
+
+
+def _map_of(name: str, image: Path) -> str:
+    """What the mask's map of doubt is called, see :func:`~cgdpm_med.apps.segment_images.segment_folder`."""
+    return f"{name}_entropy" if volume_suffix(image) else f"{name}_doubt"
 
 
 def _image_folder(source: Path) -> Path:

@@ -219,10 +219,9 @@ def _refit_beside(
 
 def _refit_runs(runs: Sequence[str], path: str | Path | None) -> str:
     """One run's file lies beside its weights; several have none of their own."""
-    if path is not None:
-        return " ".join([_REFIT, *runs, f"--output {path}"])
-    words = " ".join([_REFIT, *runs])
-    return words if len(runs) == 1 else f"{words} --output FILE, and give it as --calibration FILE"
+    if path is None and len(runs) > 1:
+        return " ".join([_REFIT, *runs, "--output FILE, and give it as --calibration FILE"])
+    return " ".join([_REFIT, *runs, *([] if path is None else [f"--output {path}"])])
 
 
 def find_calibration(

@@ -25,11 +25,14 @@ def check_command() -> None:
     traceback. Other errors show theirs, and end in the line of what caused them.
 
     Raises:
-        InputError: an override, on the command line or in ``args_file``, names a key that the configuration lacks.
+        InputError: an override, on the command line or in ``args_file``, names a key that the configuration lacks, or
+            is the text true or false.
     """
     if Path(sys.argv[0]).parts[-3:] == _PROGRAM and sys.argv[1:2] and sys.argv[1] in _SUBCOMMANDS:
         sys.excepthook = _last_line
-        refuse_unknown(given_arguments(sys.argv[2:]))
+        arguments = given_arguments(sys.argv[2:])
+        refuse_unknown(arguments)
+        refuse_words(arguments)
 
 
 def given_arguments(words: Sequence[str]) -> dict[str, Any]:
@@ -70,6 +73,13 @@ def refuse_unknown(arguments: Mapping[str, Any]) -> None:
     for name in sorted(arguments.keys() - _own_arguments()):
         if (unknown := _lacking(content, name.replace("::", "#").split("#"))) is not None:
             raise unknown
+
+
+def refuse_words(arguments: Mapping[str, Any]) -> None:
+    """Raise InputError for the words true and false: MONAI reads True and False alone, and any text counts as true."""
+    for name, value in sorted(arguments.items()):
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            raise InputError(f"{name} {value} is a text, which counts as true", remedy=f"Write {value.capitalize()}")
 
 
 def _own_arguments() -> set[str]:

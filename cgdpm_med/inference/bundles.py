@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +84,8 @@ def built_from_bundle(
         inputs: what the entry's networks see, to tell weights of another task where they do not fit.
 
     Raises:
-        InputError: for an unknown bundle, entry or key, weights of another task, an override that cannot be, or
-            whatever the configuration cannot build.
+        InputError: for an unknown bundle, entry or key, weights of another task, an override that cannot be, steps
+            beside timesteps, or whatever the configuration cannot build.
     """
     from monai.bundle import ConfigParser
 
@@ -103,7 +103,7 @@ def built_from_bundle(
         known = [key for key in parser.get() if not key.startswith("_")]
         remedy = unknown(missing[0], known)
         raise InputError(f"the configuration has no key {missing[0]!r}", path=config, remedy=remedy)
-    for name, value in overrides.items():
+    for name, value in _walk_once(overrides, parser).items():
         parser[name] = value
     try:
         return parser.get_parsed_content(entry)
@@ -111,6 +111,15 @@ def built_from_bundle(
         of_weights = _of_another_task(overrides.get("weights"), inputs)
         plain = of_weights or input_error_behind(error) or _of_override(overrides, error)
         raise plain or unusable(config, error) from error
+
+
+def _walk_once(overrides: Mapping[str, Any], known: Container[str]) -> Mapping[str, Any]:
+    """Steps take the place of timesteps that the configuration names; said together they contradict each other."""
+    if overrides.get("steps") is None or "timesteps" not in known:
+        return overrides
+    if overrides.get("timesteps") is not None:
+        raise InputError("steps and timesteps cannot both be given", remedy="Leave out one of them")
+    return {**overrides, "timesteps": None}
 
 
 def _of_another_task(weights: str | Path | None, inputs: tuple[type[Input], ...]) -> InputError | None:

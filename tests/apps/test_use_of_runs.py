@@ -236,6 +236,9 @@ def test_steps_take_the_place_of_timesteps_that_a_run_names(run: Path) -> None:
     own, asked = load_segmenter(run).settings, load_segmenters([run], steps=5).settings
     assert own["timesteps"] == (999, 900, 800)
     assert (asked["timesteps"], asked["steps"]) == (None, 5)
+    assert load_segmenter(run, steps=5).settings == asked
+    with pytest.raises(InputError, match="cannot both be given"):
+        load_segmenter(run, steps=5, timesteps=[999, 500])
 
 
 def test_runs_that_sample_differently_are_not_combined(folds: list[Path], run: Path) -> None:
@@ -316,26 +319,29 @@ def test_a_record_and_a_page_in_the_data_sets_words(data: Path, folds: list[Path
     assert not (tmp_path / "plain" / "report.html").exists()
 
 
-def test_two_files_of_one_name_fail_and_the_others_go_on(data: Path, folds: list[Path], tmp_path: Path) -> None:
-    for name in ("x.png", "x.jpg", "y_0007.png"):
-        picture(tmp_path / "in" / name, np.asarray(Image.open(data / "images" / "a0_0.png")))
-    found = command("segment", tmp_path / "in", tmp_path / "out", "--bundle", folds[0], *QUICK)
-    assert found.exit_code == 1
-    assert "same name" in found.stderr
-    assert (tmp_path / "out" / "y_0007.png").is_file()
-    assert not (tmp_path / "out" / "x.png").exists()
-
-
-def test_an_image_named_like_anothers_map_fails_and_the_other_goes_on(
-    data: Path, folds: list[Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("names", "word", "written", "unwritten"),
+    [
+        (("x.png", "x.jpg", "y_0007.png"), "same name", "y_0007.png", "x.png"),
+        (("x.png", "x_doubt.png", "x_entropy.png"), "name of the map that x gets", "x_doubt.npz", "x_doubt_doubt.png"),
+        (
+            ("x.png", "x_doubt.png", "x_entropy.png"),
+            "name of the map that x gets",
+            "x_entropy.png",
+            "x_doubt_doubt.npz",
+        ),
+    ],
+)
+def test_files_whose_results_would_meet_fail_and_the_others_go_on(
+    names: tuple[str, ...], word: str, written: str, unwritten: str, data: Path, folds: list[Path], tmp_path: Path
 ) -> None:
-    for name in ("x.png", "x_doubt.png"):
+    for name in names:
         picture(tmp_path / "in" / name, np.asarray(Image.open(data / "images" / "a0_0.png")))
     found = command("segment", tmp_path / "in", tmp_path / "out", "--bundle", folds[0], *QUICK)
     assert found.exit_code == 1
-    assert "has the name of the map that x gets" in found.stderr
-    assert (tmp_path / "out" / "x_doubt.npz").is_file()
-    assert not (tmp_path / "out" / "x_doubt_doubt.png").exists()
+    assert word in found.stderr
+    assert (tmp_path / "out" / written).is_file()
+    assert not (tmp_path / "out" / unwritten).exists()
 
 
 @pytest.mark.parametrize("count", [1, 2])

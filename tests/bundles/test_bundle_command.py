@@ -63,6 +63,18 @@ def test_arguments_are_read_as_monai_reads_them(tmp_path: Path) -> None:
     assert (given["epochs"], given["seed"], given["learning_rate"]) == (5, 3, -0.1)
 
 
+@pytest.mark.parametrize("word", ["false", "true", "FALSE"])
+def test_words_that_would_count_as_true_are_refused(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["run", "--config_file", train_file(), "--places"]
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", [str(Path("monai", "bundle", "__main__.py")), *command, word])
+    with pytest.raises(InputError, match=f"places {word} is a text") as refused:
+        check_command()
+    assert refused.value.remedy == f"Write {word.capitalize()}"
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], word.capitalize()])
+    check_command()
+
+
 def test_another_program_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     hook = sys.excepthook
     monkeypatch.setattr(sys, "argv", ["pytest", "run", "--config_file", train_file(), "--epoch", "3"])

@@ -359,7 +359,7 @@ def test_one_name_twice_needs_keys_only_where_the_files_differ(pictures: Path) -
 def test_pictures_beside_volumes(pictures: Path) -> None:
     volume(pictures / "images" / "z.nii.gz", np.ones((16, 12, 2), np.float32))
     volume(pictures / "masks" / "z.nii.gz", square(255)[..., None].repeat(2, 2))
-    with pytest.raises(InputError, match=r"z\.nii\.gz.*is a volume in a data set of a picture"):
+    with pytest.raises(InputError, match=r"z\.nii\.gz.*is a volume, and p0\.png a picture"):
         read_dataset(pictures)
 
 
